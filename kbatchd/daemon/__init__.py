@@ -1,0 +1,1 @@
+"""The supervisor: forks the workers and watches them."""

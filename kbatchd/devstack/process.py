@@ -1,0 +1,106 @@
+"""Server programs as child processes: they die with us, and Ctrl-C in the terminal does not reach them.
+
+kafka.py and postgres.py start their servers through this file, in the process and the thread that own the server object.
+That thread must live as long as the server: Linux sends the death signal when the *thread* that forked ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from kbatchd.errors import ServerUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from signal import Signals
+
+#: Between two looks at a server that is starting; each look is one connection.
+POLL_SECONDS = 0.05
+#: Enough of a log for its last error and what led to it.
+TAIL_BYTES = 3000
+
+
+class Account(NamedTuple):
+    """The user a server runs as."""
+
+    uid: int
+    gid: int
+
+
+def myself() -> Account:
+    """Return the user this process runs as."""
+    return Account(os.getuid(), os.getgid())
+
+
+def spawn(
+    command: Sequence[str | Path], *, log: Path, death_signal: Signals, account: Account | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a server in a session of its own, its output appended to `log`."""
+    account = account or myself()
+    launch = Path(__file__).with_name("launch.py")
+    numbers = (death_signal.value, os.getpid(), account.uid, account.gid)
+    with log.open("ab") as output:
+        return subprocess.Popen(  # noqa: S603 - our own program
+            [sys.executable, "-I", "-S", launch, *map(str, numbers), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=log.parent,
+            start_new_session=True,
+        )
+
+
+def wait_until_ready(
+    name: str, process: subprocess.Popen[bytes], is_ready: Callable[[], bool], *, log: Path, timeout_seconds: float
+) -> None:
+    """Return when `is_ready()` says so; raise ServerUnavailable, with the end of the log, when that cannot be any more."""
+    deadline = time.monotonic() + timeout_seconds
+    while not is_ready():
+        if process.poll() is not None:
+            raise ServerUnavailable(f"{name} ended with status {process.returncode} while starting.\n{tail(log)}")
+        if time.monotonic() > deadline:
+            raise ServerUnavailable(f"{name} was not ready within {timeout_seconds:.0f} s.\n{tail(log)}")
+        time.sleep(POLL_SECONDS)
+
+
+def end(process: subprocess.Popen[bytes], signal: Signals, *, timeout_seconds: float) -> None:
+    """Signal a process and wait for its end; kill it when it takes longer than allowed."""
+    if process.poll() is None:
+        process.send_signal(signal)
+    try:
+        process.wait(timeout_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def is_listening(port: int) -> bool:
+    """Tell whether something accepts connections on a port of 127.0.0.1."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
+        return True
+    return False
+
+
+def free_ports(count: int) -> list[int]:
+    """Find ports of 127.0.0.1 that nothing listens on, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def tail(log: Path) -> str:
+    """Return the end of a server's log, under a line that names the file."""
+    try:
+        text = log.read_bytes()[-TAIL_BYTES:].decode(errors="replace").strip()
+    except OSError as error:
+        return f"Its log cannot be read: {error}"
+    return f"The end of its log {log}:\n{text}" if text else f"Its log {log} is empty."

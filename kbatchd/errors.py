@@ -1,0 +1,82 @@
+"""Every error kbatchd raises on purpose, and the exit code each one means.
+
+    KbatchError
+    ├── ConfigError            78  the file, the tables or the topics are not as they must be
+    ├── ServerUnavailable      69  Kafka or PostgreSQL cannot be reached in time
+    ├── SourceError                the consumer cannot go on with one partition
+    └── SinkError                  a flush did not commit
+        ├── Fenced                 another session claimed the partitions
+        ├── ConnectionLost         the outcome of the flush is unknown
+        ├── TableChanged           the columns are not those the encoder was built for
+        └── BreakerOpen            too many dead letters in a row
+
+Third-party exceptions become these in the one module that owns the library, always `raise ... from`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kbatchd.model import Partition
+
+#: Exit codes, from sysexits.h.
+EX_OK = 0
+EX_UNAVAILABLE = 69
+EX_SOFTWARE = 70
+EX_CONFIG = 78
+
+
+class KbatchError(Exception):
+    """The root of all errors kbatchd raises on purpose."""
+
+    exit_code = EX_SOFTWARE
+
+
+class ConfigError(KbatchError):
+    """The configuration, or what it names, is wrong; trying again does not help.
+
+    `faults` holds one line each: what is wrong, and what to do.
+    """
+
+    exit_code = EX_CONFIG
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__(*faults)
+        self.faults = faults
+
+    def __str__(self) -> str:
+        return "\n".join(self.faults)
+
+
+class ServerUnavailable(KbatchError):
+    """Kafka or PostgreSQL could not be reached within the time allowed."""
+
+    exit_code = EX_UNAVAILABLE
+
+
+class SourceError(KbatchError):
+    """The consumer cannot go on as it is."""
+
+
+class SinkError(KbatchError):
+    """A flush did not commit; nothing of it is in the table."""
+
+
+class Fenced(SinkError):
+    """Another session has claimed these partitions, or moved their progress."""
+
+    def __init__(self, partitions: Sequence[Partition]) -> None:
+        super().__init__(f"another session has claimed {', '.join(map(str, partitions))}")
+        self.partitions = tuple(partitions)
+
+
+class ConnectionLost(SinkError):
+    """The connection broke: whether the last transaction committed is not known."""
+
+
+class TableChanged(SinkError):
+    """The table's columns differ from those the encoder was built for."""
+
+
+class BreakerOpen(SinkError):
+    """A route has had `max_dead_letters` dead letters in a row."""

@@ -1,0 +1,84 @@
+"""The few values that every floor speaks of. No behaviour, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+
+class Partition(NamedTuple):
+    """One partition of one topic."""
+
+    topic: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.number}]"
+
+
+class Record(Protocol):
+    """A Kafka message, as the consumer gives it."""
+
+    def topic(self) -> str | None: ...
+    def partition(self) -> int | None: ...
+    def offset(self) -> int | None: ...
+    def timestamp(self) -> tuple[int, int]: ...
+    def key(self) -> bytes | None: ...
+    def value(self) -> bytes | None: ...
+    def headers(self) -> Sequence[tuple[str, bytes | None]] | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a record cannot become a row: our code or PostgreSQL's SQLSTATE, in one line."""
+
+    code: str
+    column: str | None
+    message: str
+
+
+class FlushReason(StrEnum):
+    """Why a batch was closed."""
+
+    FULL = "full"  # batch.max_rows
+    BYTES = "bytes"  # batch.max_bytes
+    LINGER = "linger"  # batch.linger_seconds since its first record
+    BUFFERS = "buffers"  # another route needed the buffer
+    STOP = "stop"  # the daemon stops
+    REVOKE = "revoke"  # the partition goes to another member of the group
+
+
+class GapKind(StrEnum):
+    """What happened to the offsets between our progress and the topic."""
+
+    RETENTION = "retention"  # the topic starts above next_offset
+    TRUNCATION = "truncation"  # the topic ends below next_offset
+    RECREATED = "recreated"  # the topic has another id
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Offsets [first, last) of a partition that are not there any more, and where reading can go on.
+
+    `topic_id` is the id the topic has now. For a re-created topic nobody can know how many records went with the old
+    one: `last` equals `first`, our own next_offset.
+    """
+
+    partition: Partition
+    kind: GapKind
+    first: int
+    last: int
+    resume_at: int
+    topic_id: str
+
+    def __str__(self) -> str:
+        match self.kind:
+            case GapKind.RETENTION:
+                what = f"offsets {self.first} to {self.last - 1} were deleted before they were read"
+            case GapKind.TRUNCATION:
+                what = f"the topic ends at {self.first}, but the table holds records up to {self.last - 1}"
+            case GapKind.RECREATED:
+                what = f"the topic was made anew (id {self.topic_id}); the table holds the former topic up to {self.first}"
+        return f"{self.partition}: {what}; reading can go on at {self.resume_at}"

@@ -1,0 +1,120 @@
+"""Connections to PostgreSQL: how a session is set up, and what each of its errors means for us.
+
+Called by the flusher (its only connection), by the start-up checks and by the operator's commands; always after the
+fork, since libpq's connections do not survive one.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from kbatchd.errors import ConfigError, ServerUnavailable
+
+if TYPE_CHECKING:
+    from kbatchd import config
+
+#: COPY's binary formats, lock_timeout's SQLSTATE and topic ids need no more; client_connection_check_interval came in 14.
+MINIMUM_VERSION = 140000
+
+#: A dead peer is noticed after 5 + 3 * 2 = 11 s without traffic, and after 10 s with unacknowledged bytes.
+_TCP = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3"}
+_TCP_USER_TIMEOUT_MS = 10_000
+
+_CONFIGURATION_HINTS = (
+    ("password authentication failed", "check postgres.password_file and the role in postgres.dsn"),
+    ("no password supplied", "set postgres.password_file"),
+    ("no pg_hba.conf entry", "let this host in, in pg_hba.conf"),
+    ("authentication failed", "check the role in postgres.dsn and pg_hba.conf"),
+    ("does not exist", "create it, or mend postgres.dsn"),
+    ("permission denied for database", "GRANT CONNECT ON DATABASE to this role"),
+)
+
+
+class Verdict(Enum):
+    """What to do about a failed flush."""
+
+    RETRY = auto()  # the same batch again, on the same connection
+    RECONNECT = auto()  # the outcome is unknown or the session is no good: claim anew and read again
+    POISON = auto()  # a row is to blame
+    ASIDE = auto()  # the route is to blame: let the others go on
+
+
+def verdict(error: psycopg.Error, *, broken: bool) -> Verdict:
+    """Judge an error by its SQLSTATE; `broken` is `connection.broken`, which outranks it.
+
+    After a killed backend sqlstate is None, since the server had no time to say anything.
+    Classes: https://www.postgresql.org/docs/current/errcodes-appendix.html
+    """
+    state = error.sqlstate or ""
+    if broken or state.startswith(("08", "57P")) or state == "25006":
+        return Verdict.RECONNECT
+    if not state:
+        return Verdict.RECONNECT if isinstance(error, psycopg.OperationalError) else Verdict.ASIDE
+    if state.startswith("53") or state in {"40001", "40P01", "55P03"}:
+        return Verdict.RETRY
+    # 22P03 and 22P04 mean that our bytes do not fit the table as it is now: no fault of a row.
+    if state.startswith(("22", "23", "44", "54")) and state not in {"22P03", "22P04"}:
+        return Verdict.POISON
+    return Verdict.POISON if state == "P0001" else Verdict.ASIDE
+
+
+def connect(settings: config.Postgres, application_name: str) -> psycopg.Connection:
+    """Open a session in autocommit mode.
+
+    Raises ServerUnavailable when trying again may help, ConfigError when the server has refused us for good.
+    """
+    try:
+        connection = psycopg.connect(_conninfo(settings, application_name), autocommit=True)
+    except psycopg.OperationalError as error:
+        raise _connect_error(error) from error
+    try:
+        _set_up(connection, settings)
+    except psycopg.Error as error:
+        connection.close()
+        raise _connect_error(error) from error
+    return connection
+
+
+def _conninfo(settings: config.Postgres, application_name: str) -> str:
+    """Add what a daemon needs; what the user's own string says wins, but for the name and the encoding."""
+    own = conninfo_to_dict(settings.conninfo)
+    defaults: dict[str, str | int] = {
+        "connect_timeout": round(settings.connect_timeout_seconds),
+        "keepalives_idle": _TCP["tcp_keepalives_idle"],
+        "keepalives_interval": _TCP["tcp_keepalives_interval"],
+        "keepalives_count": _TCP["tcp_keepalives_count"],
+        "tcp_user_timeout": _TCP_USER_TIMEOUT_MS,
+    }
+    if "," in str(own.get("host", "")) or "," in str(own.get("hostaddr", "")):
+        defaults["target_session_attrs"] = "read-write"
+    return make_conninfo("", **{**defaults, **own, "application_name": application_name, "client_encoding": "UTF8"})
+
+
+def _set_up(connection: psycopg.Connection, settings: config.Postgres) -> None:
+    """Set the session's own limits: everything here an ordinary role may do."""
+    session = {
+        **_TCP,
+        "tcp_user_timeout": str(_TCP_USER_TIMEOUT_MS),
+        "client_connection_check_interval": "2s",
+        "idle_in_transaction_session_timeout": "10s",
+        "lock_timeout": f"{round(settings.lock_timeout_seconds * 1000)}ms",
+        "synchronous_commit": settings.synchronous_commit,
+        "default_transaction_isolation": "read committed",
+    }
+    connection.execute(
+        "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s(name, value)",
+        (list(session), list(session.values())),
+    )
+
+
+def _connect_error(error: psycopg.Error) -> ServerUnavailable | ConfigError:
+    """Tell a refusal from an absence. libpq gives no SQLSTATE for a failed connection, only the text."""
+    text = " ".join(str(error).split())
+    for phrase, remedy in _CONFIGURATION_HINTS:
+        if phrase in text:
+            return ConfigError(f"postgres.dsn: {text}; {remedy}")
+    return ServerUnavailable(f"PostgreSQL cannot be reached: {text}")

@@ -1,0 +1,331 @@
+"""Progress: how far each partition is in the table, and who may move it.
+
+The truth about delivery is `kbatchd.progress`, in the same database as the rows. A claim raises the epoch; from then on
+only the claimant's session moves that partition, by compare-and-set in the transaction that holds the rows. Called by
+the flusher, by the start-up checks (`register`) and by `kbatchd progress`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import orjson
+from psycopg.rows import class_row
+
+from kbatchd.errors import ConfigError, Fenced, SinkError
+from kbatchd.model import Gap, GapKind, Partition
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    import psycopg
+
+
+class Position(NamedTuple):
+    """A claimed partition: the epoch to write under, and the offset to read on from."""
+
+    epoch: int
+    next_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who claims: the pipeline and route from the file, the table, and a name for people to read."""
+
+    pipeline: str
+    route: str
+    topic: str
+    target: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressRow:
+    """One line of kbatchd.progress."""
+
+    route: str
+    topic: str
+    partition: int
+    next_offset: int
+    epoch: int
+    owner: str | None
+    target: str
+    topic_id: str
+    updated_at: datetime
+
+
+def register(
+    connection: psycopg.Connection, owner: Owner, topic_id: str, start_offsets: Mapping[int, int]
+) -> None:
+    """Write the first progress of a topic, for all its partitions at once; do nothing if it has any already.
+
+    A partition that appears later starts at 0, whatever `start` says: see `claim`.
+    """
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_lock_key(owner, -1),))
+        connection.execute(
+            """
+            INSERT INTO kbatchd.progress (pipeline, route, topic, partition, topic_id, target, next_offset)
+            SELECT %(pipeline)s, %(route)s, %(topic)s, s.partition, %(topic_id)s, %(target)s, s.next_offset
+            FROM unnest(%(partitions)s::int[], %(offsets)s::bigint[]) AS s(partition, next_offset)
+            WHERE NOT EXISTS (
+                SELECT FROM kbatchd.progress
+                WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s)
+            """,
+            {**_keys(owner), "topic_id": topic_id, "partitions": list(start_offsets),
+             "offsets": list(start_offsets.values())},
+        )
+
+
+def lock(connection: psycopg.Connection, owner: Owner, partitions: Iterable[int]) -> set[int]:
+    """Try the partitions' advisory locks; return those we hold now. They only spare two daemons a duel of claims."""
+    keys = {_lock_key(owner, partition): partition for partition in partitions}
+    cursor = connection.execute(
+        "SELECT key FROM unnest(%s::bigint[]) AS k(key) WHERE pg_try_advisory_lock(key)", (list(keys),)
+    )
+    return {keys[key] for (key,) in cursor}
+
+
+def unlock(connection: psycopg.Connection, owner: Owner, partitions: Iterable[int]) -> None:
+    """Give the advisory locks back, so that whoever waits may have them."""
+    keys = [_lock_key(owner, partition) for partition in partitions]
+    connection.execute("SELECT pg_advisory_unlock(key) FROM unnest(%s::bigint[]) AS k(key)", (keys,))
+
+
+def claim(
+    connection: psycopg.Connection, owner: Owner, topic_ids: Mapping[int, str]
+) -> tuple[dict[int, Position], list[Gap]]:
+    """Make the partitions ours; return where each stands, and those whose topic was made anew since.
+
+    Commits durably whatever the session's synchronous_commit: an epoch that vanished in a crash could come twice.
+    """
+    with connection.transaction():
+        connection.execute("SET LOCAL synchronous_commit = on")
+        connection.execute(
+            """
+            INSERT INTO kbatchd.progress (pipeline, route, topic, partition, topic_id, target, next_offset)
+            SELECT %(pipeline)s, %(route)s, %(topic)s, s.partition, s.topic_id, %(target)s, 0
+            FROM unnest(%(partitions)s::int[], %(topic_ids)s::text[]) AS s(partition, topic_id)
+            WHERE EXISTS (
+                SELECT FROM kbatchd.progress
+                WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s)
+            ON CONFLICT DO NOTHING
+            """,
+            {**_keys(owner), "partitions": list(topic_ids), "topic_ids": list(topic_ids.values())},
+        )
+        rows = connection.execute(
+            """
+            UPDATE kbatchd.progress
+            SET epoch = epoch + 1, owner = %(worker)s, backend_pid = pg_backend_pid(), claimed_at = now()
+            WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s
+              AND partition = ANY(%(partitions)s::int[])
+            RETURNING partition, epoch, next_offset, topic_id, target
+            """,
+            {**_keys(owner), "partitions": list(topic_ids)},
+        ).fetchall()
+        if len(rows) != len(topic_ids):
+            raise ConfigError(
+                f"route {owner.route}: the progress of topic {owner.topic} is gone from kbatchd.progress; "
+                "if that is meant, restart the daemon to begin anew at the route's `start`"
+            )
+        _refuse_other_target(owner, {target for *_, target in rows})
+    positions = {partition: Position(epoch, offset) for partition, epoch, offset, _, _ in rows}
+    anew = [
+        Gap(Partition(owner.topic, partition), GapKind.RECREATED, offset, offset, 0, topic_ids[partition])
+        for partition, _, offset, topic_id, _ in rows
+        if topic_id != topic_ids[partition]
+    ]
+    return positions, anew
+
+
+def advance(
+    connection: psycopg.Connection,
+    owner: Owner,
+    expected: Mapping[Partition, Position],
+    next_offsets: Mapping[Partition, int],
+) -> None:
+    """Move progress in the caller's transaction, if it stands where we left it under our own epoch; else Fenced.
+
+    `expected` is where our last flush left each partition, never the offset of a first record: offsets have holes.
+    """
+    cursor = connection.execute(
+        """
+        UPDATE kbatchd.progress AS p
+        SET next_offset = n.next_offset, updated_at = clock_timestamp()
+        FROM unnest(%(partitions)s::int[], %(epochs)s::bigint[], %(expected)s::bigint[], %(offsets)s::bigint[])
+             AS n(partition, epoch, expected, next_offset)
+        WHERE p.pipeline = %(pipeline)s AND p.route = %(route)s AND p.topic = %(topic)s
+          AND p.partition = n.partition AND p.epoch = n.epoch AND p.next_offset = n.expected
+          AND p.backend_pid = pg_backend_pid()
+        """,
+        {
+            **_keys(owner),
+            "partitions": [partition.number for partition in next_offsets],
+            "epochs": [expected[partition].epoch for partition in next_offsets],
+            "expected": [expected[partition].next_offset for partition in next_offsets],
+            "offsets": list(next_offsets.values()),
+        },
+    )
+    if cursor.rowcount != len(next_offsets):
+        raise _why_not_advanced(connection, owner, expected, list(next_offsets))
+
+
+def write_ledger(
+    connection: psycopg.Connection,
+    owner: Owner,
+    reason: str,
+    spans: Mapping[Partition, tuple[int, int]],
+    *,
+    rows: int = 0,
+    dead_letters: int = 0,
+    size_bytes: int = 0,
+    fill_seconds: float = 0.0,
+) -> None:
+    """Add the line of this transaction to kbatchd.batches."""
+    connection.execute(
+        """
+        INSERT INTO kbatchd.batches
+            (pipeline, route, worker, reason, rows, dead_letters, bytes, spans, fill_seconds)
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s::jsonb, %s)
+        """,
+        (owner.pipeline, owner.route, owner.worker, reason, rows, dead_letters, size_bytes,
+         orjson.dumps({owner.topic: {str(partition.number): span for partition, span in spans.items()}}).decode(),
+         fill_seconds),
+    )
+
+
+def accept(connection: psycopg.Connection, owner: Owner, gap: Gap, epoch: int | None = None) -> None:
+    """Record the gap and let reading go on behind it; the epoch goes up, so whoever reads must claim anew.
+
+    With `epoch` only the claimant's own: raises Fenced when the partition is another's by now.
+    """
+    with connection.transaction():
+        moved = connection.execute(
+            """
+            UPDATE kbatchd.progress
+            SET next_offset = %(resume_at)s, topic_id = %(topic_id)s, epoch = epoch + 1, updated_at = now()
+            WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s AND partition = %(partition)s
+              AND epoch = coalesce(%(epoch)s, epoch)
+            """,
+            {**_keys(owner), "partition": gap.partition.number, "resume_at": gap.resume_at,
+             "topic_id": gap.topic_id, "epoch": epoch},
+        ).rowcount
+        if not moved:
+            raise Fenced([gap.partition])
+        connection.execute(
+            """
+            INSERT INTO kbatchd.gaps (pipeline, route, topic, partition, topic_id, kind, first_offset, last_offset)
+            VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+            """,
+            (owner.pipeline, owner.route, owner.topic, gap.partition.number, gap.topic_id, gap.kind.value,
+             gap.first, gap.last),
+        )
+        write_ledger(connection, owner, "gap", {gap.partition: (gap.first, gap.resume_at)})
+
+
+def set_progress(connection: psycopg.Connection, owner: Owner, partition: Partition, next_offset: int) -> int:
+    """Move a partition by hand; return where it stood. The epoch goes up, so a running worker reads anew from there."""
+    with connection.transaction():
+        row = connection.execute(
+            """
+            UPDATE kbatchd.progress AS p
+            SET next_offset = %(next_offset)s, epoch = p.epoch + 1, updated_at = now()
+            FROM kbatchd.progress AS old
+            WHERE p.pipeline = %(pipeline)s AND p.route = %(route)s AND p.topic = %(topic)s
+              AND p.partition = %(partition)s
+              AND (old.pipeline, old.route, old.topic, old.partition) = (p.pipeline, p.route, p.topic, p.partition)
+            RETURNING old.next_offset
+            """,
+            {**_keys(owner), "partition": partition.number, "next_offset": next_offset},
+        ).fetchone()
+        if row is None:
+            raise ConfigError(f"route {owner.route}: there is no progress of {partition}; see `kbatchd progress show`")
+        write_ledger(connection, owner, "set", {partition: (row[0], next_offset)})
+    return int(row[0])
+
+
+def show(connection: psycopg.Connection, pipeline: str) -> list[ProgressRow]:
+    """Read all progress of a pipeline, in the order of routes and partitions."""
+    with connection.cursor(row_factory=class_row(ProgressRow)) as cursor:
+        return cursor.execute(
+            """
+            SELECT route, topic, partition, next_offset, epoch, owner, target, topic_id, updated_at
+            FROM kbatchd.progress WHERE pipeline = %s ORDER BY route, topic, partition
+            """,
+            (pipeline,),
+        ).fetchall()
+
+
+def moved_by_others(connection: psycopg.Connection, owner: Owner, epochs: Mapping[int, int]) -> set[int]:
+    """Return the partitions whose epoch is no longer the one given: an operator or another daemon was there."""
+    cursor = connection.execute(
+        """
+        SELECT partition FROM kbatchd.progress
+        JOIN unnest(%(partitions)s::int[], %(epochs)s::bigint[]) AS known(partition, epoch) USING (partition)
+        WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s AND progress.epoch <> known.epoch
+        """,
+        {**_keys(owner), "partitions": list(epochs), "epochs": list(epochs.values())},
+    )
+    return {partition for (partition,) in cursor}
+
+
+def refuse_other_target(connection: psycopg.Connection, owner: Owner) -> None:
+    """Raise ConfigError when this route's progress was made for another table."""
+    cursor = connection.execute(
+        """
+        SELECT DISTINCT target FROM kbatchd.progress
+        WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s
+        """,
+        _keys(owner),
+    )
+    _refuse_other_target(owner, {target for (target,) in cursor})
+
+
+def _refuse_other_target(owner: Owner, targets: set[str]) -> None:
+    for target in targets - {owner.target}:
+        raise ConfigError(
+            f"route {owner.route}: its progress was made for table {target}, not {owner.target}; "
+            "give the route another name to begin anew, or restore the table"
+        )
+
+
+def _why_not_advanced(
+    connection: psycopg.Connection,
+    owner: Owner,
+    expected: Mapping[Partition, Position],
+    partitions: Sequence[Partition],
+) -> SinkError | ConfigError:
+    """Find out, still in the failed transaction, which partitions are not ours any more."""
+    rows = connection.execute(
+        """
+        SELECT partition, epoch, next_offset, backend_pid = pg_backend_pid() FROM kbatchd.progress
+        WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s
+        """,
+        _keys(owner),
+    ).fetchall()
+    stored = {Partition(owner.topic, number): (Position(epoch, offset), own) for number, epoch, offset, own in rows}
+    if any(not own and position == expected.get(p) for p, (position, own) in stored.items() if p in partitions):
+        return ConfigError(
+            "postgres.dsn leads to a pooler that changes sessions between transactions; "
+            "kbatchd needs a session of its own: connect to PostgreSQL itself, or use session pooling"
+        )
+    return Fenced([p for p in partitions if p not in stored or stored[p][0] != expected[p]] or partitions)
+
+
+def _lock_key(owner: Owner, partition: int) -> int:
+    """Return the 64-bit advisory lock key: the same on every host and every version of PostgreSQL."""
+    name = "\x1f".join(("kbatchd", owner.pipeline, owner.route, owner.topic, str(partition)))
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), signed=True)
+
+
+def _keys(owner: Owner) -> dict[str, str]:
+    return {
+        "pipeline": owner.pipeline,
+        "route": owner.route,
+        "topic": owner.topic,
+        "target": owner.target,
+        "worker": owner.worker,
+    }

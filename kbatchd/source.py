@@ -1,0 +1,208 @@
+"""The source: one Kafka consumer, and the only code that knows it.
+
+The worker's poll loop owns it and calls everything here from its own thread, after the fork: librdkafka's clients do
+not survive one. Where to read is never asked of Kafka: `assign` starts at the offset that progress names, and offsets
+are committed to Kafka for its tools to display, nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from operator import methodcaller
+from typing import TYPE_CHECKING, Protocol
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from kbatchd.model import Partition
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from confluent_kafka import Message
+
+    from kbatchd import config
+
+log = logging.getLogger(__name__)
+rdkafka_log = logging.getLogger("kbatchd.librdkafka")
+
+_error = methodcaller("error")
+
+#: What kbatchd needs of librdkafka; the file's [kafka.librdkafka] cannot change these.
+_OURS: dict[str, str | int | float | bool] = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    # Never a silent jump: a gap is reported once, and then the partition stands still until it is assigned again.
+    "auto.offset.reset": "error",
+    "isolation.level": "read_committed",
+    # The end of a transactional topic lies behind markers that are no records: progress must move over them.
+    "enable.partition.eof": True,
+    "allow.auto.create.topics": False,
+    "partition.assignment.strategy": "cooperative-sticky",
+}
+
+#: What it would like; the file may say otherwise.
+_DEFAULTS: dict[str, str | int | float | bool] = {
+    # librdkafka's 1,000 ms once its queue is full drained 120,000 rows/s, 5 ms 225,000.
+    "fetch.queue.backoff.ms": 5,
+    # Bounds a worker's memory: the default of 64 MB is for each of its partitions together, on top of the batches.
+    "queued.max.messages.kbytes": 32_768,
+    "queued.min.messages": 50_000,
+    "fetch.message.max.bytes": 4_194_304,
+    # A broker that comes back is found within a second, not ten.
+    "reconnect.backoff.max.ms": 1_000,
+    "socket.keepalive.enable": True,
+    # A new leader, and a topic that is gone, are noticed sooner than in five minutes.
+    "topic.metadata.refresh.interval.ms": 10_000,
+    "log.connection.close": False,
+}
+
+
+@dataclass(slots=True)
+class Polled:
+    """What one poll brought: records by topic, ends of partitions, and partitions in trouble."""
+
+    records: dict[str, Sequence[Message]] = field(default_factory=dict)
+    ends: dict[Partition, int] = field(default_factory=dict)
+    #: Their offset is not in the topic: `auto.offset.reset` says so once.
+    out_of_range: list[Partition] = field(default_factory=list)
+    #: The broker does not know these topics (any more).
+    unknown_topics: set[str] = field(default_factory=set)
+
+
+class Rebalance(Protocol):
+    """Who is told when the group gives or takes partitions."""
+
+    def on_assigned(self, partitions: Sequence[Partition]) -> None: ...
+    def on_revoked(self, partitions: Sequence[Partition]) -> None: ...
+    def on_lost(self, partitions: Sequence[Partition]) -> None: ...
+
+
+class Source:
+    """A consumer that reads where it is told to."""
+
+    def __init__(self, kafka: config.Kafka, client_id: str) -> None:
+        settings = {
+            **_DEFAULTS,
+            **kafka.librdkafka,
+            **_OURS,
+            "bootstrap.servers": kafka.bootstrap_servers,
+            "group.id": kafka.group_id,
+            "client.id": client_id,
+            "error_cb": self._on_error,
+        }
+        #: Set when a broker connection failed: what we knew of the topics may be out of date.
+        self.brokers_changed = False
+        self._assigned: set[Partition] = set()
+        self._one_topic: str | None = None
+        self._consumer = Consumer(settings, logger=rdkafka_log)
+
+    def subscribe(self, topics: Sequence[str], rebalance: Rebalance) -> None:
+        """Join the group; `rebalance` is told, from within `poll`, what to read. Nothing is read before `assign`."""
+
+        def assigned(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            consumer.incremental_assign([])
+            rebalance.on_assigned(_partitions(partitions))
+
+        def revoked(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            rebalance.on_revoked(_partitions(partitions))
+            self.unassign(_partitions(partitions))
+            consumer.incremental_unassign([])
+
+        def lost(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            rebalance.on_lost(_partitions(partitions))
+            self.unassign(_partitions(partitions))
+            consumer.incremental_unassign([])
+
+        self._consumer.subscribe(list(topics), on_assign=assigned, on_revoke=revoked, on_lost=lost)
+
+    def assign(self, offsets: Mapping[Partition, int]) -> None:
+        """Read these partitions from these offsets on; those already assigned start anew there."""
+        self.unassign(offsets)
+        self._consumer.incremental_assign([TopicPartition(*partition, offset) for partition, offset in offsets.items()])
+        self._set_assigned(self._assigned | set(offsets))
+
+    def unassign(self, partitions: Iterable[Partition]) -> None:
+        """Stop reading these; what librdkafka holds of them is dropped."""
+        ours = [partition for partition in partitions if partition in self._assigned]
+        if ours:
+            self._consumer.incremental_unassign([TopicPartition(*partition) for partition in ours])
+            self._set_assigned(self._assigned - set(ours))
+
+    def pause(self, topic: str) -> None:
+        """Fetch no more of a topic. librdkafka throws its queue away, which costs a second of fetching."""
+        self._consumer.pause([TopicPartition(*p) for p in self._assigned if p.topic == topic])
+
+    def resume(self, topic: str) -> None:
+        """Fetch again from where the last poll ended."""
+        self._consumer.resume([TopicPartition(*p) for p in self._assigned if p.topic == topic])
+
+    def poll(self, max_records: int, timeout_seconds: float) -> Polled:
+        """Take what there is, at most `max_records`; waits no longer than the timeout."""
+        polled = Polled()
+        messages: Sequence[Message] = self._consumer.consume(max_records, timeout_seconds)
+        if not messages:
+            return polled
+        if any(map(_error, messages)):
+            messages = self._sort_out(messages, polled)
+            if not messages:
+                return polled
+        if self._one_topic is not None:
+            polled.records[self._one_topic] = messages
+            return polled
+        by_topic: dict[str, list[Message]] = {}
+        for message in messages:
+            by_topic.setdefault(message.topic() or "", []).append(message)
+        polled.records.update(by_topic)
+        return polled
+
+    def show_committed(self, offsets: Mapping[Partition, int]) -> None:
+        """Commit offsets to Kafka, for its tools to see. Nobody reads them back, so nobody waits for the answer."""
+        try:
+            self._consumer.commit(
+                offsets=[TopicPartition(*partition, offset) for partition, offset in offsets.items()],
+                asynchronous=True,
+            )
+        except KafkaException as error:
+            log.debug("offsets not shown in Kafka", extra={"action": "show_offsets", "error": str(error)})
+
+    def close(self) -> None:
+        """Leave the group and free everything."""
+        self._consumer.close()
+
+    def _sort_out(self, messages: Sequence[Message], polled: Polled) -> list[Message]:
+        """Take the events out from among the records."""
+        records = []
+        for message in messages:
+            error = message.error()
+            if error is None:
+                records.append(message)
+                continue
+            partition = Partition(message.topic() or "", message.partition() or 0)
+            match error.code():
+                case KafkaError._PARTITION_EOF:  # noqa: SLF001  (librdkafka's own codes have this name)
+                    polled.ends[partition] = message.offset() or 0
+                case KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
+                    polled.out_of_range.append(partition)
+                case KafkaError.UNKNOWN_TOPIC_OR_PART | KafkaError._UNKNOWN_TOPIC | KafkaError._UNKNOWN_PARTITION:  # noqa: SLF001
+                    polled.unknown_topics.add(partition.topic)
+                case _:
+                    # librdkafka goes on by itself; 99 is UNKNOWN_TOPIC_ID: the topic may have been made anew.
+                    self.brokers_changed = True
+                    log.warning("consumer error", extra={"action": "consumer_error", "error": str(error)})
+        return records
+
+    def _set_assigned(self, assigned: set[Partition]) -> None:
+        """Remember what is assigned; with one topic, poll need not ask each record for its topic (40 ns each)."""
+        self._assigned = assigned
+        topics = {partition.topic for partition in assigned}
+        self._one_topic = topics.pop() if len(topics) == 1 else None
+
+    def _on_error(self, error: KafkaError) -> None:
+        """Hear of trouble with brokers: librdkafka mends it by itself."""
+        self.brokers_changed = True
+        log.warning("Kafka", extra={"action": "kafka_error", "error": error.str()})
+
+
+def _partitions(partitions: Iterable[TopicPartition]) -> list[Partition]:
+    return [Partition(partition.topic, partition.partition) for partition in partitions]

@@ -1,0 +1,298 @@
+"""The worker: a process with a poll loop in its main thread and a flusher beside it.
+
+The chain of a record stands in `run`: poll, encode, put into a batch; the flusher does the rest. The supervisor calls
+`run_worker` in a freshly forked process. The poll loop alone owns the consumer, never touches PostgreSQL, and beats
+once a turn: a turn takes as long as one poll, one encoding or one wait, each bounded.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import logging
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from kbatchd.batch import Chunk
+from kbatchd.errors import EX_OK, EX_SOFTWARE, KbatchError
+from kbatchd.flusher import Flusher
+from kbatchd.handover import Handover
+from kbatchd.model import FlushReason, Gap, GapKind, Partition
+from kbatchd.source import Source
+from kbatchd.stats import Field, Slot, State
+from kbatchd.watch import TopicWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from kbatchd.config import Config
+    from kbatchd.model import Record
+    from kbatchd.rows import RowEncoder
+    from kbatchd.source import Polled
+
+log = logging.getLogger(__name__)
+
+#: Records a poll takes at most: few enough that their decoded objects die in the processor's cache (decoding 500 and
+#: then encoding them costs 0.65 us each, 20,000 cost 2.6), many enough that a lock and a call a chunk do not count.
+RECORDS_PER_POLL = 500
+
+#: The longest a turn waits, for records or for room: it is also how soon a stop is noticed.
+TURN_SECONDS = 0.1
+
+#: How long the poll loop waits for a free batch before it pauses the lane and polls on for the others. Pausing throws
+#: librdkafka's queue away: pausing at every batch drained 20,600 rows/s, waiting 275,000.
+PATIENCE_SECONDS = 5.0
+
+#: The interpreter's switch interval: at the default of 5 ms the flusher waits too long for its turns (4 to 10 %).
+SWITCH_INTERVAL_SECONDS = 0.0005
+
+#: How often committed offsets are shown to Kafka's tools.
+SHOW_SECONDS = 1.0
+
+
+def run_worker(config: Config, index: int, slot: Slot) -> int:
+    """Run worker `index` until SIGTERM; return the exit code. For a process of its own, just forked."""
+    faulthandler.enable()  # SIGABRT from the supervisor then tells where a silent worker hangs
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+    worker = Worker(config, index, slot)
+    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor tells us
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    try:
+        return worker.run()
+    except KbatchError as error:
+        log.error(str(error), extra={"action": "worker_failed"})
+        return error.exit_code
+
+
+class Worker:
+    """One worker's poll loop."""
+
+    def __init__(self, config: Config, index: int, slot: Slot) -> None:
+        self._config = config
+        self._index = index
+        self._slot = slot
+        self._stopping = False
+        name = f"worker-{index}"
+        self._handover = Handover(config.route, config.batch, config.workers.buffer_bytes)
+        self._flusher = Flusher(config, name, self._handover, slot)
+        self._source = Source(config.kafka, f"{config.pipeline}-{name}")
+        self._topics = sorted(self._handover.lanes)
+        self._watch = TopicWatch(config.kafka, self._topics)
+        self._timeout_seconds = min(TURN_SECONDS, config.batch.linger_seconds / 2)
+        #: What we asked the flusher for, under which topic id; and what may not be read on before it is looked into.
+        self._wanted: dict[Partition, str] = {}
+        self._undiagnosed: set[Partition] = set()
+        #: What found no room: the chunk, its generation, since when.
+        self._waiting: dict[str, tuple[int, Chunk, float]] = {}
+        self._paused: set[str] = set()
+        self._show_at = 0.0
+
+    def stop(self) -> None:
+        """Ask the loop to end; for the signal handler."""
+        self._stopping = True
+
+    def run(self) -> int:
+        """Poll, encode and hand over until told to stop; then flush what was read."""
+        self._flusher.start()
+        if self._config.kafka.assignment == "group":
+            self._source.subscribe(self._topics, self)
+        # The collector finds nothing in this loop, as its objects have no cycles, and triples the cost of decoding.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        while not self._stopping and self._flusher.is_alive():
+            self._slot.beat()
+            encoders = self._take_turn()
+            self._watch_topics()
+            if self._must_wait():
+                continue
+            polled = self._source.poll(RECORDS_PER_POLL, self._timeout_seconds)
+            for topic, records in polled.records.items():
+                self._encode(topic, records, *encoders[topic])
+            self._put_ends(polled.ends)
+            self._doubt(polled)
+            self._show_committed()
+        return self._drain()
+
+    def _encode(self, topic: str, records: Sequence[Record], generation: int, encoder: RowEncoder) -> None:
+        """Turn records into rows and put them into their lane's batch.
+
+        `generation` is the one this turn began with: what was revoked while we polled is dropped by `put`.
+        """
+        values = [record.value() for record in records]
+        rows: list[bytes] = []
+        refused = encoder.encode(values, rows)
+        record_bytes = sum(map(len, values)) if None not in values else sum(len(value or b"") for value in values)
+        self._put(topic, generation, Chunk(records, rows, refused, record_bytes))
+
+    def _put(self, topic: str, generation: int, chunk: Chunk) -> None:
+        rest = self._handover.put(topic, generation, chunk)
+        if rest is not None:
+            _, _, since = self._waiting.get(topic, (0, None, time.monotonic()))
+            self._waiting[topic] = generation, rest, since
+            return
+        self._waiting.pop(topic, None)
+        if topic in self._paused:
+            self._paused.discard(topic)
+            self._source.resume(topic)
+
+    def _must_wait(self) -> bool:
+        """Try again what found no room; True while the loop must not poll, because it would only find more of it."""
+        if not self._waiting:
+            return False
+        for topic, (generation, chunk, _) in list(self._waiting.items()):
+            self._put(topic, generation, chunk)
+        now = time.monotonic()
+        for topic, (_, _, since) in self._waiting.items():
+            if topic not in self._paused and now - since > PATIENCE_SECONDS:
+                self._source.pause(topic)
+                self._paused.add(topic)
+        if self._waiting.keys() <= self._paused:
+            return False
+        self._handover.wait_for_room(TURN_SECONDS)
+        return True
+
+    def _take_turn(self) -> dict[str, tuple[int, RowEncoder]]:
+        """Do what the flusher decided: stop reading what is lost, read what is claimed."""
+        turn = self._handover.turn()
+        if turn.revoked:
+            self._source.unassign(turn.revoked)
+            for topic in {partition.topic for partition in turn.revoked}:
+                self._waiting.pop(topic, None)
+                self._paused.discard(topic)
+            self._undiagnosed.difference_update(turn.revoked)
+        if turn.granted:
+            self._source.assign(turn.granted)
+        return turn.encoders
+
+    def _watch_topics(self) -> None:
+        """Ask for new partitions that are ours, and report topics that were made anew and offsets that are not there."""
+        if self._source.brokers_changed:
+            self._source.brokers_changed = False
+            self._watch.suspect()
+        if self._watch.look():
+            if self._config.kafka.assignment == "pinned":
+                self._want(self._pinned())
+            for partition, topic_id in self._wanted.items():
+                known = self._watch.known.get(partition.topic)
+                if known is not None and known.topic_id != topic_id:
+                    self._report(Gap(partition, GapKind.RECREATED, 0, 0, 0, known.topic_id))
+            for partition in sorted(self._undiagnosed):
+                self._diagnose(partition)
+
+    def _pinned(self) -> list[Partition]:
+        """Partition p of the r-th topic is worker (p + r) % N's: a topic that grows moves no other partition."""
+        return [
+            Partition(topic, number)
+            for rank, topic in enumerate(self._topics)
+            if topic in self._watch.known
+            for number in range(self._watch.known[topic].partitions)
+            if (number + rank) % self._config.workers.count == self._index
+        ]
+
+    def _want(self, partitions: Iterable[Partition]) -> None:
+        new = {p: self._watch.known[p.topic].topic_id for p in partitions if p not in self._wanted}
+        if new or not self._slot[Field.STATE]:
+            self._wanted.update(new)
+            self._handover.want(new)
+
+    def _doubt(self, polled: Polled) -> None:
+        """Hold partitions whose offset or whose topic is not there, until the topic watch has an answer."""
+        doubtful = {p for p in self._wanted if p.topic in polled.unknown_topics} | set(polled.out_of_range)
+        if doubtful:
+            self._source.unassign(doubtful)
+            self._undiagnosed |= doubtful
+            self._watch.suspect()
+
+    def _diagnose(self, partition: Partition) -> None:
+        """Find out why a partition is doubtful; if its offset is there after all, read on."""
+        lane = self._handover.lanes[partition.topic]
+        position = lane.batches.reached.get(partition)
+        if position is None:  # revoked meanwhile: the next claim looks at everything anew
+            self._undiagnosed.discard(partition)
+            return
+        if partition.topic in self._waiting:
+            return
+        try:
+            gap = self._watch.diagnose(partition, position, self._wanted[partition])
+        except KbatchError as error:
+            log.warning("partition not diagnosed yet", extra={"action": "diagnose", "error": str(error)})
+            self._watch.suspect()
+            return
+        self._undiagnosed.discard(partition)
+        if gap is None:
+            self._source.assign({partition: position})
+        else:
+            self._report(gap)
+
+    def _report(self, gap: Gap) -> None:
+        """Let what was read before the gap be flushed, then tell the flusher of it."""
+        topic = gap.partition.topic
+        self._wanted[gap.partition] = gap.topic_id
+        self._handover.close_all(FlushReason.LINGER, [topic])
+        self._wait_drained(time.monotonic() + PATIENCE_SECONDS, [topic])
+        self._handover.report(gap)
+
+    def _put_ends(self, ends: dict[Partition, int]) -> None:
+        """Let progress reach the end; not past records of the lane that are still waiting for room."""
+        free = {partition: offset for partition, offset in ends.items() if partition.topic not in self._waiting}
+        if free:
+            self._handover.put_ends(free)
+
+    def _show_committed(self) -> None:
+        now = time.monotonic()
+        if now >= self._show_at:
+            self._show_at = now + SHOW_SECONDS
+            committed = self._handover.committed()
+            if committed:
+                self._source.show_committed(committed)
+
+    def _drain(self) -> int:
+        """Flush what was read, as far as the grace period allows; the rest is read again by the next worker."""
+        self._slot[Field.STATE] = State.STOPPING
+        deadline = time.monotonic() + self._config.workers.grace_seconds
+        # 1. What found room is flushed now, what did not is dropped.
+        self._handover.close_all(FlushReason.STOP)
+        self._wait_drained(deadline, None)
+        # 2. The flusher ends after the transaction it is in; one that hangs is rolled back by our end.
+        self._handover.stop()
+        self._flusher.join(max(0.5, deadline - time.monotonic()))
+        # 3. The consumer goes last: its group hears of it.
+        self._source.close()
+        failure = self._flusher.failure
+        if failure is None:
+            return EX_OK
+        if isinstance(failure, KbatchError):
+            raise failure
+        return EX_SOFTWARE
+
+    def _wait_drained(self, deadline: float, topics: Collection[str] | None) -> None:
+        while not self._handover.is_drained(topics) and time.monotonic() < deadline and self._flusher.is_alive():
+            self._slot.beat()
+            self._handover.wait_for_room(TURN_SECONDS)
+
+    # With assignment = "group": Kafka's group protocol decides what is ours. Called from within source.poll.
+
+    def on_assigned(self, partitions: Sequence[Partition]) -> None:
+        """Claim what the group gives us; reading begins when the claim is granted."""
+        while not all(partition.topic in self._watch.known for partition in partitions):
+            self._slot.beat()
+            self._watch.look()
+            self._handover.wait_for_room(TURN_SECONDS)
+        self._want(partitions)
+
+    def on_revoked(self, partitions: Sequence[Partition]) -> None:
+        """Flush what these partitions' lanes hold, then let the next owner claim."""
+        topics = {partition.topic for partition in partitions}
+        self._handover.close_all(FlushReason.REVOKE, topics)
+        self._wait_drained(time.monotonic() + self._config.workers.grace_seconds, topics)
+        self.on_lost(partitions)
+
+    def on_lost(self, partitions: Sequence[Partition]) -> None:
+        """Forget these partitions: another member has them already."""
+        for partition in partitions:
+            self._wanted.pop(partition, None)
+        self._handover.release(partitions)

@@ -1,0 +1,5 @@
+"""What all tests share: the real servers, each in a file of its own."""
+
+from __future__ import annotations
+
+pytest_plugins = ("tests.fix_kafka", "tests.fix_postgres")

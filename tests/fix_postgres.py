@@ -1,0 +1,90 @@
+"""A real PostgreSQL for all tests, a migrated database for each, and a server of one's own for tests that stop it."""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from kbatchd.devstack.postgres import GivenPostgres, Postgres, postgres_server
+from kbatchd.errors import ServerUnavailable
+from kbatchd.migrations import migrate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres | GivenPostgres]:
+    """The server all tests share: nobody stops it."""
+    try:
+        with postgres_server() as server:
+            yield server
+    except ServerUnavailable as error:
+        pytest.exit(f"no test can run without PostgreSQL: {error}", returncode=1)
+
+
+@pytest.fixture(scope="session")
+def database_template(postgres: Postgres | GivenPostgres) -> Iterator[str]:
+    """The name of a migrated database that all others are copied from: nobody connects to it."""
+    with _new_database(postgres.dsn) as dsn:
+        with psycopg.connect(dsn) as connection:
+            migrate(connection)
+            name = connection.info.dbname
+        yield name
+
+
+@pytest.fixture
+def database(postgres: Postgres | GivenPostgres, database_template: str) -> Iterator[str]:
+    """The DSN of a migrated database for this test alone."""
+    with _new_database(postgres.dsn, database_template) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def empty_database(postgres: Postgres | GivenPostgres) -> Iterator[str]:
+    """The DSN of a database for this test alone, without the schema kbatchd."""
+    with _new_database(postgres.dsn) as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="module")
+def own_postgres_of_module() -> Iterator[Postgres]:
+    """The server behind `own_postgres`."""
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def own_postgres(own_postgres_of_module: Postgres) -> Postgres:
+    """A server that only this module's tests use: they may stop and kill it. It runs at the beginning of each."""
+    own_postgres_of_module.start()
+    return own_postgres_of_module
+
+
+@pytest.fixture
+def own_database(own_postgres: Postgres) -> Iterator[str]:
+    """The DSN of a migrated database on the server of one's own."""
+    with _new_database(own_postgres.dsn) as dsn:
+        with psycopg.connect(dsn) as connection:
+            migrate(connection)
+        yield dsn
+        own_postgres.start()
+
+
+@contextmanager
+def _new_database(dsn: str, template: str = "template1") -> Iterator[str]:
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    _execute(dsn, sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)))
+    yield make_conninfo(dsn, dbname=name)
+    _execute(dsn, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _execute(dsn: str, statement: sql.Composed) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(statement)

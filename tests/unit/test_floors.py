@@ -1,0 +1,146 @@
+"""Imports go only downwards, and each third-party library has its owners."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import kbatchd
+
+#: Every module of the package, by floor. A package stands for all modules in it.
+FLOORS = {
+    4: {"kbatchd.__main__", "kbatchd.cli", "kbatchd.demo"},
+    3: {"kbatchd.daemon", "kbatchd.devstack", "kbatchd.flusher", "kbatchd.handover", "kbatchd.preflight",
+        "kbatchd.watch", "kbatchd.worker"},
+    2: {"kbatchd.batch", "kbatchd.exact", "kbatchd.migrations", "kbatchd.progress", "kbatchd.rows", "kbatchd.sink",
+        "kbatchd.source", "kbatchd.topics"},
+    1: {"kbatchd.catalogue", "kbatchd.config", "kbatchd.log", "kbatchd.postgres", "kbatchd.stats", "kbatchd.systemd"},
+    0: {"kbatchd", "kbatchd.errors", "kbatchd.model", "kbatchd.toml_lines"},
+}  # fmt: skip
+
+#: The only imports between modules of one floor.
+SAME_FLOOR = {
+    ("kbatchd.__main__", "kbatchd.cli"),
+    ("kbatchd.cli", "kbatchd.demo"),
+    ("kbatchd.worker", "kbatchd.flusher"),
+    ("kbatchd.worker", "kbatchd.handover"),
+    ("kbatchd.worker", "kbatchd.watch"),
+    ("kbatchd.flusher", "kbatchd.handover"),
+    ("kbatchd.rows", "kbatchd.exact"),
+    ("kbatchd.sink", "kbatchd.batch"),
+    ("kbatchd.sink", "kbatchd.progress"),
+    ("kbatchd.log", "kbatchd.systemd"),
+    ("kbatchd.errors", "kbatchd.model"),
+}
+
+#: Who may import a library, type-checking imports included.
+OWNERS = {
+    "confluent_kafka": {"kbatchd.source", "kbatchd.topics", "kbatchd.devstack", "kbatchd.demo"},
+    "psycopg": {"kbatchd.postgres", "kbatchd.catalogue", "kbatchd.sink", "kbatchd.progress", "kbatchd.migrations",
+                "kbatchd.devstack", "kbatchd.demo"},
+    "pydantic": {"kbatchd.config"},
+    "tomli": {"kbatchd.config"},
+    "rich": {"kbatchd.cli", "kbatchd.demo"},
+}  # fmt: skip
+
+FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
+
+
+def test_imports_go_downwards() -> None:
+    assert not [fault for module, tree in _modules() for fault in _faults(module, tree)]
+
+
+def test_table_names_only_modules_that_exist() -> None:
+    assert not set(FLOOR_OF) - {_entry(module) for module, _ in _modules()}
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "fault"),
+    [
+        ("kbatchd.sink", "from kbatchd import worker", "kbatchd.sink (2) imports kbatchd.worker (3)"),
+        ("kbatchd.sink", "from kbatchd.worker import Worker", "kbatchd.sink (2) imports kbatchd.worker (3)"),
+        ("kbatchd.sink", "import kbatchd.worker", "kbatchd.sink (2) imports kbatchd.worker (3)"),
+        ("kbatchd.sink", "from . import worker", "kbatchd.sink (2) imports kbatchd.worker (3)"),
+        ("kbatchd.sink", "from .worker import Worker", "kbatchd.sink (2) imports kbatchd.worker (3)"),
+        ("kbatchd.model", "def f():\n    import kbatchd.log", "kbatchd.model (0) imports kbatchd.log (1)"),
+        ("kbatchd.config", "if TYPE_CHECKING:\n    from kbatchd.cli import main",
+         "kbatchd.config (1) imports kbatchd.cli (4)"),
+        ("kbatchd.batch", "from kbatchd import sink", "kbatchd.batch (2) imports kbatchd.sink (2)"),
+        ("kbatchd.daemon.supervisor", "from ..cli import main", "kbatchd.daemon (3) imports kbatchd.cli (4)"),
+        ("kbatchd.worker", "import confluent_kafka", "kbatchd.worker imports confluent_kafka"),
+        ("kbatchd.worker", "import psycopg.errors", "kbatchd.worker imports psycopg"),
+        ("kbatchd.worker", "from psycopg import sql", "kbatchd.worker imports psycopg"),
+        ("kbatchd.utils", "", "kbatchd.utils stands on no floor"),
+    ],
+)  # fmt: skip
+def test_checker_finds_a_planted_fault(module: str, source: str, fault: str) -> None:
+    assert _faults(module, ast.parse(textwrap.dedent(source))) == [fault]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("kbatchd.worker", "from kbatchd import sink, __version__\nfrom kbatchd.errors import KbatchError"),
+        ("kbatchd.daemon.supervisor", "from kbatchd.daemon.process import fork\nfrom .process import fork"),
+        ("kbatchd.sink", "import psycopg\nfrom kbatchd.progress import Owner"),
+    ],
+)
+def test_checker_lets_sound_imports_pass(module: str, source: str) -> None:
+    assert not _faults(module, ast.parse(source))
+
+
+def _modules() -> list[tuple[str, ast.Module]]:
+    """Parse every module of the package, without importing it."""
+    package = Path(kbatchd.__file__).parent
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        parts = ["kbatchd", *path.relative_to(package).with_suffix("").parts]
+        if parts[-1] == "__init__":
+            parts.pop()
+        found.append((".".join(parts), ast.parse(path.read_text(encoding="utf-8"))))
+    return found
+
+
+def _faults(module: str, tree: ast.Module) -> list[str]:
+    importer = _entry(module)
+    if importer not in FLOOR_OF:
+        return [f"{module} stands on no floor"]
+    faults = []
+    for imported in dict.fromkeys(_imported(module, tree)):
+        top = imported.partition(".")[0]
+        if importer not in OWNERS.get(top, {importer}):
+            faults.append(f"{importer} imports {top}")
+        if top != "kbatchd" or (entry := _entry(imported)) == importer:
+            continue
+        if entry not in FLOOR_OF:
+            faults.append(f"{importer} imports {entry}, which stands on no floor")
+        elif FLOOR_OF[entry] >= FLOOR_OF[importer] and (importer, entry) not in SAME_FLOOR:
+            faults.append(f"{importer} ({FLOOR_OF[importer]}) imports {entry} ({FLOOR_OF[entry]})")
+    return faults
+
+
+def _imported(module: str, tree: ast.Module) -> list[str]:
+    """List every import, wherever it stands: under TYPE_CHECKING and in functions too."""
+    imported = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+            if node.level:
+                # In a module, one dot is its package; only `__init__` files differ, and none of ours imports.
+                parents = module.split(".")[: -node.level]
+                origin = ".".join([*parents, *filter(None, [node.module])])
+            # `from kbatchd import worker` imports a module, `from kbatchd import __version__` does not.
+            names = [f"{origin}.{alias.name}" for alias in node.names if f"{origin}.{alias.name}" in FLOOR_OF]
+            imported += names or [origin]
+    return imported
+
+
+def _entry(module: str) -> str:
+    """Return the table's entry for a module: itself or its package."""
+    parts = module.split(".")
+    return ".".join(parts[:2])
