@@ -92,14 +92,14 @@ class Batch:
         self.record_bytes += chunk.record_bytes
 
     def row_records(self) -> Sequence[int]:
-        """The index in `records` of each row."""
+        """Return the index in `records` of each row."""
         if not self.refused:
             return range(len(self.records))
         refused = {index for index, _ in self.refused}
         return [index for index in range(len(self.records)) if index not in refused]
 
     def row_starts(self) -> list[int]:
-        """Where each row starts in the buffer; one entry more for the end of the last."""
+        """Return where each row starts in the buffer, and after them the end of the last."""
         return list(accumulate(self.row_sizes, initial=0))
 
 
@@ -108,10 +108,7 @@ class BufferPool:
 
     def __init__(self, total_bytes: int, buffer_bytes: int) -> None:
         #: A bytearray is zero pages until it is written, so an unused buffer costs address space only.
-        self._free = [
-            bytearray(buffer_bytes)
-            for _ in range(max(BATCHES_PER_ROUTE, total_bytes // buffer_bytes))
-        ]
+        self._free = [bytearray(buffer_bytes) for _ in range(max(BATCHES_PER_ROUTE, total_bytes // buffer_bytes))]
         self.buffer_bytes = buffer_bytes
         #: A route asked for a buffer in vain: the flusher then flushes the oldest open batch early.
         self.starved = False

@@ -21,8 +21,6 @@ from kbatchd.systemd import stderr_is_journal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    import psycopg
-
     from kbatchd.config import Config, Route
     from kbatchd.progress import Owner, ProgressRow
     from kbatchd.stats import Slot
@@ -134,11 +132,12 @@ def _check_config(arguments: argparse.Namespace) -> int:
 
 def _migrate(arguments: argparse.Namespace) -> int:
     from kbatchd import migrations
+    from kbatchd.postgres import connect
 
     if arguments.print:
         print(migrations.script(), end="")
         return EX_OK
-    with _connect(_load(arguments), "kbatchd migrate") as connection:
+    with connect(_load(arguments).postgres, "kbatchd migrate") as connection:
         applied = migrations.migrate(connection)
     for name in applied:
         print(f"applied {name}")
@@ -160,9 +159,12 @@ def _create_topic(arguments: argparse.Namespace) -> int:
 
 def _progress_show(arguments: argparse.Namespace) -> int:
     from kbatchd import progress
+    from kbatchd.migrations import check_version
+    from kbatchd.postgres import connect
 
     config = _load(arguments)
-    with _connect_migrated(config, "kbatchd progress show") as connection:
+    with connect(config.postgres, "kbatchd progress show") as connection:
+        check_version(connection)
         rows = progress.show(connection, config.pipeline)
     try:
         lags = _lags(config, rows)
@@ -175,12 +177,15 @@ def _progress_show(arguments: argparse.Namespace) -> int:
 
 def _progress_set(arguments: argparse.Namespace) -> int:
     from kbatchd import progress
+    from kbatchd.migrations import check_version
     from kbatchd.model import Partition
+    from kbatchd.postgres import connect
 
     config = _load(arguments)
     route = _route(config, arguments.route)
     partition = Partition(route.topic, arguments.partition)
-    with _connect_migrated(config, "kbatchd progress set") as connection:
+    with connect(config.postgres, "kbatchd progress set") as connection:
+        check_version(connection)
         before = progress.set_progress(connection, _owner(config, route), partition, arguments.next_offset)
     print(f"{partition}: next_offset was {before}, is {arguments.next_offset}")
     return EX_OK
@@ -188,7 +193,9 @@ def _progress_set(arguments: argparse.Namespace) -> int:
 
 def _progress_accept(arguments: argparse.Namespace) -> int:
     from kbatchd import progress, topics
+    from kbatchd.migrations import check_version
     from kbatchd.model import Partition
+    from kbatchd.postgres import connect
     from kbatchd.watch import judge
 
     config = _load(arguments)
@@ -197,7 +204,8 @@ def _progress_accept(arguments: argparse.Namespace) -> int:
     topic = topics.describe(admin, [route.topic], config.startup_timeout_seconds)[route.topic]
     if topic is None:
         raise ConfigError(f"route {route.name}: topic {route.topic} does not exist; `kbatchd create-topic` makes it")
-    with _connect_migrated(config, "kbatchd progress accept") as connection:
+    with connect(config.postgres, "kbatchd progress accept") as connection:
+        check_version(connection)
         rows = [row for row in progress.show(connection, config.pipeline) if row.route == route.name]
         for row in _chosen(route, rows, arguments.partition):
             partition = Partition(row.topic, row.partition)
@@ -224,24 +232,6 @@ def _load(arguments: argparse.Namespace) -> Config:
 
     log.setup("error", "kbatchd")  # a command says itself what happened
     return load(arguments.config)
-
-
-def _connect(config: Config, application_name: str) -> psycopg.Connection:
-    from kbatchd.postgres import connect
-
-    return connect(config.postgres, application_name)
-
-
-def _connect_migrated(config: Config, application_name: str) -> psycopg.Connection:
-    from kbatchd.migrations import check_version
-
-    connection = _connect(config, application_name)
-    try:
-        check_version(connection)
-    except KbatchError:
-        connection.close()
-        raise
-    return connection
 
 
 def _route(config: Config, name: str) -> Route:

@@ -311,7 +311,7 @@ class Config(_Table):
     workers: Workers = Field(default=Workers(), description="The processes that do the work.")
     batch: Batch = Field(default=Batch(), validate_default=True, description="When a batch is full.")
     log: Log = Field(default=Log(), description="Standard error, one line an event.")
-    route: tuple[Route, ...] = Field(strict=False, min_length=1, description="One topic into one table, each.")
+    route: tuple[Route, ...] = Field(strict=False, description="One topic into one table, each.")
 
     @field_validator("kafka")
     @classmethod
@@ -340,6 +340,15 @@ class Config(_Table):
             errors = [InitErrorDetails(type=_fault(what), loc=where, input=None) for where, what in faults.items()]
             raise ValidationError.from_exception_data("batch", errors)
         return batch
+
+    @field_validator("route")
+    @classmethod
+    def _route_is_not_empty(cls, routes: tuple[Route, ...]) -> tuple[Route, ...]:
+        # Not min_length=1: pydantic counts valid routes only, and would call a faulty one missing too.
+        if not routes:
+            raise _fault("is empty; allowed: at least one [[route]]")
+        return routes
+
 
 
 def load(path: Path) -> Config:

@@ -53,7 +53,8 @@ class Backoff:
     def next_seconds(self) -> float:
         """Count a failure; return how long to wait."""
         self.failures += 1
-        return random.uniform(0.5, 1.0) * min(MAX_BACKOFF_SECONDS, 0.1 * 2 ** min(self.failures, 10))  # noqa: S311
+        longest = min(MAX_BACKOFF_SECONDS, 0.1 * 2.0 ** min(self.failures, 10))
+        return random.uniform(0.5, 1.0) * longest  # noqa: S311 (no secret)
 
     def reset(self) -> None:
         """Forget the failures: it worked."""
@@ -273,8 +274,13 @@ class Flusher(threading.Thread):
         self._slot.add(Field.BATCHES, 1)
         log.debug(
             "flushed",
-            extra={"action": "flush", "route": lane.route.name, "reason": str(batch.reason), "rows": rows,
-                   "dead_letters": dead_letters},
+            extra={
+                "action": "flush",
+                "route": lane.route.name,
+                "reason": str(batch.reason),
+                "rows": rows,
+                "dead_letters": dead_letters,
+            },
         )
 
     def _judge(self, lane: Lane, error: psycopg.Error, *, partly_written: bool) -> None:
@@ -356,7 +362,9 @@ class Flusher(threading.Thread):
             self._halted.pop(partition, None)
             self._positions.pop(partition, None)
             if partition in self._locked and connection is not None:
-                progress.unlock(connection, self._session_of(self._handover.lanes[partition.topic])[1], [partition.number])
+                progress.unlock(
+                    connection, self._session_of(self._handover.lanes[partition.topic])[1], [partition.number]
+                )
             self._locked.discard(partition)
         self._sweep_at = 0.0
 

@@ -19,15 +19,28 @@ class Partition(NamedTuple):
 
 
 class Record(Protocol):
-    """A Kafka message, as the consumer gives it."""
+    """A Kafka message, as the consumer gives it: all of it behind methods."""
 
-    def topic(self) -> str | None: ...
-    def partition(self) -> int | None: ...
-    def offset(self) -> int | None: ...
-    def timestamp(self) -> tuple[int, int]: ...
-    def key(self) -> bytes | None: ...
-    def value(self) -> bytes | None: ...
-    def headers(self) -> Sequence[tuple[str, bytes | None]] | None: ...
+    def topic(self) -> str | None:
+        """Return the topic it came from."""
+
+    def partition(self) -> int | None:
+        """Return the partition's number."""
+
+    def offset(self) -> int | None:
+        """Return the offset in the partition."""
+
+    def timestamp(self) -> tuple[int, int]:
+        """Return the timestamp's kind and its milliseconds since 1970."""
+
+    def key(self) -> bytes | None:
+        """Return the key, if it has one."""
+
+    def value(self) -> bytes | None:
+        """Return the value; None for a tombstone."""
+
+    def headers(self) -> Sequence[tuple[str, bytes | None]] | None:
+        """Return the headers in their order, names not being unique."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,5 +93,7 @@ class Gap:
             case GapKind.TRUNCATION:
                 what = f"the topic ends at {self.first}, but the table holds records up to {self.last - 1}"
             case GapKind.RECREATED:
-                what = f"the topic was made anew (id {self.topic_id}); the table holds the former topic up to {self.first}"
+                what = (
+                    f"the topic was made anew (id {self.topic_id}); the table holds the former topic up to {self.first}"
+                )
         return f"{self.partition}: {what}; reading can go on at {self.resume_at}"

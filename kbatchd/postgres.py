@@ -17,7 +17,7 @@ from kbatchd.errors import ConfigError, ServerUnavailable
 if TYPE_CHECKING:
     from kbatchd import config
 
-#: COPY's binary formats, lock_timeout's SQLSTATE and topic ids need no more; client_connection_check_interval came in 14.
+#: client_connection_check_interval came with 14: a session whose worker died in a lock's queue ends by itself.
 MINIMUM_VERSION = 140000
 
 #: A dead peer is noticed after 5 + 3 * 2 = 11 s without traffic, and after 10 s with unacknowledged bytes.

@@ -106,7 +106,8 @@ def _server_faults(connection: psycopg.Connection) -> Iterator[str]:
         """
     ).fetchall()
     for relation, privilege in missing:
-        yield f"no right to {privilege} on kbatchd.{relation}; GRANT {privilege} ON kbatchd.{relation} TO {_user(connection)}"
+        grant = f"GRANT {privilege} ON kbatchd.{relation} TO {_user(connection)}"
+        yield f"no right to {privilege} on kbatchd.{relation}; {grant}"
 
 
 def _user(connection: psycopg.Connection) -> str:

@@ -57,9 +57,7 @@ class ProgressRow:
     updated_at: datetime
 
 
-def register(
-    connection: psycopg.Connection, owner: Owner, topic_id: str, start_offsets: Mapping[int, int]
-) -> None:
+def register(connection: psycopg.Connection, owner: Owner, topic_id: str, start_offsets: Mapping[int, int]) -> None:
     """Write the first progress of a topic, for all its partitions at once; do nothing if it has any already.
 
     A partition that appears later starts at 0, whatever `start` says: see `claim`.
@@ -75,8 +73,12 @@ def register(
                 SELECT FROM kbatchd.progress
                 WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s)
             """,
-            {**_keys(owner), "topic_id": topic_id, "partitions": list(start_offsets),
-             "offsets": list(start_offsets.values())},
+            {
+                **_keys(owner),
+                "topic_id": topic_id,
+                "partitions": list(start_offsets),
+                "offsets": list(start_offsets.values()),
+            },
         )
 
 
@@ -191,9 +193,17 @@ def write_ledger(
             (pipeline, route, worker, reason, rows, dead_letters, bytes, spans, fill_seconds)
         VALUES (%s, %s, %s, %s, %s, %s, %s, %s::jsonb, %s)
         """,
-        (owner.pipeline, owner.route, owner.worker, reason, rows, dead_letters, size_bytes,
-         orjson.dumps({owner.topic: {str(partition.number): span for partition, span in spans.items()}}).decode(),
-         fill_seconds),
+        (
+            owner.pipeline,
+            owner.route,
+            owner.worker,
+            reason,
+            rows,
+            dead_letters,
+            size_bytes,
+            orjson.dumps({owner.topic: {str(partition.number): span for partition, span in spans.items()}}).decode(),
+            fill_seconds,
+        ),
     )
 
 
@@ -210,8 +220,13 @@ def accept(connection: psycopg.Connection, owner: Owner, gap: Gap, epoch: int | 
             WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s AND partition = %(partition)s
               AND epoch = coalesce(%(epoch)s, epoch)
             """,
-            {**_keys(owner), "partition": gap.partition.number, "resume_at": gap.resume_at,
-             "topic_id": gap.topic_id, "epoch": epoch},
+            {
+                **_keys(owner),
+                "partition": gap.partition.number,
+                "resume_at": gap.resume_at,
+                "topic_id": gap.topic_id,
+                "epoch": epoch,
+            },
         ).rowcount
         if not moved:
             raise Fenced([gap.partition])
@@ -220,8 +235,16 @@ def accept(connection: psycopg.Connection, owner: Owner, gap: Gap, epoch: int | 
             INSERT INTO kbatchd.gaps (pipeline, route, topic, partition, topic_id, kind, first_offset, last_offset)
             VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
             """,
-            (owner.pipeline, owner.route, owner.topic, gap.partition.number, gap.topic_id, gap.kind.value,
-             gap.first, gap.last),
+            (
+                owner.pipeline,
+                owner.route,
+                owner.topic,
+                gap.partition.number,
+                gap.topic_id,
+                gap.kind.value,
+                gap.first,
+                gap.last,
+            ),
         )
         write_ledger(connection, owner, "gap", {gap.partition: (gap.first, gap.resume_at)})
 

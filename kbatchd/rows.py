@@ -24,6 +24,7 @@ Used by the worker in its poll loop; no I/O. The codes of refusals:
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from binascii import a2b_base64, a2b_hex
@@ -110,17 +111,23 @@ def _integer(code: str) -> Encode:
     pack = struct.Struct(code).pack
 
     def encode(x: Any, column: Column, raw: str | None) -> bytes:
-        if type(x) is not int:
+        if type(x) is float:
+            shown = _Literal(repr(x) if raw is None else raw)
             # orjson makes floats of integers it cannot hold.
-            if type(x) is float and raw is not None and raw.lstrip("-").isdigit():
-                raise _out_of_range(column, raw)
-            raise _wrong_type("an integer", x if raw is None else _Literal(raw))
+            if abs(x) >= _TOO_LARGE_FOR_INT8 or str(shown).lstrip("-").isdigit():
+                raise _out_of_range(column, shown)
+            raise _wrong_type("an integer", shown)
+        if type(x) is not int:
+            raise _wrong_type("an integer", x)
         try:
             return pack(x)
         except struct.error as error:
             raise _out_of_range(column, x) from error
 
     return encode
+
+
+_TOO_LARGE_FOR_INT8: Final = 2.0**63
 
 
 class _Literal:
@@ -144,7 +151,7 @@ def _double(x: Any, column: Column, raw: str | None) -> float:
     if raw is None:
         return float(x)
     value = float(raw)
-    if value in {float("inf"), float("-inf")} or (value == 0 and not _is_zero(raw)):
+    if math.isinf(value) or (value == 0 and not _is_zero(raw)):
         raise _out_of_range(column, raw)
     return value
 
@@ -155,6 +162,8 @@ def _is_zero(literal: str) -> bool:
 
 _pack_float4: Final = struct.Struct(">f").pack
 _unpack_float4: Final = struct.Struct(">f").unpack
+_pack_float4_bits: Final = struct.Struct(">i").pack
+_unpack_float4_bits: Final = struct.Struct(">i").unpack
 _pack_double: Final = struct.Struct(">d").pack
 _unpack_bits: Final = struct.Struct(">q").unpack
 #: The bits of a double that a float4 has not, and their value where the double lies in the middle between two float4.
@@ -177,31 +186,28 @@ def _float4(x: Any, column: Column, raw: str | None) -> bytes:
     """Round the literal once, not to a double and then to a float4: halfway cases come out differently."""
     double = _double(x, column, raw)
     literal = Decimal(x if raw is None else raw)
-    try:
-        (nearest,) = _unpack_float4(_pack_float4(double))
-        bits = struct.unpack(">i", _pack_float4(abs(nearest)))[0]
-        candidates = [struct.unpack(">f", struct.pack(">i", bits + step))[0] for step in (-1, 0, 1) if bits + step >= 0]
-    except OverflowError as error:
-        raise _out_of_range(column, literal) from error
-    magnitude = abs(literal)
-    # Exact differences, in doubles' own binary fractions, would need Fraction; comparing with midpoints is exact as well.
-    below, above = (
-        [candidate for candidate in candidates if Decimal(candidate) <= magnitude],
-        [candidate for candidate in candidates if Decimal(candidate) > magnitude],
-    )
-    if below and above:
-        low, high = max(below), min(above)
-        if high != float("inf"):
-            middle = Decimal((low + high) / 2)  # exact: a double has room for one bit more
-            even = low if struct.unpack(">i", _pack_float4(low))[0] % 2 == 0 else high
-            rounded = low if magnitude < middle else high if magnitude > middle else even
-        else:
-            rounded = low
-    else:
-        rounded = abs(nearest)
-    if rounded == 0 and double != 0:
+    rounded = _nearest_float4(literal.copy_abs())  # abs() would round it
+    if math.isinf(rounded) or (rounded == 0 and not literal.is_zero()):
         raise _out_of_range(column, literal)
-    return _pack_float4(rounded if double >= 0 else -rounded)
+    return _pack_float4(math.copysign(rounded, double))
+
+
+def _nearest_float4(magnitude: Decimal) -> float:
+    """Return the nearest float4, of two equally near ones the even one; infinity when it is too large."""
+    try:
+        packed = _pack_float4(magnitude)
+    except OverflowError:
+        return math.inf
+    (near,) = _unpack_float4(packed)
+    (bits,) = _unpack_float4_bits(packed)
+    if magnitude == near:
+        return cast("float", near)
+    step = 1 if magnitude > near else -1  # comparisons of decimals with floats are exact
+    (other,) = _unpack_float4(_pack_float4_bits(bits + step))
+    middle = (near + other) / 2  # exact: a double has room for one bit more
+    if (magnitude > middle if step > 0 else magnitude < middle) or (magnitude == middle and bits % 2):
+        near = other
+    return cast("float", near)
 
 
 _NUMBER = re.compile(r"([+-]?)([0-9]*)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]{1,9}))?")
@@ -339,7 +345,7 @@ def _date(x: Any, column: Column, raw: str | None) -> bytes:  # noqa: ARG001
 
 #: Date, hours, minutes, seconds, fraction, then Z or the offset's sign, hours, and minutes (+hhmm, or +hh:mm[:ss]).
 _TIMESTAMP = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:\.([0-9]+))?)?"
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:\.([0-9]*))?)?"
     r"(?:([Zz])|([+-])([0-9]{2})(?:([0-9]{2})|:([0-9]{2})(?::([0-9]{2}))?)?)?"
 )
 _MAX_HOUR, _MAX_MINUTE, _MAX_SECOND = 23, 59, 60  # a leap second is the next minute's first, as PostgreSQL has it
@@ -476,7 +482,7 @@ if {v} is None: raise TypeError
 {v} = dumps({v})"""
 
 _TYPES: Final[dict[str, _Type]] = {
-    "bool": _Type(_bool, "if type({v}) is not bool: raise TypeError", pack="?", size=1),
+    "bool": _Type(_bool, "if type({v}) is not bool: raise TypeError", pack="b", size=1),
     "int2": _integer_type("h", 2),
     "int4": _integer_type("i", 4),
     "int8": _integer_type("q", 8),
@@ -686,7 +692,7 @@ class RowEncoder:
                     return _absent(column, present=name in record)
                 parts.append(_NULL)
                 continue
-            raw = slices[name].decode() if slices and kind.numbers else None
+            raw = slices[name].decode() if slices and (kind.numbers or type(x) is float) else None
             try:
                 field = kind.careful(x, column, raw)
             except _Refused as error:

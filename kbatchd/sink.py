@@ -26,7 +26,7 @@ from kbatchd.postgres import Verdict, verdict
 from kbatchd.progress import Owner, Position
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 #: The head of a binary COPY: signature, flags, length of the header extension.
 #: https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-BINARY
@@ -80,8 +80,9 @@ class Sink:
         self._in_a_row: dict[str, int] = {}
 
     def flush(self, batch: Batch, target: Target, positions: dict[Partition, Position]) -> Outcome:
-        """Write the batch and move `positions`, which tells where each claimed partition stands. Outcomes:
+        """Write the batch and move `positions`, which tells where each claimed partition stands.
 
+        Outcomes:
         - returns: rows and dead letters are in, progress has moved;
         - psycopg.Error: `postgres.verdict` tells whether to try again, or that the outcome is unknown;
         - Fenced: another session owns a partition. TableChanged: the rows were made for other columns;
@@ -194,6 +195,8 @@ class _Flush:
         Each row is sent about three times at most: going on with the whole rest after each refusal measured 102
         times at 1 % refused.
         """
+        # Deferred constraints speak at COMMIT, too late to tell the row: let each COPY hear them.
+        self.connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
         refused: dict[int, Refusal] = {}
         row, end = bisect_left(self.row_records, self.done), bisect_left(self.row_records, last)
         while row < end:
@@ -227,8 +230,6 @@ class _Flush:
         assert self.batch.buffer is not None
         try:
             with self.connection.transaction():
-                # Deferred constraints speak at COMMIT, too late to tell the row: let them speak here.
-                self.connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
                 self._copy(memoryview(self.batch.buffer)[self.row_starts[row] : self.row_starts[until]])
         except psycopg.Error as error:
             if verdict(error, broken=self.connection.broken) is not Verdict.POISON:
@@ -251,8 +252,11 @@ class _Flush:
         return int(match[1]) - 1 if match and int(match[1]) > 0 else None
 
     def _check_columns(self) -> None:
-        """Compare the columns with those encoded for: COPY holds the table's lock now, so they cannot change before
-        COMMIT. Binary COPY takes a float8's bytes for an int8 without a word."""
+        """Compare the table's columns with those encoded for.
+
+        COPY holds the table's lock now, so they cannot change before COMMIT. Without this, binary COPY would take a
+        float8's bytes for an int8 without a word.
+        """
         table = self.target.table
         if catalogue.fingerprint(self.connection, table.quoted) != table.fingerprint:
             raise TableChanged(f"route {self.target.owner.route}: table {table.quoted} was altered")
@@ -298,7 +302,7 @@ def _context_column(context: str) -> str | None:
     return match[1] if match else None
 
 
-def _dead_letter(owner: Owner, record: Record, why: Refusal) -> Iterable[object]:
+def _dead_letter(owner: Owner, record: Record, why: Refusal) -> Sequence[object]:
     return (
         owner.pipeline,
         owner.route,

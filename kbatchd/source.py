@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from operator import methodcaller
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from kbatchd.model import Partition
+from kbatchd.model import Partition, Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -62,7 +62,7 @@ _DEFAULTS: dict[str, str | int | float | bool] = {
 class Polled:
     """What one poll brought: records by topic, ends of partitions, and partitions in trouble."""
 
-    records: dict[str, Sequence[Message]] = field(default_factory=dict)
+    records: dict[str, Sequence[Record]] = field(default_factory=dict)
     ends: dict[Partition, int] = field(default_factory=dict)
     #: Their offset is not in the topic: `auto.offset.reset` says so once.
     out_of_range: list[Partition] = field(default_factory=list)
@@ -73,9 +73,14 @@ class Polled:
 class Rebalance(Protocol):
     """Who is told when the group gives or takes partitions."""
 
-    def on_assigned(self, partitions: Sequence[Partition]) -> None: ...
-    def on_revoked(self, partitions: Sequence[Partition]) -> None: ...
-    def on_lost(self, partitions: Sequence[Partition]) -> None: ...
+    def on_assigned(self, partitions: Sequence[Partition]) -> None:
+        """Begin with these."""
+
+    def on_revoked(self, partitions: Sequence[Partition]) -> None:
+        """Finish with these: their next owner waits until this returns."""
+
+    def on_lost(self, partitions: Sequence[Partition]) -> None:
+        """Drop these: they have another owner already."""
 
 
 class Source:
@@ -148,10 +153,10 @@ class Source:
             if not messages:
                 return polled
         if self._one_topic is not None:
-            polled.records[self._one_topic] = messages
+            polled.records[self._one_topic] = cast("Sequence[Record]", messages)
             return polled
-        by_topic: dict[str, list[Message]] = {}
-        for message in messages:
+        by_topic: dict[str, list[Record]] = {}
+        for message in cast("Sequence[Record]", messages):
             by_topic.setdefault(message.topic() or "", []).append(message)
         polled.records.update(by_topic)
         return polled

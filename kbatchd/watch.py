@@ -64,7 +64,7 @@ class TopicWatch:
         return True
 
     def diagnose(self, partition: Partition, next_offset: int, topic_id: str) -> Gap | None:
-        """Tell why an offset cannot be read; None when it can. Waits for the brokers; raises when they do not answer."""
+        """Ask the brokers why an offset cannot be read; None when it can. Raises KbatchError without an answer."""
         description = topics.describe(self._admin, [partition.topic])[partition.topic]
         if description is None:
             message = f"topic {partition.topic} does not exist"
@@ -82,10 +82,8 @@ class TopicWatch:
                 log.error("topic is gone", extra={"action": "topic_gone", "topic": name})
 
 
-def judge(
-    partition: Partition, next_offset: int, topic_id: str, current_id: str, low: int, high: int
-) -> Gap | None:
-    """Compare progress with a topic's id and watermarks: first the id, since the offsets of another topic say nothing."""
+def judge(partition: Partition, next_offset: int, topic_id: str, current_id: str, low: int, high: int) -> Gap | None:
+    """Compare progress with a topic's id, then with its watermarks: those of another topic would say nothing."""
     if topic_id != current_id:
         return Gap(partition, GapKind.RECREATED, next_offset, next_offset, low, current_id)
     if next_offset < low:

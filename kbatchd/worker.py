@@ -125,7 +125,7 @@ class Worker:
         values = [record.value() for record in records]
         rows: list[bytes] = []
         refused = encoder.encode(values, rows)
-        record_bytes = sum(map(len, values)) if None not in values else sum(len(value or b"") for value in values)
+        record_bytes = sum(len(value) for value in values if value is not None)
         self._put(topic, generation, Chunk(records, rows, refused, record_bytes))
 
     def _put(self, topic: str, generation: int, chunk: Chunk) -> None:
@@ -169,7 +169,7 @@ class Worker:
         return turn.encoders
 
     def _watch_topics(self) -> None:
-        """Ask for new partitions that are ours, and report topics that were made anew and offsets that are not there."""
+        """Ask for new partitions that are ours; report topics made anew and offsets that are not there."""
         if self._source.brokers_changed:
             self._source.brokers_changed = False
             self._watch.suspect()

@@ -31,9 +31,9 @@ def fork(run: Callable[[], int]) -> int:
     """
     parent = os.getpid()
     pid = os.fork()
-    if pid:
-        return pid
-    _run_child(parent, run)
+    if not pid:
+        _run_child(parent, run)
+    return pid
 
 
 def _run_child(parent: int, run: Callable[[], int]) -> NoReturn:

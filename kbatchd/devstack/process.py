@@ -1,7 +1,7 @@
 """Server programs as child processes: they die with us, and Ctrl-C in the terminal does not reach them.
 
-kafka.py and postgres.py start their servers through this file, in the process and the thread that own the server object.
-That thread must live as long as the server: Linux sends the death signal when the *thread* that forked ends.
+kafka.py and postgres.py start their servers through this file, in the process and the thread that own the server
+object. That thread must live as long as the server: Linux sends the death signal when the *thread* that forked ends.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from signal import SIGKILL
 from typing import TYPE_CHECKING, NamedTuple
 
 from kbatchd.errors import ServerUnavailable
@@ -20,6 +21,8 @@ from kbatchd.errors import ServerUnavailable
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from signal import Signals
+
+StrPath = str | Path
 
 #: Between two looks at a server that is starting; each look is one connection.
 POLL_SECONDS = 0.05
@@ -40,14 +43,14 @@ def myself() -> Account:
 
 
 def spawn(
-    command: Sequence[str | Path], *, log: Path, death_signal: Signals, account: Account | None = None
+    command: Sequence[StrPath], *, log: Path, death_signal: Signals, account: Account | None = None
 ) -> subprocess.Popen[bytes]:
     """Start a server in a session of its own, its output appended to `log`."""
     account = account or myself()
     launch = Path(__file__).with_name("launch.py")
     numbers = (death_signal.value, os.getpid(), account.uid, account.gid)
     with log.open("ab") as output:
-        return subprocess.Popen(  # noqa: S603 - our own program
+        return subprocess.Popen(
             [sys.executable, "-I", "-S", launch, *map(str, numbers), *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -57,10 +60,20 @@ def spawn(
         )
 
 
+def run(command: Sequence[StrPath], *, log: Path, account: Account | None = None) -> bool:
+    """Run a program to its end, as `spawn` does; tell whether it succeeded."""
+    with spawn(command, log=log, death_signal=SIGKILL, account=account) as process:
+        try:
+            return process.wait() == 0
+        except BaseException:
+            process.kill()
+            raise
+
+
 def wait_until_ready(
     name: str, process: subprocess.Popen[bytes], is_ready: Callable[[], bool], *, log: Path, timeout_seconds: float
 ) -> None:
-    """Return when `is_ready()` says so; raise ServerUnavailable, with the end of the log, when that cannot be any more."""
+    """Return when `is_ready()` says so; raise ServerUnavailable, with the end of the log, when it never will."""
     deadline = time.monotonic() + timeout_seconds
     while not is_ready():
         if process.poll() is not None:

@@ -1,5 +1,5 @@
 -- The demo's table: one row an API request.
-CREATE TABLE requests (
+CREATE TABLE public.requests (
     id          bigint           NOT NULL,
     request_id  uuid             NOT NULL,
     user_id     integer          NOT NULL,

@@ -33,6 +33,7 @@ SAME_FLOOR = {
     ("kbatchd.sink", "kbatchd.batch"),
     ("kbatchd.sink", "kbatchd.progress"),
     ("kbatchd.log", "kbatchd.systemd"),
+    ("kbatchd.postgres", "kbatchd.config"),
     ("kbatchd.errors", "kbatchd.model"),
 }
 

@@ -1,0 +1,415 @@
+"""The configuration file: defaults, rules, and one line for each fault."""
+
+from __future__ import annotations
+
+import os
+import re
+import typing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import tomli
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import BaseModel, ValidationError
+
+from kbatchd.config import Batch, Config, Kafka, Log, Postgres, Route, Workers, load, located
+from kbatchd.errors import ConfigError
+
+EXAMPLE = Path(__file__).parents[2] / "config" / "kbatchd.toml"
+
+MINIMAL = """\
+[kafka]
+bootstrap_servers = "localhost:9092"
+[postgres]
+dsn = "postgresql://kbatchd@localhost/app"
+[[route]]
+topic = "requests"
+table = "public.requests"
+"""
+
+#: Keys whose value in the example is not the default: there is none, or it comes from elsewhere.
+WITHOUT_DEFAULT = {
+    ("kafka", "bootstrap_servers"),
+    ("kafka", "group_id"),
+    ("kafka", "librdkafka"),
+    ("postgres", "dsn"),
+    ("postgres", "password_file"),
+    ("route", "topic"),
+    ("route", "table"),
+    ("route", "name"),
+}
+
+TABLES: dict[str, type[BaseModel]] = {
+    "kafka": Kafka,
+    "postgres": Postgres,
+    "workers": Workers,
+    "batch": Batch,
+    "log": Log,
+    "route": Route,
+}
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "kbatchd.toml"
+
+
+def _write(file: Path, text: str) -> Path:
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def _faults(file: Path, text: str) -> list[str]:
+    """Load a faulty text; return its faults without the file's name."""
+    with pytest.raises(ConfigError) as caught:
+        load(_write(file, text))
+    assert caught.value.exit_code == 78
+    assert all(fault.startswith(f"{file}:") and "\n" not in fault for fault in caught.value.faults)
+    return [fault.removeprefix(f"{file}:") for fault in caught.value.faults]
+
+
+def test_defaults(file: Path) -> None:
+    config = load(_write(file, MINIMAL))
+    assert config.pipeline == "kbatchd"
+    assert config.kafka.group_id == "kbatchd"
+    assert config.kafka.assignment == "pinned"
+    assert config.workers == Workers()
+    assert config.batch.linger_seconds == 3.0
+    (route,) = config.route
+    assert (route.name, route.start, route.omit, route.on_gap) == ("requests", "earliest", (), "halt")
+
+
+def test_example_has_every_key_with_its_default() -> None:
+    # Keys without a default are commented out: put them back.
+    text = re.sub(r'^# (?=[\w"]+(?:\.\w+")? = )', "", EXAMPLE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    example = tomli.loads(text)
+    example["route"] = example["route"][0]
+
+    assert set(example) == set(Config.model_fields)
+    for table, model in TABLES.items():
+        assert list(example[table]) == _order(list(example[table]), model), table
+        for key, field in model.model_fields.items():
+            if (table, key) not in WITHOUT_DEFAULT:
+                default = list(field.default) if isinstance(field.default, tuple) else field.default
+                assert example[table][key] == default, (table, key)
+                assert type(example[table][key]) is type(default), (table, key)
+    for key in ("pipeline", "startup_timeout_seconds"):
+        assert example[key] == Config.model_fields[key].default
+
+
+def _order(keys: list[str], model: type[BaseModel]) -> list[str]:
+    """Return all keys of the model, those of the example first: equal to them only if none is missing or unknown."""
+    return [key for key in keys if key in model.model_fields] + [key for key in model.model_fields if key not in keys]
+
+
+def test_example_explains_every_key() -> None:
+    lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
+    assert not [line for line in lines if re.match(r"(# )?\w+ = |\[", line) and "#" not in line[1:] and line[0] != "["]
+
+
+def test_example_loads() -> None:
+    load(EXAMPLE)
+
+
+def test_every_key_has_a_description() -> None:
+    for model in (Config, *TABLES.values()):
+        for key, field in model.model_fields.items():
+            assert field.description, (model, key)
+            assert field.description.endswith("."), (model, key)
+
+
+def test_nothing_changes_later(file: Path) -> None:
+    config = load(_write(file, MINIMAL))
+    with pytest.raises(ValidationError):
+        config.workers.count = 2  # type: ignore[misc]
+
+
+def test_all_faults_at_once(file: Path) -> None:
+    faults = _faults(
+        file,
+        """\
+pipline = "x"
+linger_seconds = 1
+[kafka]
+assignment = "pined"
+[kafka.librdkafka]
+fetch.wait.max.ms = [1]
+[postgres]
+dsn = "postgresql://u:secret@h/d"
+[workers]
+count = 0
+heartbeat_timeout_seconds = 2
+buffer_bytes = 4096
+[batch]
+max_rows = 20_000
+[[route]]
+topic = "a b"
+table = "t"
+omit = ["x", 3]
+[[route]]
+topic = "a"
+name = "n"
+tabel = "t"
+[[route]]
+topic = "a"
+table = "t"
+[[route]]
+topic = "b"
+table = ""
+name = "n"
+start = "yesterday"
+""",
+    )
+    assert faults == [
+        "1: pipline: is an unknown key; did you mean pipeline?",
+        "2: linger_seconds: is an unknown key; linger_seconds belongs to [batch]",
+        "3: kafka.bootstrap_servers: is missing; Brokers to start from: host:port, more after commas. Required.",
+        '4: kafka.assignment: is "pined"; allowed: "pinned" or "group"',
+        "6: kafka.librdkafka.fetch.wait.max.ms: is a list; allowed: a string, a number or a boolean for each property",
+        "8: postgres.dsn: holds a password; put it into a file with mode 0600 and name that in postgres.password_file, "
+        "or into the systemd credential postgres_password",
+        "10: workers.count: is 0; allowed: a whole number from 1 to 256",
+        "16: route[0].topic: is not a topic's name; "
+        "allowed: 1 to 249 letters, digits, '.', '_' and '-', but not '.' or '..'",
+        "18: route[0].omit[1]: is 3; allowed: a list of strings",
+        "19: route[1].table: is missing; The table to write: schema.table. Required.",
+        "22: route[1].tabel: is an unknown key; did you mean table?",
+        '24: route[2].topic: "a" is the topic of route[1] too; allowed: in one route only',
+        "28: route[3].table: is empty or has control characters; allowed: a line of printable characters",
+        '29: route[3].name: "n" is the name of route[1] too; allowed: a name of its own',
+        '30: route[3].start: is not a start; allowed: "earliest", "latest" or a time with its offset, '
+        "as 2026-01-31T08:00:00Z",
+    ]
+
+
+def test_rules_between_tables(file: Path) -> None:
+    text = MINIMAL + "[workers]\nheartbeat_timeout_seconds = 3.0\nbuffer_bytes = 4096\n[batch]\nmax_bytes = 2049\n"
+    assert _faults(file, text) == [
+        "11: batch.linger_seconds: is 3; allowed: less than workers.heartbeat_timeout_seconds, which is 3",
+        "12: batch.max_bytes: is 2_049; allowed: at most half of workers.buffer_bytes, which is 4_096: "
+        "one batch fills while another is copied",
+    ]
+
+
+def test_rules_between_tables_hold_for_defaults_too(file: Path) -> None:
+    faults = _faults(file, MINIMAL + "[workers]\nbuffer_bytes = 4096\n")
+    assert len(faults) == 1
+    assert "batch.max_bytes: is 8_388_608; allowed: at most half of workers.buffer_bytes" in faults[0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "fault"),
+    [
+        ("[workers]\ncount = true", "workers.count: is a boolean; allowed: a whole number from 1 to 256"),
+        ("[workers]\ncount = 1.0", "workers.count: is 1.0; allowed: a whole number from 1 to 256"),
+        ("[workers]\ncount = '4'", "workers.count: is a string; allowed: a whole number from 1 to 256"),
+        ("[batch]\nlinger_seconds = 0.001", "batch.linger_seconds: is 0.001; allowed: a number of seconds from 0.01 to 3_600"),
+        ("[batch]\nlinger_seconds = inf", "batch.linger_seconds: is inf; allowed: a number of seconds from 0.01 to 3_600"),
+        ("[batch]\nlinger_seconds = nan", "batch.linger_seconds: is nan; allowed: a number of seconds from 0.01 to 3_600"),
+        ("[batch]\nmax_rows = 1_000_001", "batch.max_rows: is 1000001; allowed: a whole number from 1 to 1_000_000"),
+        ("[log]\nlevel = 'INFO'", 'log.level: is "INFO"; allowed: "debug" or "info" or "warning" or "error"'),
+        ("log = 3", "log: is 3; allowed: a table"),
+        ("[gateway]", "gateway: is an unknown key; allowed: pipeline, startup_timeout_seconds, kafka"),
+    ],
+)  # fmt: skip
+def test_one_fault(lines: str, fault: str, file: Path) -> None:
+    text = f"{lines}\n{MINIMAL}" if lines.startswith("log") else f"{MINIMAL}{lines}\n"
+    (found,) = _faults(file, text)
+    assert found.partition(": ")[2].startswith(fault)
+
+
+@pytest.mark.parametrize("seconds", ["1", "1.0", "0.05"])
+def test_whole_numbers_are_seconds_too(seconds: str, file: Path) -> None:
+    assert load(_write(file, f"{MINIMAL}[batch]\nlinger_seconds = {seconds}\n")).batch.linger_seconds == float(seconds)
+
+
+def test_an_empty_file(file: Path) -> None:
+    assert [fault.partition(" ")[2].partition(":")[0] for fault in _faults(file, "")] == [
+        "kafka.bootstrap_servers",
+        "postgres.dsn",
+        "route",
+    ]
+
+
+@pytest.mark.parametrize("route", ["route = 3", "route = []", "route = [1]", "[route]\ntopic = 'a'"])
+def test_routes_of_a_wrong_kind(route: str, file: Path) -> None:
+    (fault,) = _faults(file, f"{route}\n{MINIMAL.partition('[[route]]')[0]}")
+    assert "allowed: " in fault
+
+
+@pytest.mark.parametrize(
+    ("start", "value"),
+    [
+        ('"latest"', "latest"),
+        ('"2026-01-31T08:00:00Z"', datetime(2026, 1, 31, 8, tzinfo=UTC)),
+        ('"2026-01-31T09:00:00+01:00"', datetime(2026, 1, 31, 8, tzinfo=UTC)),
+        ("2026-01-31T08:00:00Z", datetime(2026, 1, 31, 8, tzinfo=UTC)),
+    ],
+)
+def test_start(start: str, value: object, file: Path) -> None:
+    assert load(_write(file, f"{MINIMAL}start = {start}\n")).route[0].start == value
+
+
+@pytest.mark.parametrize(
+    "start", ['"2026-01-31"', '"2026-01-31T08:00:00"', "2026-01-31T08:00:00", "2026-01-31", "5", "[]", '""']
+)
+def test_start_without_an_offset_is_a_fault(start: str, file: Path) -> None:
+    (fault,) = _faults(file, f"{MINIMAL}start = {start}\n")
+    assert fault.startswith("8: route[0].start: is not a start; allowed: ")
+
+
+def test_librdkafka_keys_quoted_or_not(file: Path) -> None:
+    text = f'{MINIMAL}[kafka.librdkafka]\n"fetch.wait.max.ms" = 50\nqueued.min.messages = 1\nsocket.keepalive.enable = true\n'
+    assert load(_write(file, text)).kafka.librdkafka == {
+        "fetch.wait.max.ms": 50,
+        "queued.min.messages": 1,
+        "socket.keepalive.enable": True,
+    }
+
+
+def test_faults_found_by_others_get_their_line(file: Path) -> None:
+    _write(file, f"{MINIMAL}[kafka.librdkafka]\nfetch.wait = 50\n")
+    error = located(file, {("kafka", "librdkafka", "fetch.wait"): "no such property"})
+    assert error.faults == (f"{file}:9: kafka.librdkafka.fetch.wait: no such property",)
+
+
+class TestFile:
+    """What is no configuration at all."""
+
+    def test_missing(self, file: Path) -> None:
+        with pytest.raises(ConfigError, match=re.escape(f"{file}: cannot be read: No such file or directory")):
+            load(file)
+
+    def test_directory(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+            load(tmp_path)
+
+    def test_not_utf8(self, file: Path) -> None:
+        file.write_bytes(b"a = 1\nb = '\xff'\n")
+        with pytest.raises(ConfigError, match=re.escape(f"{file}:2: is not UTF-8: byte 0xff")):
+            load(file)
+
+    @pytest.mark.parametrize(
+        ("text", "line", "message"),
+        [
+            ("a = 1\nb = = 2\n", 2, "Invalid value (at line 2, column 5)"),
+            ("a = 1\na = 2\n", 2, "Cannot overwrite a value (at line 2, column 6)"),
+            ('a = "', 1, "Unterminated string (at end of document)"),
+        ],
+    )
+    def test_broken_toml(self, text: str, line: int, message: str, file: Path) -> None:
+        assert _faults(file, text) == [f"{line}: {message}"]
+
+
+class TestPassword:
+    """Where a password may come from, and where it must not be seen."""
+
+    SECRET = "p'a \\s%s"
+
+    @pytest.mark.parametrize(
+        "dsn",
+        [
+            "postgresql://u:pw@h/d",
+            "postgres://u:@h/d",
+            "postgresql://u@h/d?sslmode=require&password=pw",
+            "host=h password=pw dbname=d",
+            "host=h password = 'p w'",
+        ],
+    )
+    def test_not_in_the_file(self, dsn: str, file: Path) -> None:
+        (fault,) = _faults(file, MINIMAL.replace("postgresql://kbatchd@localhost/app", dsn))
+        assert fault.startswith("4: postgres.dsn: holds a password; ")
+        assert "pw" not in fault
+        assert "p w" not in fault
+
+    @pytest.mark.parametrize(
+        "dsn", ["host=h passfile=/x", "service=app", "postgresql://u@h1:1,h2:2/d?passfile=x", "options='-c a.password=b'"]
+    )
+    def test_dsn_without_a_password(self, dsn: str, file: Path) -> None:
+        assert load(_write(file, MINIMAL.replace("postgresql://kbatchd@localhost/app", dsn))).postgres.conninfo == dsn
+
+    @pytest.mark.parametrize("dsn", ["app", "mysql://h/d", "http://h"])
+    def test_not_a_connection_string(self, dsn: str, file: Path) -> None:
+        (fault,) = _faults(file, MINIMAL.replace("postgresql://kbatchd@localhost/app", dsn))
+        assert fault.startswith("4: postgres.dsn: is not a connection string; allowed: ")
+
+    @pytest.mark.parametrize(
+        "dsn", ["postgresql://u@h/d", "postgresql://u@h1:1,h2:2/d?sslmode=prefer", "host=h user=u", "host='h' user=u "]
+    )
+    @pytest.mark.parametrize("mode", [0o600, 0o400])
+    def test_from_its_file(self, dsn: str, mode: int, file: Path) -> None:
+        (file.parent / "secret").write_text(f"{self.SECRET}\n")
+        (file.parent / "secret").chmod(mode)
+        text = MINIMAL.replace('postgresql://kbatchd@localhost/app"', f'{dsn}"\npassword_file = "secret"')
+        config = load(_write(file, text))
+        assert conninfo_to_dict(config.postgres.conninfo) == {**conninfo_to_dict(dsn), "password": self.SECRET}
+        assert self.SECRET not in repr(config)
+        assert self.SECRET not in str(config.model_dump())
+
+    @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o666])
+    def test_file_open_to_others(self, mode: int, file: Path) -> None:
+        secret = file.parent / "secret"
+        secret.write_text("pw")
+        secret.chmod(mode)
+        (fault,) = _faults(file, MINIMAL.replace("[postgres]", '[postgres]\npassword_file = "secret"'))
+        assert fault == (
+            f"4: postgres.password_file: is {secret} with mode {mode:04o}; allowed: 0600 or 0400 (chmod 600 {secret})"
+        )
+
+    @pytest.mark.parametrize("content", [b"", b"\n", b"\xff", b"a\0b"])
+    def test_file_without_a_password(self, content: bytes, file: Path) -> None:
+        secret = file.parent / "secret"
+        secret.write_bytes(content)
+        secret.chmod(0o600)
+        (fault,) = _faults(file, MINIMAL.replace("[postgres]", '[postgres]\npassword_file = "secret"'))
+        assert fault.startswith(f"4: postgres.password_file: is {secret}, which ")
+
+    def test_file_that_is_missing(self, file: Path) -> None:
+        (fault,) = _faults(file, MINIMAL.replace("[postgres]", '[postgres]\npassword_file = "/no/{where}"'))
+        assert fault.endswith("is /no/{where}, which cannot be read: No such file or directory")
+
+    def test_from_a_systemd_credential(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (file.parent / "postgres_password").write_text(self.SECRET)
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(file.parent))
+        config = load(_write(file, MINIMAL))
+        assert conninfo_to_dict(config.postgres.conninfo)["password"] == self.SECRET
+
+    def test_database_url_may_hold_one(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DATABASE_URL", "postgresql://u:first@h/d")
+        text = MINIMAL.replace('dsn = "postgresql://kbatchd@localhost/app"\n', "")
+        config = load(_write(file, text))
+        assert config.postgres.dsn is None
+        assert config.postgres.conninfo == "postgresql://u:first@h/d"
+        assert "first" not in repr(config)
+
+        (file.parent / "secret").write_text("second")
+        (file.parent / "secret").chmod(0o600)
+        config = load(_write(file, text.replace("[postgres]", '[postgres]\npassword_file = "secret"')))
+        assert conninfo_to_dict(config.postgres.conninfo)["password"] == "second"
+
+    def test_the_file_outranks_database_url(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DATABASE_URL", "postgresql://other/d")
+        assert load(_write(file, MINIMAL)).postgres.conninfo == "postgresql://kbatchd@localhost/app"
+
+    def test_database_url_of_a_wrong_kind(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DATABASE_URL", "mysql://u:secret@h/d")
+        (fault,) = _faults(file, MINIMAL.replace('dsn = "postgresql://kbatchd@localhost/app"\n', ""))
+        assert fault.startswith("3: postgres.dsn: is missing, and $DATABASE_URL is not a connection string; allowed: ")
+        assert "secret" not in fault
+
+    def test_environment_is_bare(self) -> None:
+        assert "DATABASE_URL" not in os.environ
+
+
+def test_sections_can_be_built_in_code() -> None:
+    kafka = Kafka(bootstrap_servers="h:1")
+    assert typing.get_type_hints(Kafka)["assignment"] == typing.Literal["pinned", "group"]
+    assert kafka.librdkafka == {}
+    assert Route(topic="t", table="public.t").name == "t"
