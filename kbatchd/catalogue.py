@@ -1,14 +1,14 @@
 """What PostgreSQL's catalogue says about a target table: its columns, and which of them a record must feed.
 
 The preflight child reads it to report every fault of the tables at once. The flusher thread reads it when it builds a
-route's encoder, and again when a fingerprint differs. The sink runs `FINGERPRINT_SQL` inside each batch's
-transaction, after its COPY, which holds the table's lock: binary COPY takes a float8's bytes for an int8 without a word.
+route's encoder, and again when a fingerprint differs. The sink runs `FINGERPRINT_SQL` inside each batch's transaction,
+after its COPY, which holds the table's lock: binary COPY takes a float8's bytes for an int8 without a word.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import psycopg
@@ -27,8 +27,8 @@ SUPPORTED_TYPES: Final = frozenset({
     "date", "timestamp", "timestamptz", "json", "jsonb", "bytea",
 })  # fmt: skip
 
-#: Its one parameter is the table's quoted name (`Table.quoted`). It is resolved anew each time and the oid is part of the
-#: result: a table that was dropped and made anew, or renamed, differs too. NULL when there is no such table.
+#: Its one parameter is the table's quoted name (`Table.quoted`). It is resolved anew each time, and the oid is part of
+#: the result: a table that was dropped and made anew, or renamed, differs too. No row when there is no such table.
 FINGERPRINT_SQL: Final = """
 SELECT attrelid::text || ':' || md5(string_agg(
     concat_ws(' ', attnum, atttypid, atttypmod, attnotnull, attgenerated, attidentity, attname), ',' ORDER BY attnum))
@@ -111,15 +111,16 @@ def read_table(connection: psycopg.Connection, name: str) -> Table:
                 raise ConfigError(message)
             oid, schema, relation, kind, may_insert, row_security, user = row
             _check_relation(f"{schema}.{relation}", kind, user, may_insert=may_insert, row_security=row_security)
-            columns = tuple(Column(*values) for values in cursor.execute(_COLUMNS_SQL, (oid,)))
+            table = Table(oid, schema, relation, (), "")
+            # Before the columns: should they change in between, the next batch sees another fingerprint.
+            table = replace(table, fingerprint=fingerprint(connection, table.quoted))
+            return replace(table, columns=tuple(Column(*values) for values in cursor.execute(_COLUMNS_SQL, (oid,))))
     except (psycopg.errors.InvalidName, psycopg.errors.SyntaxError, psycopg.errors.FeatureNotSupported) as error:
         message = f"table {name} is not a table's name ({_primary(error)}): correct the route's `table`"
         raise ConfigError(message) from error
     except psycopg.errors.InsufficientPrivilege as error:
         message = f"table {name} cannot be looked at ({_primary(error)}): grant USAGE on its schema"
         raise ConfigError(message) from error
-    table = Table(oid, schema, relation, columns, "")
-    return Table(oid, schema, relation, columns, fingerprint(connection, table.quoted))
 
 
 def _check_relation(name: str, kind: str, user: str, *, may_insert: bool, row_security: bool) -> None:
@@ -141,8 +142,11 @@ def _primary(error: psycopg.Error) -> str:
 
 
 def fingerprint(connection: psycopg.Connection, quoted_name: str) -> str:
-    """Return what identifies the table and all that the encoding of its rows depends on; "" if it is gone."""
-    with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
+    """Return what identifies the table and all that the encoding of its rows depends on; "" if it is gone.
+
+    One query in the caller's transaction: a batch's own, after its COPY.
+    """
+    with connection.cursor(row_factory=tuple_row) as cursor:
         row = cursor.execute(FINGERPRINT_SQL, (quoted_name,)).fetchone()
     return "" if row is None else str(row[0])
 
@@ -167,7 +171,10 @@ def _omit_faults(table: Table, omit: Sequence[str]) -> Iterator[str]:
         if column is None:
             yield f"table {table}: omit names column {name}, which is not there: correct it, or take it out of `omit`"
         elif column.not_null and not (column.has_default or column.generated or column.identity):
-            yield f"table {table}: omitted column {name} is NOT NULL and has no default: give it one, or take it out of `omit`"
+            yield (
+                f"table {table}: omitted column {name} is NOT NULL and has no default: "
+                f"give it one, or take it out of `omit`"
+            )
 
 
 def _column_faults(table: Table, columns: Sequence[Column], omit: Sequence[str]) -> Iterator[str]:
@@ -176,8 +183,8 @@ def _column_faults(table: Table, columns: Sequence[Column], omit: Sequence[str])
         # JSON's strings are TOML's as well, whatever is in a column's name.
         line = f"omit = {json.dumps([*omit, *defaults], ensure_ascii=False)}"
         yield (
-            f"table {table}: {', '.join(defaults)}: NOT NULL with a default, which PostgreSQL applies to omitted columns "
-            f"only: add to the route  {line}  or drop the default if every record has the field"
+            f"table {table}: {', '.join(defaults)}: NOT NULL with a default, which PostgreSQL applies to omitted "
+            f"columns only: add to the route the line  {line}  or drop the default if every record has the field"
         )
     for column in columns:
         if column.type_name not in SUPPORTED_TYPES:

@@ -220,9 +220,9 @@ def _progress_accept(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from kbatchd import demo
+    from kbatchd.demo import run as run_demo
 
-    return demo.run(records=arguments.records, keep=arguments.keep)
+    return run_demo(records=arguments.records, keep=arguments.keep)
 
 
 def _load(arguments: argparse.Namespace) -> Config:

@@ -350,7 +350,6 @@ class Config(_Table):
         return routes
 
 
-
 def load(path: Path) -> Config:
     """Read and check the file; raise ConfigError with one line for each fault in it."""
     text = _read(path)

@@ -1,12 +1,13 @@
 """`kbatchd demo`: all of it on one machine, from an empty directory to a proof.
 
-A real Kafka and a real PostgreSQL (kbatchd.devstack), the same commands an operator would run, the daemon as a process of
-its own, generated requests, and at the end SQL that must find every record in the table exactly once. Runs in the main
-thread of the command line's process; whatever ends it, Ctrl-C included, stops the daemon first and then the servers.
+A real Kafka and a real PostgreSQL (kbatchd.devstack), the same commands an operator would run, the daemon as a process
+of its own, generated requests, and at the end SQL that must find every record in the table exactly once. Runs in the
+main thread of the command line's process; whatever ends it, Ctrl-C included, stops the daemon first, then the servers.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -49,6 +50,20 @@ STANDSTILL_SECONDS = 60.0
 #: More than workers.grace_seconds, with the time to end.
 STOP_SECONDS = 20.0
 
+OUTCOME = """
+    SELECT count(*), count(DISTINCT id), min(id), max(id),
+           (SELECT coalesce(sum(next_offset), 0)::bigint FROM kbatchd.progress)
+      FROM requests
+"""
+SUMMARY = """
+    SELECT count(*),
+           coalesce(sum("rows"), 0)::bigint,
+           coalesce(percentile_disc(0.5) WITHIN GROUP (ORDER BY "rows"), 0),
+           coalesce(extract(epoch FROM max(committed_at) - min(started_at)), 0)::float8
+      FROM kbatchd.batches
+     WHERE "rows" > 0
+"""
+
 
 class DemoFailed(KbatchError):
     """A step of the demo did not do what it must."""
@@ -74,7 +89,8 @@ class Daemon:
     def __init__(self, config: Path) -> None:
         self.log = config.with_name("kbatchd.log")
         command = [sys.executable, "-m", "kbatchd", "--config", str(config)]
-        self._process = spawn(command, log=self.log, death_signal=signal.SIGTERM)
+        # Here, as the other commands: `python -m kbatchd` in a checkout finds the package in the working directory.
+        self._process = spawn(command, log=self.log, death_signal=signal.SIGTERM, cwd=Path.cwd())
 
     def check(self) -> None:
         """Raise DemoFailed when it has ended on its own."""
@@ -123,7 +139,7 @@ class View:
             print(f"  {seconds:5.1f} s  {sent:,} records in Kafka, {rows:,} rows in the table", flush=True)
 
 
-def run_demo(records: int = 300_000, keep: bool = False) -> int:
+def run(records: int = 300_000, keep: bool = False) -> int:
     """Run the demo; return 0 only if it has proven that each record became one row."""
     keep = keep or os.environ.get("KEEP", "0") not in {"", "0"}
     console = Console(highlight=False, soft_wrap=True)
@@ -146,21 +162,23 @@ def run_demo(records: int = 300_000, keep: bool = False) -> int:
         if status != EX_OK:
             raise DemoFailed(f"the daemon ended with status {status} when asked to stop.\n{tail(daemon.log)}")
         if not keep:
-            console.print("To look around while everything runs: KEEP=1 kbatchd demo")
+            console.print("To look around while everything runs: KEEP=1 make demo, or kbatchd demo --keep")
     return EX_OK if outcome.proves(records) else EX_SOFTWARE
 
 
 @contextmanager
 def _orderly_end() -> Iterator[ExitStack]:
     """Give a stack whose end nothing interrupts; until then SIGTERM is as good as Ctrl-C."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with ExitStack() as stack:
+    before = [(each, signal.getsignal(each)) for each in (signal.SIGINT, signal.SIGTERM)]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with ExitStack() as stack:
+        try:
             yield stack
-            ending = stack.pop_all()
-    finally:
-        pass
-    del before, ending
+        finally:
+            for each, _ in before:
+                signal.signal(each, signal.SIG_IGN)
+    for each, handler in before:
+        signal.signal(each, handler)
 
 
 def _start_servers(stack: ExitStack, console: Console) -> tuple[Kafka | GivenKafka, Postgres | GivenPostgres]:
@@ -170,3 +188,135 @@ def _start_servers(stack: ExitStack, console: Console) -> tuple[Kafka | GivenKaf
     kafka = stack.enter_context(kafka_server(console.print))
     console.print(f"Kafka       {kafka.bootstrap_servers}")
     return kafka, postgres
+
+
+def _write_config(directory: Path, kafka: Kafka | GivenKafka, postgres: Postgres | GivenPostgres) -> tuple[Path, str]:
+    """Write a copy of config/demo.toml with the servers' addresses; return it and the topic's name."""
+    # Somebody else's Kafka may well have a topic of that name.
+    topic = f"requests-{uuid.uuid4().hex[:8]}" if isinstance(kafka, GivenKafka) else "requests"
+    text = _shipped("config/demo.toml")
+    for old, new in (
+        (ADDRESS_IN_FILE, json.dumps(kafka.bootstrap_servers)),
+        (DSN_IN_FILE, json.dumps(postgres.dsn)),
+        (TOPIC_IN_FILE, f'topic = "{topic}"'),
+    ):
+        if text.count(old) != 1:
+            raise DemoFailed(f"config/demo.toml must hold {old} once")
+        text = text.replace(old, new)
+    config = directory / "demo.toml"
+    config.write_text(text)
+    return config, topic
+
+
+def _prepare(console: Console, config: Path, dsn: str) -> None:
+    """Make the table, the schema kbatchd and the topic, with the commands that an operator has."""
+    console.print("Making the table from sql/examples/requests.sql")
+    with psycopg.connect(dsn) as connection:
+        try:
+            connection.execute(_shipped("sql/examples/requests.sql").encode())
+        except psycopg.errors.DuplicateTable as error:
+            raise ConfigError("KBATCHD_DSN: the database has a table requests; give the demo an empty one") from error
+    for command in ("migrate", "create-topic"):
+        console.print(f"Running kbatchd {command} --config {config}")
+        done = subprocess.run([sys.executable, "-m", "kbatchd", command, "--config", config], check=False)  # noqa: S603
+        if done.returncode != EX_OK:
+            raise DemoFailed(f"kbatchd {command} ended with status {done.returncode}")
+
+
+def _send_and_wait(
+    console: Console,
+    connection: psycopg.Connection,
+    daemon: Daemon,
+    bootstrap_servers: str,
+    topic: str,
+    records: int,
+) -> None:
+    """Send the records while the daemon writes them; return when as many rows are committed."""
+    console.print(f"Sending {records:,} requests to the topic {topic}")
+    view = View(console, records)
+    rows, sent = 0, 0
+    next_look = changed_at = time.monotonic()
+
+    def look(now_sent: int) -> None:
+        nonlocal rows, sent, next_look, changed_at
+        sent = now_sent
+        now = time.monotonic()
+        if now < next_look:
+            return
+        next_look = now + LOOK_SECONDS
+        daemon.check()
+        if rows != (rows := _rows_in_ledger(connection)):
+            changed_at = now
+        view.show(sent, rows)
+
+    with view.bars:
+        send(bootstrap_servers, topic, generate(records), PARTITIONS, look)
+        changed_at = time.monotonic()
+        while rows < records:
+            if time.monotonic() > changed_at + STANDSTILL_SECONDS:
+                raise DemoFailed(f"no row for {STANDSTILL_SECONDS:.0f} s, {rows:,} so far.\n{tail(daemon.log)}")
+            time.sleep(LOOK_SECONDS)
+            look(records)
+
+
+def _rows_in_ledger(connection: psycopg.Connection) -> int:
+    """Count what was committed, dead letters too: without them a refused record would look like a standstill."""
+    # From the ledger, not from the table: counting 300,000 rows five times a second is work of its own.
+    row = connection.execute('SELECT coalesce(sum("rows" + dead_letters), 0) FROM kbatchd.batches').fetchone()
+    return int(row[0]) if row else 0
+
+
+def _look(connection: psycopg.Connection) -> Outcome:
+    row = connection.execute(OUTCOME).fetchone()
+    return Outcome(*row) if row else Outcome(0, 0, None, None, 0)
+
+
+def _report(console: Console, connection: psycopg.Connection, outcome: Outcome, records: int) -> None:
+    """Print what was found and how it went."""
+    console.print()
+    for what, found, expected in (
+        ("rows in the table", outcome.rows, records),
+        ("different ids", outcome.distinct_ids, records),
+        ("first and last id", (outcome.first_id, outcome.last_id), (0, records - 1)),
+        ("sum of next_offset", outcome.next_offsets, records),
+    ):
+        mark = "[green]ok[/]" if found == expected else f"[red]WRONG[/], must be {expected}"
+        console.print(f"  {what:<20} {found!s:>14}  {mark}")
+    row = connection.execute(SUMMARY).fetchone()
+    batches, rows, median, seconds = row or (0, 0, 0, 0.0)
+    console.print()
+    console.print(
+        f"  {rows:,} rows in {seconds:.1f} s ({rows / max(seconds, 0.001):,.0f} rows/s), {batches} batches, "
+        f"the median one of {median:,} rows"
+    )
+    console.print()
+    if outcome.proves(records):
+        console.print(f"[bold green]Proven[/]: {records:,} records, {outcome.rows:,} rows, each exactly once.")
+    else:
+        console.print("[bold red]Not proven[/]: the table does not hold each record exactly once.")
+
+
+def _stay(console: Console, config: Path, postgres: Postgres | GivenPostgres, kafka: Kafka | GivenKafka) -> None:
+    """Leave everything up until Ctrl-C."""
+    console.print(
+        f"""
+Everything is still running. To look around, from another terminal:
+  {postgres.psql} {postgres.dsn}
+      SELECT * FROM requests LIMIT 10;
+      SELECT * FROM kbatchd.progress;
+      SELECT * FROM kbatchd.batches ORDER BY id DESC LIMIT 10;
+  {sys.executable} -m kbatchd progress show --config {config}
+Kafka answers at {kafka.bootstrap_servers}; the daemon's log is {config.with_name("kbatchd.log")}
+Ctrl-C stops it all."""  # noqa: S608 - for the eye
+    )
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        console.print()
+
+
+def _shipped(path: str) -> str:
+    """Read a file that the wheel holds in the package and a checkout beside it."""
+    package = Path(__file__).parent
+    shipped = package / path
+    return (shipped if shipped.exists() else package.parent / path).read_text()

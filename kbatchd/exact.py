@@ -14,15 +14,15 @@ import json
 import re
 from bisect import bisect_right
 from itertools import accumulate
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import orjson
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-#: Digits and "." become 0, "E" becomes "e", "-" stays, what can follow a number becomes ",", and all else a blank:
-#: numbers can then be found by their shape.
+#: Digits and "." become 0, "E" becomes "e", "-" stays, what can follow a number becomes ",", and all else a blank: then
+#: numbers can be found by their shape.
 _SHAPE = bytes(
     ord("0") if byte in b"0123456789."
     else ord("e") if byte in b"eE"
@@ -43,14 +43,17 @@ _BEFORE_NUMBER = b"[,:-+eE \t\r\n"
 _SAFE_INTEGER_DIGITS = 18
 #: NUL inside a JSON string; a raw one is not valid JSON. (An escaped backslash before "u0000" looks the same here.)
 _NUL = b"\\u0000"
-#: Records are searched in pieces of about so many bytes, of which the search makes two copies: small enough for malloc's
-#: heap and the processor's cache (0.33 us a record; with pieces of 128 KiB, each a mmap of its own, 0.49).
+#: Records are searched in pieces of about so many bytes, of which the search makes two copies: small enough for
+#: malloc's heap and the processor's cache (0.33 us a record; with pieces of 128 KiB, each a mmap of its own, 0.49).
 _PIECE_BYTES = 48 * 1024
 
 #: What can make orjson refuse valid JSON: numbers from 1.8e308 up.
 _MAYBE_HUGE = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{300}")
 _STRING_OR_HUGE = re.compile(
-    rb'"(?:[^"\\]|\\.)*"|-?[0-9]+(?:\.[0-9]+)?[eE]\+?[0-9]{3,}|-?[0-9]{300,}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?', re.DOTALL
+    rb'"(?:[^"\\]|\\.)*"'
+    rb"|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?[eE]\+?[0-9]{3,}"
+    rb"|-?[1-9][0-9]{299,}(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?",
+    re.DOTALL,
 )
 
 _FIELD_NUMBER = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*([-+.0-9eE]+)")
@@ -58,13 +61,13 @@ _skip_blanks = re.compile(r"[ \t\r\n]*").match
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    message = f"{name} is not JSON"
-    raise ValueError(message)
+    raise json.JSONDecodeError(f"{name} is not a number", name, 0)
 
 
 # `len` stands for the number parsers: no number is looked at here, and int() has a limit of 4,300 digits.
-_scan_once = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=_refuse_constant).scan_once
-_scan_string = json.decoder.scanstring
+_decoder = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=_refuse_constant)
+_scan_once: Callable[[str, int], tuple[object, int]] = _decoder.scan_once  # type: ignore[attr-defined]
+_scan_string: Callable[[str, int], tuple[str, int]] = json.decoder.scanstring  # type: ignore[attr-defined]
 
 
 def suspects(values: Sequence[bytes | None], *, numbers: bool) -> list[int]:
@@ -72,18 +75,19 @@ def suspects(values: Sequence[bytes | None], *, numbers: bool) -> list[int]:
 
     Costs 0.3 us a record of 275 bytes. It may name a record that is harmless, but leaves out none that is not.
     """
+    texts = cast("Sequence[bytes]", values)
     try:
-        size = sum(map(len, values))  # type: ignore[arg-type]  # a None is what the except clause is for
-    except TypeError:
-        values = [value or b"" for value in values]
-        size = sum(map(len, values))
-    step = len(values) * _PIECE_BYTES // (size or 1) + 1
+        size = sum(map(len, texts))
+    except TypeError:  # a tombstone: looking for one first would cost as much again
+        texts = [value or b"" for value in values]
+        size = sum(map(len, texts))
+    step = len(texts) * _PIECE_BYTES // (size or 1) + 1
     found: list[int] = []
-    for first in range(0, len(values), step):
-        piece = values[first : first + step]
-        positions = _suspect_positions(b"\n".join(piece), numbers=numbers)  # type: ignore[arg-type]  # no None is left
+    for first in range(0, len(texts), step):
+        piece = texts[first : first + step]
+        positions = _suspect_positions(b"\n".join(piece), numbers=numbers)
         if positions:
-            ends = list(accumulate(len(value) + 1 for value in piece if value is not None))
+            ends = list(accumulate(len(text) + 1 for text in piece))
             found += sorted({first + bisect_right(ends, at) for at in positions})
     return found
 
@@ -134,20 +138,20 @@ def _is_exact(digits: bytes, after: bytes) -> bool:
 
 
 def loads_huge(value: bytes) -> object:
-    """Decode a record that orjson refused, with 1.5 for each number too large for it; ValueError if it is not JSON.
+    """Decode a record that orjson refused, with 1.5 for each number too large for it.
 
-    The field's own text (`field_slices`) must then be used wherever a float is accepted.
+    Wherever a number with a fraction is accepted, the field's own text (`field_slices`) must then be used. Raises
+    JSONDecodeError when it is not JSON.
     """
-    if not _MAYBE_HUGE.search(value):
-        message = "no number is too large"
-        raise ValueError(message)
-    return orjson.loads(_STRING_OR_HUGE.sub(lambda match: match[0] if match[0][:1] == b'"' else b"1.5", value))
+    if _MAYBE_HUGE.search(value):
+        value = _STRING_OR_HUGE.sub(lambda match: match[0] if match[0][:1] == b'"' else b"1.5", value)
+    return orjson.loads(value)
 
 
 def field_slices(value: bytes) -> dict[str, bytes]:
     """Return the raw text of each field of a JSON object; of a name that is there twice the last, as orjson does.
 
-    Raises ValueError when it is not a JSON object, and RecursionError when it is nested too deeply.
+    Raises JSONDecodeError when it is not a JSON object, and RecursionError when it is nested too deeply.
     """
     text = value.decode()
     slices: dict[str, bytes] = {}

@@ -164,13 +164,13 @@ class Flusher(threading.Thread):
     def _take_news(self) -> None:
         """Do what the poll loop asked for since the last turn."""
         wanted, released, gaps = self._handover.news()
+        if released:  # before what is wanted: the group may give back what it has just taken
+            self._release(released)
         if wanted is not None:
             self._asked = True
             self._topic_ids.update(wanted)
             self._waiting.update(dict.fromkeys(wanted, 0.0))
             self._sweep_at = 0.0
-        if released:
-            self._release(released)
         for gap in gaps:
             self._topic_ids[gap.partition] = gap.topic_id
             lane = self._handover.lanes[gap.partition.topic]
@@ -235,6 +235,9 @@ class Flusher(threading.Thread):
         known = self._targets.get(lane.route.topic)
         if known is not None and known[0].table.fingerprint == table.fingerprint:
             return known
+        if known is not None:  # batches of the former encoder must not be taken for the new one's
+            self._revoke(lane)
+            self._sweep_at = 0.0
         encoder = build_encoder(catalogue.row_columns(table, lane.route.omit))
         owner = Owner(self._config.pipeline, lane.route.name, lane.route.topic, table.quoted, self._worker)
         made = Target(owner, table, encoder.columns, lane.route.max_dead_letters), encoder
@@ -356,16 +359,15 @@ class Flusher(threading.Thread):
         """Give partitions up for good; what their lanes held is read again, by us or by the next owner."""
         for topic in {partition.topic for partition in partitions}:
             self._revoke(self._handover.lanes[topic])
-        connection = self._connection
         for partition in partitions:
             self._waiting.pop(partition, None)
             self._halted.pop(partition, None)
             self._positions.pop(partition, None)
-            if partition in self._locked and connection is not None:
-                progress.unlock(
-                    connection, self._session_of(self._handover.lanes[partition.topic])[1], [partition.number]
-                )
-            self._locked.discard(partition)
+        locked = self._locked.intersection(partitions)
+        self._locked -= locked
+        for partition in locked:  # last, as it may raise
+            connection, owner = self._session_of(self._handover.lanes[partition.topic])
+            progress.unlock(connection, owner, [partition.number])
         self._sweep_at = 0.0
 
     def _revoke(self, lane: Lane, not_before: float = 0.0) -> None:

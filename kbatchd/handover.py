@@ -90,14 +90,21 @@ class Handover:
                 self.changed.notify_all()
             return rest
 
-    def put_ends(self, offsets: Mapping[Partition, int]) -> None:
-        """Tell that a partition ends here for now: progress may move over markers that are no records."""
+    def put_ends(self, topic: str, generation: int, offsets: Mapping[Partition, int]) -> bool:
+        """Tell that partitions end here for now: progress may move over markers that are no records.
+
+        Return False when there is no room for it. Ends of a former generation are dropped: the records before them may
+        have been dropped as well.
+        """
+        lane = self.lanes[topic]
         with self.changed:
-            for partition, offset in offsets.items():
-                lane = self.lanes[partition.topic]
-                if partition in lane.epochs:
-                    lane.batches.put_ends({partition: offset}, lane.epochs, time.monotonic())
-            self.changed.notify_all()
+            if lane.generation != generation:
+                return True
+            was_empty = lane.batches.open is None
+            taken = lane.batches.put_ends(offsets, lane.epochs, time.monotonic())
+            if was_empty:
+                self.changed.notify_all()
+            return taken
 
     def want(self, topic_ids: Mapping[Partition, str]) -> None:
         """Ask for partitions, with the id that their topic has now."""

@@ -124,6 +124,8 @@ class _Flush:
     def run(self) -> None:
         """Write everything in one transaction; where rows are poison, in several around them."""
         last = self._breaker_limit()
+        if last == 0 and self.batch.records:
+            raise self._breaker_open()
         try:
             self._write(last, self._copy_all)
         except psycopg.Error as error:
@@ -136,7 +138,7 @@ class _Flush:
     def _write_around_poison(self, last: int, error: psycopg.Error) -> None:
         self.row_starts = self.batch.row_starts()
         named = self._named_line(error)
-        self.window = len(self.row_records) // 2 if named is None else named
+        self.window = max(1, len(self.row_records) // 2 if named is None else named)
         while self.done < last:
             self._write(last, self._copy_around)
 
@@ -147,7 +149,7 @@ class _Flush:
             last, refused = copy(last)
             dead = {index: why for index, why in batch.refused if self.done <= index < last} | refused
             rows = last - self.done - len(dead)
-            if rows:
+            if rows or refused:  # a table that was altered may refuse rows that are good
                 self._check_columns()
             if dead:
                 self._write_dead_letters(dead)
@@ -200,7 +202,7 @@ class _Flush:
         refused: dict[int, Refusal] = {}
         row, end = bisect_left(self.row_records, self.done), bisect_left(self.row_records, last)
         while row < end:
-            until = min(row + max(1, self.window), end)
+            until = min(row + self.window, end)
             error = self._try_copy(row, until)
             if error is None:
                 row, self.window = until, 2 * self.window

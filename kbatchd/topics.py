@@ -242,6 +242,9 @@ class _LibrdkafkaFilter(logging.Filter):
     #: librdkafka says the same at every attempt to connect: up to 20 times a second.
     REPEAT_SECONDS = 30.0
 
+    #: Texts remembered; brokers come and go under new names for as long as the daemon runs.
+    MEMORY = 256
+
     def __init__(self) -> None:
         super().__init__()
         self._said: dict[str, float] = {}
@@ -254,9 +257,13 @@ class _LibrdkafkaFilter(logging.Filter):
             return False
         if record.levelno > logging.WARNING:
             record.levelno, record.levelname = logging.WARNING, "WARNING"
+            if not rdkafka_log.isEnabledFor(logging.WARNING):
+                return False
         what, now = text.partition(" (after ")[0], time.monotonic()
         if now - self._said.get(what, float("-inf")) < self.REPEAT_SECONDS:
             return False
+        if len(self._said) >= self.MEMORY:
+            self._said.clear()
         self._said[what] = now
         return True
 

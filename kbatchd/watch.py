@@ -29,6 +29,10 @@ INTERVAL_SECONDS = 10.0
 SUSPICION_SECONDS = 1.0
 
 
+#: How long each of a diagnosis's three questions may take: the poll loop waits for them, and must beat.
+DIAGNOSIS_TIMEOUT_SECONDS = 2.0
+
+
 class TopicWatch:
     """The topics of the routes, as they were last seen."""
 
@@ -65,11 +69,11 @@ class TopicWatch:
 
     def diagnose(self, partition: Partition, next_offset: int, topic_id: str) -> Gap | None:
         """Ask the brokers why an offset cannot be read; None when it can. Raises KbatchError without an answer."""
-        description = topics.describe(self._admin, [partition.topic])[partition.topic]
+        description = topics.describe(self._admin, [partition.topic], DIAGNOSIS_TIMEOUT_SECONDS)[partition.topic]
         if description is None:
             message = f"topic {partition.topic} does not exist"
             raise KbatchError(message)
-        low, high = topics.watermarks(self._admin, [partition])[partition]
+        low, high = topics.watermarks(self._admin, [partition], DIAGNOSIS_TIMEOUT_SECONDS)[partition]
         return judge(partition, next_offset, topic_id, description.topic_id, low, high)
 
     def _take(self, answer: dict[str, topics.TopicDescription | None]) -> None:

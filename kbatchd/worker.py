@@ -78,8 +78,8 @@ class Worker:
         name = f"worker-{index}"
         self._handover = Handover(config.route, config.batch, config.workers.buffer_bytes)
         self._flusher = Flusher(config, name, self._handover, slot)
-        self._source = Source(config.kafka, f"{config.pipeline}-{name}")
         self._topics = sorted(self._handover.lanes)
+        self._source = Source(config.kafka, f"{config.pipeline}-{name}", self._topics)
         self._watch = TopicWatch(config.kafka, self._topics)
         self._timeout_seconds = min(TURN_SECONDS, config.batch.linger_seconds / 2)
         #: What we asked the flusher for, under which topic id; and what may not be read on before it is looked into.
@@ -88,6 +88,8 @@ class Worker:
         #: What found no room: the chunk, its generation, since when.
         self._waiting: dict[str, tuple[int, Chunk, float]] = {}
         self._paused: set[str] = set()
+        #: Ends of partitions that progress could not be moved to yet; librdkafka tells of each only once.
+        self._ends: dict[Partition, int] = {}
         self._show_at = 0.0
 
     def stop(self) -> None:
@@ -112,7 +114,7 @@ class Worker:
             polled = self._source.poll(RECORDS_PER_POLL, self._timeout_seconds)
             for topic, records in polled.records.items():
                 self._encode(topic, records, *encoders[topic])
-            self._put_ends(polled.ends)
+            self._put_ends(polled.ends, encoders)
             self._doubt(polled)
             self._show_committed()
         return self._drain()
@@ -122,6 +124,7 @@ class Worker:
 
         `generation` is the one this turn began with: what was revoked while we polled is dropped by `put`.
         """
+        assert topic not in self._waiting, "records that came later must not overtake those that wait"
         values = [record.value() for record in records]
         rows: list[bytes] = []
         refused = encoder.encode(values, rows)
@@ -164,8 +167,12 @@ class Worker:
                 self._waiting.pop(topic, None)
                 self._paused.discard(topic)
             self._undiagnosed.difference_update(turn.revoked)
+            for partition in turn.revoked:
+                self._ends.pop(partition, None)
         if turn.granted:
             self._source.assign(turn.granted)
+            for topic in self._paused.intersection(partition.topic for partition in turn.granted):
+                self._source.pause(topic)  # the lane still has no room, for its new partitions either
         return turn.encoders
 
     def _watch_topics(self) -> None:
@@ -181,6 +188,7 @@ class Worker:
                 if known is not None and known.topic_id != topic_id:
                     self._report(Gap(partition, GapKind.RECREATED, 0, 0, 0, known.topic_id))
             for partition in sorted(self._undiagnosed):
+                self._slot.beat()
                 self._diagnose(partition)
 
     def _pinned(self) -> list[Partition]:
@@ -236,11 +244,14 @@ class Worker:
         self._wait_drained(time.monotonic() + PATIENCE_SECONDS, [topic])
         self._handover.report(gap)
 
-    def _put_ends(self, ends: dict[Partition, int]) -> None:
-        """Let progress reach the end; not past records of the lane that are still waiting for room."""
-        free = {partition: offset for partition, offset in ends.items() if partition.topic not in self._waiting}
-        if free:
-            self._handover.put_ends(free)
+    def _put_ends(self, ends: dict[Partition, int], encoders: dict[str, tuple[int, RowEncoder]]) -> None:
+        """Let progress reach the ends; not past records of the lane that are still waiting for room."""
+        self._ends.update(ends)
+        for topic in {partition.topic for partition in self._ends} - self._waiting.keys():
+            generation, _ = encoders[topic]
+            reached = {partition: offset for partition, offset in self._ends.items() if partition.topic == topic}
+            if self._handover.put_ends(topic, generation, reached):
+                self._ends = {partition: offset for partition, offset in self._ends.items() if partition not in reached}
 
     def _show_committed(self) -> None:
         now = time.monotonic()
@@ -295,4 +306,5 @@ class Worker:
         """Forget these partitions: another member has them already."""
         for partition in partitions:
             self._wanted.pop(partition, None)
+            self._undiagnosed.discard(partition)
         self._handover.release(partitions)

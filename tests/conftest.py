@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ("tests.fix_kafka", "tests.fix_postgres")
+pytest_plugins = ("tests.fix_daemon", "tests.fix_kafka", "tests.fix_load", "tests.fix_postgres")

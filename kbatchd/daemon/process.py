@@ -44,9 +44,11 @@ def _run_child(parent: int, run: Callable[[], int]) -> NoReturn:
     except Exception:
         log.exception("process died", extra={"action": "process_died"})
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:  # whatever happens, a child never returns into its parent's code
+            os._exit(code)
 
 
 def _die_with(parent: int) -> None:

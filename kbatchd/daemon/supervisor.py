@@ -75,6 +75,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT, or until a worker says that the configuration is wrong; return the exit code."""
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, it would hide how our children end
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         code = self._run_check()
         if code is not None:
@@ -92,12 +93,12 @@ class Supervisor:
         pid = fork(self._check)
         while True:
             self._tell_watchdog()
-            got = signal.sigtimedwait(_SIGNALS, TURN_SECONDS)
+            got = _next_signal(TURN_SECONDS)
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 code = os.waitstatus_to_exitcode(status)
                 return None if code == EX_OK else code if code > 0 else EX_SOFTWARE
-            if got is not None and got.si_signo in {signal.SIGTERM, signal.SIGINT}:
+            if got in {signal.SIGTERM, signal.SIGINT}:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 return EX_OK
@@ -131,13 +132,13 @@ class Supervisor:
                 child.aborted_at = now
 
     def _wait_for_signal(self, seconds: float) -> None:
-        got = signal.sigtimedwait(_SIGNALS, seconds)
+        got = _next_signal(seconds)
         if got is None:
             return
-        if got.si_signo == signal.SIGCHLD:
+        if got == signal.SIGCHLD:
             self._reap()
         else:
-            log.info("stopping", extra={"action": "stopping", "signal": signal.Signals(got.si_signo).name})
+            log.info("stopping", extra={"action": "stopping", "signal": got.name})
             self._exit_code = EX_OK
 
     def _reap(self) -> None:
@@ -227,3 +228,13 @@ class Supervisor:
         if self._watchdog_seconds is not None and now >= self._watchdog_at:
             self._watchdog_at = now + self._watchdog_seconds
             systemd.watchdog()
+
+
+def _next_signal(seconds: float) -> signal.Signals | None:
+    """Wait for one of our signals, not longer than this.
+
+    After SIGSTOP and SIGCONT longer than the wait, CPython's sigtimedwait returns a siginfo it has never filled in:
+    what is not one of ours is no signal.
+    """
+    got = signal.sigtimedwait(_SIGNALS, seconds)
+    return signal.Signals(got.si_signo) if got is not None and got.si_signo in _SIGNALS else None

@@ -38,7 +38,7 @@ START_SECONDS = 60.0
 STOP_SECONDS = 15.0
 
 #: 512 MB of heap: the page cache does the work. Kafka's own choice of collector, with its own pause target.
-JVM = ("-Xms256m", "-Xmx512m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-Djava.awt.headless=true")
+JVM = ("-Xms256m", "-Xmx512m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:-UsePerfData")
 LOG_LEVEL = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
 
 PROPERTIES = """\
@@ -106,7 +106,9 @@ class Kafka:
         """Start the broker, on the data it has if it has any; return when it answers a metadata request."""
         if self._process is not None:
             return
-        java = [_java(), *JVM, LOG_LEVEL, "-cp", str(jars(cache_directory(), self._say) / "*")]
+        # Its unpacked native libraries go with the directory, even when it is killed.
+        temporary = f"-Djava.io.tmpdir={self.directory}"
+        java = [_java(), *JVM, LOG_LEVEL, temporary, "-cp", str(jars(cache_directory(), self._say) / "*")]
         if not self._properties.exists():
             self._format(java)
         command = [*java, "kafka.Kafka", str(self._properties)]
@@ -147,7 +149,8 @@ class Kafka:
         )
         draft = self._properties.with_suffix(".draft")
         draft.write_text(properties)
-        cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # The zero byte makes it begin with A: one in 64 would begin with a dash and pass for an option.
+        cluster_id = urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
         command = [*java, "kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", str(draft)]
         if not run(command, log=self.log):
             raise ServerUnavailable(f"Kafka's data directory cannot be made.\n{tail(self.log)}")
@@ -212,8 +215,8 @@ def jars(cache: Path, say: Callable[[str], None] = lambda _: None) -> Path:
 def _fetch(draft: Path) -> None:
     """Resolve and download Kafka's jars into `draft`/jars."""
     try:
-        from jgo.env import EnvironmentBuilder, LinkStrategy
-        from jgo.maven import MavenContext
+        from jgo.env import EnvironmentBuilder, LinkStrategy  # noqa: PLC0415 - only for the first start,
+        from jgo.maven import MavenContext  # noqa: PLC0415 - and only with the extra
     except ImportError as error:
         raise ServerUnavailable(f"Apache Kafka needs the package jgo: {EXTRA}") from error
     # A repository of our own: a download cut short in a shared one (~/.m2) would stay there, broken, for good.

@@ -63,6 +63,12 @@ class Postgres:
         return f"postgresql://{USER}@127.0.0.1:{self._port}/{DATABASE}"
 
     @property
+    def psql(self) -> str:
+        """PostgreSQL's terminal, where it came with the server."""
+        found = self._programs and self._programs / "psql"
+        return str(found) if found and found.exists() else "psql"
+
+    @property
     def directory(self) -> Path:
         """Where the data, the socket and the log are; it goes with `remove()`."""
         if self._directory is None:
@@ -190,6 +196,7 @@ class GivenPostgres(NamedTuple):
     """A PostgreSQL that somebody else runs."""
 
     dsn: str
+    psql: str = "psql"
 
 
 @contextmanager

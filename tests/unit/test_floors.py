@@ -15,8 +15,8 @@ FLOORS = {
     4: {"kbatchd.__main__", "kbatchd.cli", "kbatchd.demo"},
     3: {"kbatchd.daemon", "kbatchd.devstack", "kbatchd.flusher", "kbatchd.handover", "kbatchd.preflight",
         "kbatchd.watch", "kbatchd.worker"},
-    2: {"kbatchd.batch", "kbatchd.exact", "kbatchd.migrations", "kbatchd.progress", "kbatchd.rows", "kbatchd.sink",
-        "kbatchd.source", "kbatchd.topics"},
+    2: {"kbatchd.batch", "kbatchd.exact", "kbatchd.fields", "kbatchd.migrations", "kbatchd.progress", "kbatchd.rows",
+        "kbatchd.sink", "kbatchd.source", "kbatchd.topics"},
     1: {"kbatchd.catalogue", "kbatchd.config", "kbatchd.log", "kbatchd.postgres", "kbatchd.stats", "kbatchd.systemd"},
     0: {"kbatchd", "kbatchd.errors", "kbatchd.model", "kbatchd.toml_lines"},
 }  # fmt: skip
@@ -30,6 +30,7 @@ SAME_FLOOR = {
     ("kbatchd.worker", "kbatchd.watch"),
     ("kbatchd.flusher", "kbatchd.handover"),
     ("kbatchd.rows", "kbatchd.exact"),
+    ("kbatchd.rows", "kbatchd.fields"),
     ("kbatchd.sink", "kbatchd.batch"),
     ("kbatchd.sink", "kbatchd.progress"),
     ("kbatchd.log", "kbatchd.systemd"),

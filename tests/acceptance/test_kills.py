@@ -1,0 +1,48 @@
+"""Processes die at any moment; the records do not notice."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from contextlib import suppress
+
+from tests.fix_daemon import Daemon, MakeDaemon, wait_until
+from tests.fix_load import Delivery
+
+WORKER_KILLS = 20
+SUPERVISOR_KILLS = 5
+
+
+def test_kills_at_random_moments_lose_and_double_nothing(delivery: Delivery, make_daemon: MakeDaemon) -> None:
+    seed = random.randrange(1_000_000)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    kills = ["worker"] * WORKER_KILLS + ["supervisor"] * SUPERVISOR_KILLS
+    dice.shuffle(kills)
+    # Small batches: a kill then meets a transaction more often than not.
+    daemon = make_daemon(delivery.route, batch={"max_rows": 200, "linger_seconds": 0.1}).start()
+    daemon.wait_ready()
+
+    with delivery.load(per_second=4_000):
+        for victim in kills:
+            time.sleep(dice.uniform(0.05, 1.0))  # the random moment itself, no wait for anything
+            if victim == "worker":
+                kill_worker(daemon, dice)
+            else:
+                daemon.kill()
+                daemon.start()
+                daemon.wait_ready()
+    delivery.wait_drained()
+
+    delivery.assert_exactly_once()
+    [(claims,)] = delivery.query("SELECT sum(epoch)::int FROM kbatchd.progress")
+    assert isinstance(claims, int)
+    assert claims > delivery.partitions * SUPERVISOR_KILLS + WORKER_KILLS, "the kills met nobody at work"
+
+
+def kill_worker(daemon: Daemon, dice: random.Random) -> None:
+    wait_until(daemon.workers, 5, "a worker to kill")
+    with suppress(ProcessLookupError):
+        os.kill(dice.choice(daemon.workers()), signal.SIGKILL)

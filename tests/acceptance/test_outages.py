@@ -1,0 +1,114 @@
+"""A server goes away under load and comes back: no worker ends, nothing is lost, nothing is twice."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from tests.fix_daemon import MakeDaemon, wait_until
+from tests.fix_kafka import grow
+from tests.fix_load import Delivery, MakeDelivery, new_delivery
+
+if TYPE_CHECKING:
+    from kbatchd.devstack.kafka import GivenKafka, Kafka
+    from kbatchd.devstack.postgres import Postgres
+    from tests.fix_kafka import MakeTopic
+
+OUTAGE_SECONDS = 20.0
+RETURN_SECONDS = 10.0
+MAX_RSS_BYTES = 200_000_000
+
+PARTITIONS = 4
+#: Enough to fill all buffers and librdkafka's queues several times over during the outage.
+PER_SECOND = 8_000
+
+
+def test_postgres_stops_and_comes_back(
+    kafka: Kafka | GivenKafka,
+    own_postgres: Postgres,
+    own_database: str,
+    make_topic: MakeTopic,
+    make_daemon: MakeDaemon,
+) -> None:
+    delivery = new_delivery(kafka.bootstrap_servers, make_topic(PARTITIONS), PARTITIONS, own_database)
+    daemon = make_daemon(delivery.route, postgres={"dsn": own_database}).start()
+    daemon.wait_ready()
+    workers = daemon.workers()
+    with delivery.load(PER_SECOND):
+        wait_until(lambda: delivery.rows() > PER_SECOND, 15, "rows before the outage")
+        own_postgres.stop("immediate")
+        time.sleep(OUTAGE_SECONDS)
+        own_postgres.start()
+        assert_first_commit_within(delivery, RETURN_SECONDS, time.time())
+    delivery.wait_drained()
+
+    assert daemon.workers() == workers
+    assert_small(workers)
+    delivery.assert_exactly_once()
+    assert daemon.stop() == 0
+
+
+def test_kafka_stops_and_comes_back(
+    own_kafka: Kafka, own_make_topic: MakeTopic, database: str, make_daemon: MakeDaemon
+) -> None:
+    delivery = new_delivery(own_kafka.bootstrap_servers, own_make_topic(PARTITIONS), PARTITIONS, database)
+    daemon = make_daemon(delivery.route, kafka={"bootstrap_servers": own_kafka.bootstrap_servers}).start()
+    daemon.wait_ready()
+    workers = daemon.workers()
+    with delivery.load(PER_SECOND):
+        wait_until(lambda: delivery.rows() > PER_SECOND, 15, "rows before the outage")
+        own_kafka.kill()
+        time.sleep(OUTAGE_SECONDS)
+        own_kafka.start()
+        assert_first_commit_within(delivery, RETURN_SECONDS, time.time())
+    delivery.wait_drained()
+
+    assert daemon.workers() == workers
+    assert_small(workers)
+    delivery.assert_exactly_once()
+    assert daemon.stop() == 0
+
+
+def test_a_table_locked_for_long_while_the_topic_grows(
+    make_delivery: MakeDelivery, make_daemon: MakeDaemon
+) -> None:
+    # Given: nothing can be written, so the poll loop runs out of room and pauses the topic.
+    delivery = make_delivery(2)
+    daemon = make_daemon(delivery.route, postgres={"lock_timeout_seconds": 0.5}, workers={"count": 1}).start()
+    daemon.wait_ready()
+    grown = replace(delivery, partitions=4)
+    with psycopg.connect(delivery.dsn) as blocker, delivery.load(PER_SECOND):
+        wait_until(lambda: delivery.rows() > PER_SECOND, 15, "rows before the lock")
+        blocker.execute(f"LOCK TABLE {delivery.table} IN EXCLUSIVE MODE".encode())
+
+        # When: meanwhile the topic grows, the new partitions are claimed, and have records at once.
+        grow(delivery.bootstrap_servers, delivery.topic, grown.partitions)
+        grown.send(8_000, first=1_000_000)
+        daemon.wait_for_log('partitions="[2, 3]"', 30)
+        daemon.wait_for_log("action=flush_retry", 20, count=2)  # the second is told 10 s after the first
+        # And: the session breaks while the topic is paused.
+        blocker.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name ~ '^kbatchd w'")
+    grown.wait_drained()
+    grown.assert_exactly_once()
+
+
+def assert_small(workers: list[int]) -> None:
+    """See that no worker has ever been larger than it may be: the kernel remembers."""
+    for pid in workers:
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        assert int(status["VmHWM"].removesuffix("kB")) * 1024 < MAX_RSS_BYTES
+
+
+def assert_first_commit_within(delivery: Delivery, seconds: float, returned_at: float) -> None:
+    """Judge by the ledger's own clock, which is this machine's."""
+    statement = "SELECT count(*) > 0 FROM kbatchd.batches WHERE rows > 0 AND committed_at > to_timestamp(%s)"
+    wait_until(
+        lambda: delivery.query(statement, returned_at) == [(True,)],
+        seconds - (time.time() - returned_at),
+        "a first commit after the server's return",
+        every_seconds=0.1,
+    )

@@ -1,0 +1,121 @@
+"""Rows that PostgreSQL refuses stand in nobody's way: each is a dead letter, once, and the rest goes in."""
+
+from __future__ import annotations
+
+import random
+
+import orjson
+from confluent_kafka import Producer
+
+from tests.fix_daemon import MakeDaemon, wait_until
+from tests.fix_load import Delivery, MakeDelivery, value
+
+#: One table with everything that can refuse a row, by name (as COPY's context line does) or without.
+TABLE = """
+CREATE TABLE public.parents (id int PRIMARY KEY);
+INSERT INTO public.parents VALUES (1);
+CREATE TABLE public.picky (
+    id bigint GENERATED ALWAYS AS IDENTITY, partition int NOT NULL, seq bigint NOT NULL, kind text,
+    positive int CHECK (positive > 0), single int UNIQUE, doc jsonb, must int NOT NULL,
+    parent int REFERENCES public.parents, late int REFERENCES public.parents DEFERRABLE INITIALLY DEFERRED
+);
+INSERT INTO public.picky (partition, seq, single, must) VALUES (-1, 0, 7, 1);
+CREATE FUNCTION public.judge() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.kind = 'raise' THEN RAISE EXCEPTION 'I will not have it'; END IF;
+    IF NEW.kind = 'null' THEN NEW.must := NULL; END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER judge BEFORE INSERT ON public.picky FOR EACH ROW EXECUTE FUNCTION public.judge();
+"""
+
+#: What makes a record poison, and the code its dead letter must have.
+POISON: dict[str, tuple[dict[str, object], str]] = {
+    "check": ({"positive": -1}, "23514"),
+    "unique": ({"single": 7}, "23505"),
+    "null": ({}, "23502"),
+    "raise": ({}, "P0001"),
+    "nul": ({"doc": {"text": "a\0b"}}, "null_byte"),
+    "range": ({"positive": 2**31}, "out_of_range"),
+    "foreign": ({"parent": 2}, "23503"),
+    "deferred": ({"late": 2}, "23503"),
+}
+
+RECORDS = 3_000
+
+
+def test_each_refused_row_is_one_dead_letter(make_delivery: MakeDelivery, make_daemon: MakeDaemon) -> None:
+    # Given: good and bad records in random order, now and then several bad ones in a row.
+    delivery = make_delivery(2, "public.unused")
+    delivery = Delivery(delivery.bootstrap_servers, delivery.topic, 2, delivery.dsn, "public.picky")
+    delivery.execute(TABLE)
+    seed = random.randrange(1_000_000)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    expected = produce(delivery, [dice.choice(list(POISON)) if dice.random() < 0.02 else "" for _ in range(RECORDS)])
+
+    daemon = make_daemon(delivery.route, batch={"max_rows": 500}).start()
+    delivery.wait_drained(60)
+
+    dead = delivery.query('SELECT partition, "offset", code FROM kbatchd.dead_letters ORDER BY 1, 2')
+    assert dead == sorted(expected)
+    delivery.execute("DELETE FROM public.picky WHERE partition = -1")
+    delivery.assert_exactly_once()
+    assert daemon.stop() == 0
+
+
+def test_too_many_dead_letters_in_a_row_halt_the_route_alone(
+    make_delivery: MakeDelivery, make_daemon: MakeDaemon
+) -> None:
+    # Given: nothing but poison for one route, of the encoder's kind for another, and good records for a third.
+    limit = 50
+    refused, undecodable, good = (make_delivery(1, f"public.{name}") for name in ("refused", "undecodable", "good"))
+    refused.execute("ALTER TABLE public.refused ADD CONSTRAINT low CHECK (seq < 100)")
+    refused.send(300)
+    producer = Producer({"bootstrap.servers": good.bootstrap_servers})
+    for _ in range(300):
+        producer.produce(undecodable.topic, b"no JSON")
+    producer.flush()
+    good.send(300)
+
+    daemon = make_daemon(
+        {**refused.route, "max_dead_letters": limit},
+        {**undecodable.route, "max_dead_letters": limit},
+        good.route,
+        workers={"count": 1},
+    ).start()
+
+    # Then: both stop at the limit, and the third goes on.
+    daemon.wait_for_log("action=breaker_open", 15, count=2)
+    good.send(300, first=300)
+    good.wait_drained()
+    good.assert_exactly_once()
+    statement = "SELECT count(*) FROM kbatchd.dead_letters WHERE topic = %s"
+    assert refused.query(statement, refused.topic) == [(limit,)]
+    assert undecodable.query(statement, undecodable.topic) == [(limit,)]
+    assert refused.progress() == {0: 100 + limit}
+    assert undecodable.progress() == {0: limit}
+
+    # And: mended and started anew, the route goes on behind its dead letters.
+    assert daemon.stop() == 0
+    refused.execute("ALTER TABLE public.refused DROP CONSTRAINT low")
+    daemon.start()
+    refused.wait_drained()
+    refused.assert_exactly_once()
+    wait_until(lambda: undecodable.progress() == {0: 2 * limit}, 10, "the breaker of the other route again")
+
+
+def produce(delivery: Delivery, kinds: list[str]) -> list[tuple[int, int, str]]:
+    """Send a record for each kind of poison (or none), to both partitions in turn; return the dead letters due."""
+    producer = Producer({"bootstrap.servers": delivery.bootstrap_servers, "enable.idempotence": True})
+    dead = []
+    for index, kind in enumerate(kinds):
+        partition, seq = index % 2, index // 2
+        record = {**orjson.loads(value(partition, seq)), "kind": kind, "must": 1, "single": index + 100}
+        if kind:
+            fields, code = POISON[kind]
+            record |= fields
+            dead.append((partition, seq, code))
+        producer.produce(delivery.topic, orjson.dumps(record), partition=partition)
+    assert producer.flush(30) == 0
+    return dead

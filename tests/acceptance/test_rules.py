@@ -1,0 +1,193 @@
+"""What Kafka and PostgreSQL do behind the daemon's back: markers, new topics, lost offsets, altered tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from tests.fix_daemon import MakeDaemon, wait_until
+from tests.fix_kafka import grow, wait_for_leaders
+from tests.fix_load import Delivery, MakeDelivery, value
+
+#: A topic made anew is noticed at the next look at the topics, every 10 s.
+NOTICED_SECONDS = 15.0
+
+#: Partitions added to a topic are read within this time.
+GROWN_SECONDS = 60.0
+
+
+def test_a_transactional_topic_ends_with_lag_0_and_no_gap(delivery: Delivery, make_daemon: MakeDaemon) -> None:
+    # Given: committed and aborted transactions in turn, the last one aborted: the topic ends with records nobody sees.
+    daemon = make_daemon(delivery.route).start()
+    daemon.wait_ready()
+    producer = Producer({"bootstrap.servers": delivery.bootstrap_servers, "transactional.id": delivery.topic})
+    producer.init_transactions()
+    for transaction in range(10):
+        producer.begin_transaction()
+        for seq in range(transaction * 20, transaction * 20 + 20):
+            for partition in range(delivery.partitions):
+                producer.produce(delivery.topic, value(partition, seq), partition=partition)
+        producer.flush()
+        if transaction % 2:
+            producer.abort_transaction()
+        else:
+            producer.commit_transaction()
+
+    # Then: progress stands behind the last marker, and the table has the committed records only.
+    delivery.wait_drained()
+    delivery.assert_exactly_once()
+    assert delivery.rows() == 5 * 20 * delivery.partitions
+
+    # And: with everything deleted up to the last marker, a new start sees no gap.
+    assert daemon.stop() == 0
+    delete_records(delivery, delivery.ends())
+    daemon.start()
+    daemon.wait_ready()
+    delivery.send(40, first=1_000)
+    delivery.wait_drained()
+    assert delivery.rows() == 5 * 20 * delivery.partitions + 40
+    assert not daemon.logged("action=halt")
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+def test_a_topic_made_anew_halts_until_it_is_accepted(
+    make_delivery: MakeDelivery, make_daemon: MakeDaemon, running: bool
+) -> None:
+    # Given: three routes; of two the topic is made anew, once with fewer records and once with more.
+    shorter, longer, other = (make_delivery(2, f"public.{name}") for name in ("shorter", "longer", "other"))
+    everything = (shorter, longer, other)
+    daemon = make_daemon(*(delivery.route for delivery in everything)).start()
+    for delivery in everything:
+        delivery.send(200)
+    for delivery in everything:
+        delivery.wait_drained()
+    if not running:
+        assert daemon.stop() == 0
+    make_anew(shorter)
+    make_anew(longer)
+    shorter.send(20, first=1_000)
+    longer.send(600, first=1_000)
+    if not running:
+        daemon.start()
+
+    # Then: they halt, each partition with its own error, and nothing of the new topics is written; the other goes on.
+    daemon.wait_for_log("was made anew", NOTICED_SECONDS, count=4)
+    for delivery in (shorter, longer):
+        for partition in range(2):
+            assert len(daemon.logged(f"{delivery.topic}[{partition}]: the topic was made anew")) == 1
+        assert delivery.rows() == 200
+        assert delivery.progress() == {0: 100, 1: 100}
+    other.send(200, first=100)
+    other.wait_drained()
+    other.assert_exactly_once()
+
+    # And: once accepted, the new topics are read from their start.
+    for delivery, count in ((shorter, 20), (longer, 600)):
+        accepted = daemon.command("progress", "accept", delivery.topic)
+        assert accepted.returncode == 0, accepted.stderr
+        delivery.wait_drained()
+        assert delivery.rows() == 200 + count
+        delivery.execute(f"DELETE FROM {delivery.table} WHERE seq < 1000")
+        delivery.assert_exactly_once()
+
+
+def test_retention_past_progress_halts_or_is_recorded(make_delivery: MakeDelivery, make_daemon: MakeDaemon) -> None:
+    # Given: two routes that were drained up to 100; then 100 more came, and Kafka deleted the first 50 of them in [0].
+    halting, recording = make_delivery(2, "public.halting"), make_delivery(2, "public.recording")
+    both = (halting, recording)
+    daemon = make_daemon(halting.route, {**recording.route, "on_gap": "record"}).start()
+    for delivery in both:
+        delivery.send(200)
+        delivery.wait_drained()
+    assert daemon.stop() == 0
+    for delivery in both:
+        delivery.send(200, first=100)
+        delete_records(delivery, {0: 150})
+
+    # When / then: the one halts and names the range, its other partition goes on.
+    daemon.start()
+    daemon.wait_for_log("action=halt")
+    assert daemon.logged(f"{halting.topic}[0]: offsets 100 to 149 were deleted")
+    wait_until(lambda: halting.progress() == {0: 100, 1: 200}, 10, "the other partition at its end")
+    assert halting.stored()[0] == list(range(100))
+
+    # And: the other route records the range and goes on.
+    recording.wait_drained()
+    gap = ("retention", 0, 100, 150)
+    statement = "SELECT kind, partition, first_offset, last_offset FROM kbatchd.gaps WHERE topic = %s"
+    assert recording.query(statement, recording.topic) == [gap]
+    assert recording.stored() == {0: [*range(100), *range(150, 200)], 1: list(range(200))}
+
+    # And: once accepted, the first goes on as well.
+    accepted = daemon.command("progress", "accept", halting.topic)
+    assert "offsets 100 to 149" in accepted.stdout, accepted.stderr
+    halting.wait_drained()
+    assert halting.query(statement, halting.topic) == [gap]
+    assert halting.stored() == recording.stored()
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+def test_partitions_added_later_are_read_from_their_start(
+    make_delivery: MakeDelivery, make_daemon: MakeDaemon, start: str
+) -> None:
+    # Given: a topic with one partition, and a daemon that reads it; with "latest" not what was there before.
+    delivery = make_delivery(1)
+    delivery.send(50)
+    daemon = make_daemon({**delivery.route, "start": start}).start()
+    daemon.wait_ready()
+    delivery.send(50, first=50)
+    delivery.wait_drained()
+    old = list(range(0 if start == "earliest" else 50, 100))
+    assert delivery.stored() == {0: old}
+
+    # When: it grows, and the new partitions have records before anybody has looked.
+    grow(delivery.bootstrap_servers, delivery.topic, 3)
+    grown = replace(delivery, partitions=3)
+    grown.send(300, first=100)
+
+    # Then: they are read from 0.
+    grown.wait_drained(GROWN_SECONDS)
+    new = list(range(100, 200))
+    assert grown.stored() == {0: old + new, 1: new, 2: new}
+
+
+def test_a_column_whose_type_changes_under_load_never_gets_a_wrong_value(
+    make_delivery: MakeDelivery, make_daemon: MakeDaemon
+) -> None:
+    # Given: seq itself will change its type; a double precision's bytes are a valid bigint, and the other way round.
+    delivery = make_delivery(2)
+    daemon = make_daemon(delivery.route, batch={"linger_seconds": 0.1}).start()
+    daemon.wait_ready()
+    with delivery.load(per_second=4_000):
+        for kind in ("double precision", "bigint", "text", "bigint", "double precision", "bigint"):
+            before = sum(delivery.progress().values())
+            delivery.execute(
+                f"ALTER TABLE {delivery.table} ALTER seq TYPE {kind} USING seq::{kind}",
+            )
+            wait_until(lambda: sum(delivery.progress().values()) > before + 1_000, 20, f"records as {kind}")  # noqa: B023
+    delivery.wait_drained()
+
+    # Then: every number is there as it was sent, but those that came while the column took texts only.
+    delivery.assert_exactly_once()
+    dead = delivery.query("SELECT DISTINCT code FROM kbatchd.dead_letters")
+    assert len(dead) == 1, dead
+    assert delivery.rows() > sum(delivery.ends().values()) / 2
+
+
+def make_anew(delivery: Delivery) -> None:
+    """Delete the topic and create it under the same name."""
+    admin = AdminClient({"bootstrap.servers": delivery.bootstrap_servers})
+    admin.delete_topics([delivery.topic])[delivery.topic].result()
+    admin.create_topics([NewTopic(delivery.topic, delivery.partitions, 1)])[delivery.topic].result()
+    wait_for_leaders(admin, delivery.topic, delivery.partitions)
+
+
+def delete_records(delivery: Delivery, before: dict[int, int]) -> None:
+    """Do what retention does, at once."""
+    admin = AdminClient({"bootstrap.servers": delivery.bootstrap_servers})
+    offsets = [TopicPartition(delivery.topic, partition, offset) for partition, offset in before.items()]
+    for future in admin.delete_records(offsets).values():
+        future.result()

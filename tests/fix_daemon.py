@@ -1,0 +1,220 @@
+"""The daemon as a real process: its file, its log, its workers, and the ways to hurt it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from kbatchd.devstack.kafka import GivenKafka, Kafka
+
+#: The start-up checks and the first claims together, on a machine that does much else.
+READY_SECONDS = 30.0
+
+
+def wait_until(condition: Callable[[], object], seconds: float, what: str, every_seconds: float = 0.02) -> None:
+    """Return when the condition holds; fail the test, saying what was waited for, when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds:.0f} s: {what}")
+        time.sleep(every_seconds)
+
+
+def children(pid: int) -> list[int]:
+    """Return the child processes of a process without threads, oldest first."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+class Daemon:
+    """`python -m kbatchd --config FILE`, or another program in its place, started as often as a test likes."""
+
+    def __init__(self, config: Path, name: str, program: Sequence[str]) -> None:
+        self.config = config
+        self.log = config.with_name(f"{name}.log")
+        self._program = program
+        self._process: subprocess.Popen[bytes] | None = None
+        self._read_from = 0
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the daemon was not started"
+        return self._process.pid
+
+    def start(self) -> Daemon:
+        """Start the supervisor; the log is read from here on."""
+        self._read_from = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, *self._program, "--config", self.config],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        return self
+
+    def wait_ready(self, seconds: float = READY_SECONDS) -> str:
+        """Wait for the line that goes with systemd's READY=1; return its status."""
+        self.wait_for_log("action=ready", seconds)
+        line = next(line for line in self.lines() if "action=ready" in line)
+        return line.partition("status=")[2]
+
+    def lines(self) -> list[str]:
+        """Return what was logged since the last start."""
+        return self.log.read_bytes()[self._read_from :].decode().splitlines()
+
+    def logged(self, text: str) -> list[str]:
+        """Return the lines since the last start that have this text in them."""
+        return [line for line in self.lines() if text in line]
+
+    def wait_for_log(self, text: str, seconds: float = 10.0, count: int = 1) -> None:
+        """Wait until so many lines have this text in them; fail at once when the daemon ends before."""
+
+        def seen() -> bool:
+            ended = self.has_ended()
+            if len(self.logged(text)) >= count:
+                return True
+            if ended:
+                pytest.fail(f"the daemon ended without {text!r} in its log:\n" + "\n".join(self.lines()[-20:]))
+            return False
+
+        try:
+            wait_until(seen, seconds, f"{text!r} in the log, {count} times")
+        except pytest.fail.Exception:
+            print("\n".join(self.lines()[-40:]))
+            raise
+
+    def has_ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
+    def workers(self) -> list[int]:
+        """Return the workers' pids; after `wait_ready`, since before it the start-up checks are a child as well."""
+        return [pid for pid in children(self.pid) if is_alive(pid)]
+
+    def kill(self) -> None:
+        """End the supervisor as a crash would; its workers die with it."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def send_to_all(self, how: signal.Signals) -> None:
+        """Send a signal to the supervisor, then to each worker: SIGSTOP and SIGCONT, for the daemon as a whole."""
+        workers = self.workers()
+        for pid in (self.pid, *workers):
+            os.kill(pid, how)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM, seconds: float = 15.0) -> int:
+        """Stop in good order; return the exit code."""
+        assert self._process is not None
+        self._process.send_signal(how)
+        return self.wait(seconds)
+
+    def wait(self, seconds: float = 15.0) -> int:
+        """Wait for the end; return the exit code."""
+        assert self._process is not None
+        return self._process.wait(seconds)
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run one of kbatchd's own commands with the same file, as an operator would."""
+        return subprocess.run(
+            [sys.executable, "-m", "kbatchd", *arguments[:2], "--config", self.config, *arguments[2:]],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def clean_up(self) -> None:
+        """End everything that is left of the daemon, frozen or not."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        workers = children(self.pid)
+        self._process.kill()
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+
+
+class MakeDaemon(Protocol):
+    """Writes a file and returns its daemon, not started yet."""
+
+    def __call__(
+        self,
+        *routes: Mapping[str, object],
+        config: Path | None = None,
+        program: Sequence[str] = ("-m", "kbatchd"),
+        **tables: Mapping[str, object],
+    ) -> Daemon:
+        """Each route is a [[route]], each keyword a table of the file; `config` is a file that is there already."""
+
+
+@pytest.fixture
+def make_daemon(kafka: Kafka | GivenKafka, database: str, tmp_path: Path) -> Iterator[MakeDaemon]:
+    """Make daemons between the shared servers, unless `kafka=` and `postgres=` say otherwise; all end with the test."""
+    daemons: list[Daemon] = []
+
+    def make(
+        *routes: Mapping[str, object],
+        config: Path | None = None,
+        program: Sequence[str] = ("-m", "kbatchd"),
+        **tables: Mapping[str, object],
+    ) -> Daemon:
+        name = f"daemon-{len(daemons)}"
+        if config is None:
+            config = tmp_path / f"{name}.toml"
+            config.write_text(_file(routes, _tables(kafka.bootstrap_servers, database, tables)))
+        daemon = Daemon(config, name, program)
+        daemons.append(daemon)
+        return daemon
+
+    yield make
+    for daemon in daemons:
+        daemon.clean_up()
+
+
+def _tables(bootstrap_servers: str, dsn: str, given: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, Any]]:
+    """Fill up what a test did not say: two workers that restart soon, small batches, short waits."""
+    tables: dict[str, dict[str, Any]] = {
+        "kafka": {"bootstrap_servers": bootstrap_servers},
+        "postgres": {"dsn": dsn},
+        "workers": {"count": 2, "buffer_bytes": 8_388_608, "restart_backoff_max_seconds": 0.5},
+        "batch": {"max_rows": 2_000, "max_bytes": 1_048_576, "linger_seconds": 0.2},
+    }
+    for name, table in given.items():
+        tables[name] = {**tables.get(name, {}), **table}
+    return tables
+
+
+def _file(routes: Sequence[Mapping[str, object]], tables: Mapping[str, Mapping[str, object]]) -> str:
+    parts = [_table(f"[{name}]", table) for name, table in tables.items()]
+    parts += [_table("[[route]]", route) for route in routes]
+    return "\n".join(parts)
+
+
+def _table(head: str, table: Mapping[str, object]) -> str:
+    # JSON's strings, numbers, lists and booleans are TOML's as well.
+    return "\n".join([head, *(f"{key} = {json.dumps(value)}" for key, value in table.items()), ""])

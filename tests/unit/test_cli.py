@@ -1,0 +1,193 @@
+"""The command line without any server: arguments, help, faults and exit codes."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kbatchd import __version__, cli
+from kbatchd.errors import ConfigError, KbatchError, ServerUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SOUND = """\
+[kafka]
+bootstrap_servers = "localhost:9092"
+[postgres]
+dsn = "postgresql://kbatchd@localhost/app"
+[[route]]
+topic = "requests"
+table = "public.requests"
+"""
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging() -> Iterator[None]:
+    root, ours = logging.getLogger(), logging.getLogger("kbatchd")
+    handlers, root_level, our_level = root.handlers[:], root.level, ours.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(root_level)
+    ours.setLevel(our_level)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "kbatchd.toml"
+    path.write_text(SOUND, encoding="utf-8")
+    return path
+
+
+def _kbatchd(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kbatchd", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+
+
+def test_version() -> None:
+    done = _kbatchd("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"kbatchd {__version__}\n", "")
+
+
+def test_help_is_a_manual(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["--help"])
+    assert exit_.value.code == 0
+    manual = capsys.readouterr().out
+    for word in ("migrate", "create-topic", "check-config", "progress", "demo", "DATABASE_URL", "examples:"):
+        assert word in manual
+    for code in (0, 2, 69, 70, 78, 130):
+        assert f"\n  {code} " in manual
+
+
+def test_starts_without_the_heavy_libraries() -> None:
+    script = "import sys, kbatchd.cli; print(*{'pydantic', 'psycopg', 'confluent_kafka', 'rich'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout == "\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["check-config"],
+        ["migrate"],
+        ["create-topic", "requests"],
+        ["progress"],
+        ["progress", "show"],
+        ["no-such-command"],
+        ["--config"],
+        ["progress", "set", "requests", "-1", "5", "--config", "x"],
+        ["progress", "set", "requests", "0", "five", "--config", "x"],
+        ["progress", "set", "requests", "0", "--config", "x"],
+        ["demo", "--records", "many"],
+    ],
+)
+def test_wrong_command_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+    assert exit_.value.code == 2
+    assert "usage: kbatchd" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("order", [("check-config", "--config"), ("--config", "check-config")])
+def test_config_may_stand_before_the_command(
+    order: tuple[str, str], file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (
+        ["check-config", "--config", str(file)] if order[0] == "check-config" else ["--config", str(file), order[1]]
+    )
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out == f"{file}: no fault found\n"
+
+
+def test_all_faults_one_line_each(file: Path) -> None:
+    file.write_text(f"{SOUND}on_gap = 'stop'\nomitt = []\n[workers]\ncount = 0\n", encoding="utf-8")
+    for arguments in (("check-config",), (), ("migrate",), ("create-topic",), ("progress", "show")):
+        done = _kbatchd(*arguments, "--config", file)
+        assert done.returncode == 78
+        assert not done.stdout
+        assert done.stderr.splitlines() == [
+            f'kbatchd: {file}:8: route[0].on_gap: is "stop"; allowed: "halt" or "record"',
+            f"kbatchd: {file}:9: route[0].omitt: is an unknown key; did you mean omit?",
+            f"kbatchd: {file}:11: workers.count: is 0; allowed: a whole number from 1 to 256",
+        ]
+
+
+def test_broken_toml(file: Path) -> None:
+    file.write_text("a = 1\nb = = 2\n", encoding="utf-8")
+    done = _kbatchd("check-config", "--config", file)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr == f"kbatchd: {file}:2: Invalid value (at line 2, column 5)\n"
+
+
+def test_librdkafka_judges_its_own_properties(file: Path) -> None:
+    text = '[kafka.librdkafka]\nfetch.wait.max.ms = -1\n"no.such" = 1\nqueued.min.messages = 1\n'
+    file.write_text(SOUND + text, encoding="utf-8")
+    done = _kbatchd("check-config", "--config", file)
+    assert done.returncode == 78
+    assert done.stderr.splitlines() == [
+        (
+            f"kbatchd: {file}:9: kafka.librdkafka.fetch.wait.max.ms: "
+            'Configuration property "fetch.wait.max.ms" value -1 is outside allowed range 0..300000'
+        ),
+        f'kbatchd: {file}:10: kafka.librdkafka.no.such: No such configuration property: "no.such"',
+    ]
+
+
+def test_librdkafka_judges_properties_together(file: Path) -> None:
+    text = '[kafka.librdkafka]\nsecurity.protocol = "ssl"\nssl.ca.location = "/no/where"\n'
+    file.write_text(SOUND + text, encoding="utf-8")
+    done = _kbatchd("check-config", "--config", file)
+    assert done.returncode == 78
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"kbatchd: {file}:8: kafka.librdkafka: ")
+    assert "ssl.ca.location" in line
+
+
+def test_migrate_print_needs_no_file() -> None:
+    done = _kbatchd("migrate", "--print")
+    assert done.returncode == 0
+    assert done.stdout.startswith("BEGIN;\n\nCREATE SCHEMA kbatchd;\n")
+    assert done.stdout.endswith("COMMIT;\n")
+
+
+def test_a_reader_that_leaves_is_no_fault() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "kbatchd", "migrate", "--print"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "lines"),
+    [
+        (ConfigError("one", "two"), 78, ["kbatchd: one", "kbatchd: two"]),
+        (ServerUnavailable("gone"), 69, ["kbatchd: gone"]),
+        (KbatchError("odd"), 70, ["kbatchd: odd"]),
+        (KeyboardInterrupt(), 130, []),
+    ],
+)
+def test_exit_codes(
+    error: BaseException,
+    code: int,
+    lines: list[str],
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "run", fail)
+    assert cli.main(["--config", str(file)]) == code
+    assert capsys.readouterr().err.splitlines() == lines
