@@ -117,7 +117,7 @@ def _measure(servers: Rig, values: Sequence[bytes], runs: Iterable[Run], rounds:
 
 def _print(raw: float, summaries: Iterable[dict[str, float | None]], options: argparse.Namespace) -> None:
     table = Table(title=f"{options.records:,} records, medians of {options.rounds} rounds; raw COPY {raw:,.0f} rows/s")
-    for name in ("partitions", "workers", "rows/s", "ratio", "worker us/row", "PostgreSQL us/row", "broker us/row", "RSS MB"):
+    for name in ("partitions", "workers", "rows/s", "ratio", "worker\nus/row", "PostgreSQL\nus/row", "broker\nus/row", "RSS\nMB"):
         table.add_column(name, justify="right")
     for summary in summaries:
         partitions, workers, rate, ratio, *cpu, rss = summary.values()

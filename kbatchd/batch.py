@@ -51,9 +51,7 @@ class Chunk:
         if numbers.count(numbers[-1]) == len(numbers):  # one partition: 5 times cheaper than the dict below
             return {Partition(topic, numbers[-1]): (last.offset() or 0) + 1}
         offsets = [(record.offset() or 0) + 1 for record in self.records]
-        return {
-            Partition(topic, number): offset for number, offset in dict(zip(numbers, offsets, strict=True)).items()
-        }
+        return {Partition(topic, number): offset for number, offset in dict(zip(numbers, offsets, strict=True)).items()}
 
 
 @dataclass(slots=True, eq=False)
@@ -103,11 +101,12 @@ class Batch:
 
 
 class BufferPool:
-    """The batch buffers of one worker: allocated once, lent to batches."""
+    """The batch buffers of one worker: allocated once each, when first wanted, and lent to batches."""
 
     def __init__(self, total_bytes: int, buffer_bytes: int) -> None:
-        #: A bytearray is zero pages until it is written, so an unused buffer costs address space only.
-        self._free = [bytearray(buffer_bytes) for _ in range(max(BATCHES_PER_ROUTE, total_bytes // buffer_bytes))]
+        self._free: list[bytearray] = []
+        #: A bytearray is written when it is made: all eight buffers of the default pool took 64 MB, one route needs two.
+        self._unmade = max(BATCHES_PER_ROUTE, total_bytes // buffer_bytes)
         self.buffer_bytes = buffer_bytes
         #: A route asked for a buffer in vain: the flusher then flushes the oldest open batch early.
         self.starved = False
@@ -116,6 +115,9 @@ class BufferPool:
         """Lend a buffer, or return None and remember that one is wanted."""
         if self._free:
             return self._free.pop()
+        if self._unmade:
+            self._unmade -= 1
+            return bytearray(self.buffer_bytes)
         self.starved = True
         return None
 

@@ -160,10 +160,10 @@ def _create_topic(arguments: argparse.Namespace) -> int:
 def _progress_show(arguments: argparse.Namespace) -> int:
     from kbatchd import progress
     from kbatchd.migrations import check_version
-    from kbatchd.postgres import connect
+    from kbatchd.postgres import connect, explained
 
     config = _load(arguments)
-    with connect(config.postgres, "kbatchd progress show") as connection:
+    with connect(config.postgres, "kbatchd progress show") as connection, explained():
         check_version(connection)
         rows = progress.show(connection, config.pipeline)
     try:
@@ -179,12 +179,12 @@ def _progress_set(arguments: argparse.Namespace) -> int:
     from kbatchd import progress
     from kbatchd.migrations import check_version
     from kbatchd.model import Partition
-    from kbatchd.postgres import connect
+    from kbatchd.postgres import connect, explained
 
     config = _load(arguments)
     route = _route(config, arguments.route)
     partition = Partition(route.topic, arguments.partition)
-    with connect(config.postgres, "kbatchd progress set") as connection:
+    with connect(config.postgres, "kbatchd progress set") as connection, explained():
         check_version(connection)
         before = progress.set_progress(connection, _owner(config, route), partition, arguments.next_offset)
     print(f"{partition}: next_offset was {before}, is {arguments.next_offset}")
@@ -195,7 +195,7 @@ def _progress_accept(arguments: argparse.Namespace) -> int:
     from kbatchd import progress, topics
     from kbatchd.migrations import check_version
     from kbatchd.model import Partition
-    from kbatchd.postgres import connect
+    from kbatchd.postgres import connect, explained
     from kbatchd.watch import judge
 
     config = _load(arguments)
@@ -204,7 +204,7 @@ def _progress_accept(arguments: argparse.Namespace) -> int:
     topic = topics.describe(admin, [route.topic], config.startup_timeout_seconds)[route.topic]
     if topic is None:
         raise ConfigError(f"route {route.name}: topic {route.topic} does not exist; `kbatchd create-topic` makes it")
-    with connect(config.postgres, "kbatchd progress accept") as connection:
+    with connect(config.postgres, "kbatchd progress accept") as connection, explained():
         check_version(connection)
         rows = [row for row in progress.show(connection, config.pipeline) if row.route == route.name]
         for row in _chosen(route, rows, arguments.partition):

@@ -15,11 +15,9 @@ import difflib
 import json
 import os
 import re
-import stat
 from datetime import date, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args, get_origin
-from urllib.parse import parse_qsl, quote, urlsplit
 
 import annotated_types
 import tomli
@@ -38,6 +36,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from kbatchd.conninfo import CREDENTIAL, has_password, is_conninfo, read_credential, read_password, with_password
 from kbatchd.errors import ConfigError
 from kbatchd.toml_lines import find_line, key_lines, key_path
 
@@ -47,11 +46,6 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
-#: The systemd credential that holds the password: `LoadCredential=postgres_password:/path`.
-CREDENTIAL = "postgres_password"
-
-_KEYWORD_VALUE = re.compile(r"\s*(\w+)\s*=\s*(?:'((?:\\.|[^'\\])*)'|((?:\\.|[^\s\\])*))", re.DOTALL)
-_URI = re.compile(r"postgres(?:ql)?://")
 _TOPIC = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,249}\Z")
 
 #: Where a key stands, as pydantic names it: ("route", 1, "table").
@@ -177,7 +171,7 @@ class Postgres(_Table):
     @field_validator("dsn")
     @classmethod
     def _dsn_is_usable(cls, dsn: str | None) -> str | None:
-        if dsn is not None and _has_password(dsn):
+        if dsn is not None and has_password(dsn):
             raise _fault(
                 "holds a password; put it into a file with mode 0600 and name that in postgres.password_file, "
                 f"or into the systemd credential {CREDENTIAL}",
@@ -186,7 +180,7 @@ class Postgres(_Table):
             raise _fault(
                 'is missing, and so is $DATABASE_URL; allowed: a string such as "postgresql://user@host/database"'
             )
-        if not _is_conninfo(dsn or os.environ["DATABASE_URL"]):
+        if not is_conninfo(dsn or os.environ["DATABASE_URL"]):
             source = "is" if dsn else "is missing, and $DATABASE_URL is"
             raise _fault(
                 f'{source} not a connection string; allowed: "postgresql://user@host/database" or "host=... dbname=..."'
@@ -200,24 +194,27 @@ class Postgres(_Table):
             return None
         # A relative path is meant from the file that names it: systemd starts the daemon in /.
         path = (info.context or {}).get("directory", Path()) / path
-        _read_password(path, private=True)
+        try:
+            read_password(path)
+        except ConfigError as error:
+            raise _fault(str(error)) from error
         return path
 
     @model_validator(mode="after")
     def _build_conninfo(self) -> Self:
         conninfo = self.dsn or os.environ["DATABASE_URL"]
-        password = self._password()
-        self._conninfo = SecretStr(conninfo if password is None else _with_password(conninfo, password))
+        try:
+            password = self._password()
+        except ConfigError as error:
+            raise _fault(str(error)) from error
+        self._conninfo = SecretStr(conninfo if password is None else with_password(conninfo, password))
         return self
 
     def _password(self) -> str | None:
         if self.password_file is not None:
-            return _read_password(self.password_file, private=True)
+            return read_password(self.password_file)
         directory = os.environ.get("CREDENTIALS_DIRECTORY")
-        if directory and (Path(directory) / CREDENTIAL).exists():
-            # systemd keeps the directory private; the mode within is its own affair (0440 for a unit with User=).
-            return _read_password(Path(directory) / CREDENTIAL, private=False)
-        return None
+        return read_credential(Path(directory)) if directory else None
 
 
 class Workers(_Table):
@@ -488,38 +485,3 @@ def _allowed(field: FieldInfo) -> str:
     if get_origin(annotation) is dict:
         return "a string, a number or a boolean for each property"
     return "a string"
-
-
-def _is_conninfo(dsn: str) -> bool:
-    return bool(_URI.match(dsn) or _KEYWORD_VALUE.match(dsn))
-
-
-def _has_password(dsn: str) -> bool:
-    if _URI.match(dsn):
-        uri = urlsplit(dsn)
-        return uri.password is not None or any(key == "password" for key, _ in parse_qsl(uri.query))
-    return any(keyword == "password" for keyword, *_ in _KEYWORD_VALUE.findall(dsn))
-
-
-def _with_password(dsn: str, password: str) -> str:
-    """Add the password at the end: libpq takes the last one it meets."""
-    if _URI.match(dsn):
-        return f"{dsn}{'&' if '?' in dsn else '?'}password={quote(password, safe='')}"
-    escaped = password.replace("\\", r"\\").replace("'", r"\'")
-    return f"{dsn} password='{escaped}'"
-
-
-def _read_password(path: Path, *, private: bool) -> str:
-    """Read a password; `private` asks for a mode that keeps everybody else out."""
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if private and mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise _fault(f"is {path} with mode {mode:04o}; allowed: 0600 or 0400 (chmod 600 {path})")
-        password = path.read_text(encoding="utf-8").rstrip("\r\n")
-    except OSError as error:
-        raise _fault(f"is {path}, which cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise _fault(f"is {path}, which is not UTF-8") from error
-    if not password or "\0" in password:
-        raise _fault(f"is {path}, which holds no password; allowed: one line")
-    return password

@@ -72,12 +72,14 @@ def _out_of_range(column: Column, shown: object) -> Refused:
 
 
 def encode_bool(x: object, column: Column, raw: str | None) -> bytes:  # noqa: ARG001
+    """Take true and false, nothing that counts as one."""
     if type(x) is not bool:
         raise _wrong_type("true or false", x)
     return b"\x01" if x else b"\x00"
 
 
 def encode_integer(code: str) -> Encode:
+    """Make the function for an integer of one width: 1.0 and 1e3 are no integers."""
     pack = struct.Struct(code).pack
 
     def encode(x: object, column: Column, raw: str | None) -> bytes:
@@ -111,6 +113,7 @@ class _Literal:
 
 
 def encode_float8(x: object, column: Column, raw: str | None) -> bytes:
+    """Round to the nearest double, as PostgreSQL does."""
     return struct.pack(">d", _double(x, column, raw))
 
 
@@ -238,6 +241,7 @@ def fast_numeric(x: object) -> bytes:
 
 
 def encode_numeric(x: object, column: Column, raw: str | None) -> bytes:
+    """Take every digit of a number, or of a string that is one."""
     if type(x) is str:
         text = x
     elif type(x) is float or type(x) is int:
@@ -256,6 +260,7 @@ def encode_numeric(x: object, column: Column, raw: str | None) -> bytes:
 
 
 def encode_text(x: object, column: Column, raw: str | None) -> bytes:  # noqa: ARG001
+    """Take any string without a NUL."""
     if type(x) is not str:
         raise _wrong_type("a string", x)
     if "\0" in x:
@@ -268,11 +273,11 @@ VARCHAR_HEADER = 4
 
 
 def encode_varchar(x: object, column: Column, raw: str | None) -> bytes:
+    """Take a text that fits; PostgreSQL itself cuts off blanks beyond the limit."""
     encoded = encode_text(x, column, raw)
     limit = column.typmod - VARCHAR_HEADER
     if column.typmod >= VARCHAR_HEADER and len(encoded) > limit:
         text = encoded.decode()
-        # PostgreSQL cuts off blanks beyond the limit: left to it.
         if text[limit:].strip(" "):
             raise Refused("out_of_range", f"{len(text)} characters are too many for varchar({limit})")
     return encoded
@@ -295,6 +300,7 @@ _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 def encode_date(x: object, column: Column, raw: str | None) -> bytes:  # noqa: ARG001
+    """Take YYYY-MM-DD and PostgreSQL's infinities."""
     if type(x) is not str:
         raise _wrong_type("a string", x)
     days = _INFINITE_DAYS.get(x)
@@ -366,6 +372,7 @@ def fast_timestamptz(x: str) -> int:
 
 
 def encode_timestamptz(x: object, column: Column, raw: str | None) -> bytes:  # noqa: ARG001
+    """Take RFC 3339 with its offset, and PostgreSQL's infinities."""
     if type(x) is not str:
         raise _wrong_type("a string", x)
     return struct.pack(">q", fast_timestamptz(x))
@@ -382,12 +389,14 @@ def fast_timestamp(x: str) -> int:
 
 
 def encode_timestamp(x: object, column: Column, raw: str | None) -> bytes:  # noqa: ARG001
+    """Take RFC 3339 without an offset, or with the offset zero, and PostgreSQL's infinities."""
     if type(x) is not str:
         raise _wrong_type("a string", x)
     return struct.pack(">q", fast_timestamp(x))
 
 
 def encode_json(x: object, column: Column, raw: str | None) -> bytes:  # noqa: ARG001
+    """Take any value, in its own text where that matters."""
     return orjson.dumps(x) if raw is None else raw.encode()
 
 
@@ -396,6 +405,7 @@ _JSON_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def encode_jsonb(x: object, column: Column, raw: str | None) -> bytes:
+    """Take any value but a NUL in a string; the first byte is the format's version."""
     text = encode_json(x, column, raw)
     if b"\\u0000" in text and _JSON_NUL.search(text):
         raise Refused("null_byte", "jsonb cannot hold a NUL in a string")
@@ -403,6 +413,7 @@ def encode_jsonb(x: object, column: Column, raw: str | None) -> bytes:
 
 
 def encode_bytea(x: object, column: Column, raw: str | None) -> bytes:  # noqa: ARG001
+    """Take a string in base64."""
     if type(x) is not str:
         raise _wrong_type("a string in base64", x)
     try:

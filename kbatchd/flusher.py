@@ -14,12 +14,10 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import psycopg
-
 from kbatchd import catalogue, progress
 from kbatchd.errors import BreakerOpen, ConfigError, Fenced, KbatchError, ServerUnavailable, TableChanged
 from kbatchd.model import Gap, GapKind, Partition
-from kbatchd.postgres import Verdict, connect, verdict
+from kbatchd.postgres import Connection, Error, Verdict, connect, verdict
 from kbatchd.progress import Owner, Position
 from kbatchd.rows import RowEncoder, build_encoder
 from kbatchd.sink import Sink, Target
@@ -39,6 +37,9 @@ SWEEP_SECONDS = 1.0
 
 #: The longest pause between two tries at anything that failed.
 MAX_BACKOFF_SECONDS = 5.0
+
+#: How often a batch is tried again as it is; after that its lane gives it back, and reads it again.
+RETRIES_WITH_BUFFERS = 3
 
 #: The same trouble is told again after this time, not sooner.
 REPEAT_SECONDS = 10.0
@@ -70,7 +71,7 @@ class Flusher(threading.Thread):
         self._worker = worker
         self._handover = handover
         self._slot = slot
-        self._connection: psycopg.Connection | None = None
+        self._connection: Connection | None = None
         self._sink: Sink | None = None
         self._session: tuple[int, object] | None = None
         self._targets: dict[str, tuple[Target, RowEncoder]] = {}
@@ -115,7 +116,7 @@ class Flusher(threading.Thread):
         except (ServerUnavailable, ConnectionRefused) as error:
             self._tell("waiting for PostgreSQL", "postgres_wait", error)
             self._pause()
-        except psycopg.Error as error:
+        except Error as error:
             self._lose_connection(error)
             self._pause()
 
@@ -138,7 +139,7 @@ class Flusher(threading.Thread):
         self._connection, self._sink = connection, Sink(connection)
         self._sweep_at = 0.0
 
-    def _lose_connection(self, error: psycopg.Error) -> None:
+    def _lose_connection(self, error: Error) -> None:
         """Give everything up: whether the last transaction committed only the next claim will tell."""
         self._tell("connection to PostgreSQL lost", "postgres_lost", error)
         if self._connection is not None:
@@ -194,8 +195,8 @@ class Flusher(threading.Thread):
                 if due:
                     self._claim(lane, due)
                 self._wake_halted(lane)
-            except (ConfigError, psycopg.Error) as error:
-                if isinstance(error, psycopg.Error) and self._verdict(error) is Verdict.RECONNECT:
+            except (ConfigError, Error) as error:
+                if isinstance(error, Error) and self._verdict(error) is Verdict.RECONNECT:
                     raise
                 self._put_aside(lane, error)
         self._connected()
@@ -262,7 +263,9 @@ class Flusher(threading.Thread):
         except BreakerOpen as breaker:
             log.error(str(breaker), extra={"action": "breaker_open"})
             self._halt(lane, list(lane.epochs))
-        except psycopg.Error as error:
+        except Error as error:
+            if self._verdict(error) is Verdict.RECONNECT:
+                raise  # from here: a raise in _judge would make a cycle with its frame, which nobody collects
             self._judge(lane, error, partly_written=self._positions != before)
         else:
             self._committed(lane, batch, outcome.rows, outcome.dead_letters)
@@ -286,17 +289,17 @@ class Flusher(threading.Thread):
             },
         )
 
-    def _judge(self, lane: Lane, error: psycopg.Error, *, partly_written: bool) -> None:
-        """Retry the same batch later, put the route aside, or give the connection up."""
+    def _judge(self, lane: Lane, error: Error, *, partly_written: bool) -> None:
+        """Retry the same batch later, or put the route aside."""
         match self._verdict(error):
-            case Verdict.RECONNECT:
-                raise error
             case Verdict.RETRY:
                 self._tell(f"flush of route {lane.route.name} will be tried again", "flush_retry", error)
                 lane.not_before = time.monotonic() + self._lane_backoff(lane).next_seconds()
-                if partly_written:  # a poisoned batch takes several transactions: its first part must not go in twice
+                # A poisoned batch takes several transactions: its first part must not go in twice. And a lane that
+                # fails for long must not keep the buffers that the others need.
+                if partly_written or self._lane_backoff(lane).failures >= RETRIES_WITH_BUFFERS:
                     self._revoke(lane, lane.not_before)
-            case Verdict.POISON | Verdict.ASIDE:
+            case _:
                 self._put_aside(lane, error)
 
     def _put_aside(self, lane: Lane, error: Exception) -> None:
@@ -384,13 +387,13 @@ class Flusher(threading.Thread):
         self._slot[Field.HALTED] = len(self._halted)
         self._slot[Field.STATE] = State.STANDBY if standing_by else State.RUNNING
 
-    def _session_of(self, lane: Lane) -> tuple[psycopg.Connection, Owner]:
+    def _session_of(self, lane: Lane) -> tuple[Connection, Owner]:
         assert self._connection is not None
         known = self._targets.get(lane.route.topic)
         target = known[0].owner.target if known else lane.route.table
         return self._connection, Owner(self._config.pipeline, lane.route.name, lane.route.topic, target, self._worker)
 
-    def _verdict(self, error: psycopg.Error) -> Verdict:
+    def _verdict(self, error: Error) -> Verdict:
         return verdict(error, broken=self._connection is None or self._connection.broken)
 
     def _lane_backoff(self, lane: Lane) -> Backoff:

@@ -6,16 +6,22 @@ fork, since libpq's connections do not survive one.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 import psycopg
+from psycopg import Connection, Error
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from kbatchd.errors import ConfigError, ServerUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from kbatchd import config
+
+__all__ = ["MINIMUM_VERSION", "Connection", "Error", "Verdict", "connect", "explained", "verdict"]
 
 #: client_connection_check_interval came with 14: a session whose worker died in a lock's queue ends by itself.
 MINIMUM_VERSION = 140000
@@ -23,6 +29,8 @@ MINIMUM_VERSION = 140000
 #: A dead peer is noticed after 5 + 3 * 2 = 11 s without traffic, and after 10 s with unacknowledged bytes.
 _TCP = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3"}
 _TCP_USER_TIMEOUT_MS = 10_000
+
+_TRANSACTION_TIMEOUT_VERSION = 170000
 
 _CONFIGURATION_HINTS = (
     ("password authentication failed", "check postgres.password_file and the role in postgres.dsn"),
@@ -69,7 +77,7 @@ def connect(settings: config.Postgres, application_name: str) -> psycopg.Connect
     """
     try:
         connection = psycopg.connect(_conninfo(settings, application_name), autocommit=True)
-    except psycopg.OperationalError as error:
+    except psycopg.Error as error:
         raise _connect_error(error) from error
     try:
         _set_up(connection, settings)
@@ -77,6 +85,18 @@ def connect(settings: config.Postgres, application_name: str) -> psycopg.Connect
         connection.close()
         raise _connect_error(error) from error
     return connection
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what PostgreSQL has against a command's statements into one clear line; for commands, not for the daemon."""
+    try:
+        yield
+    except psycopg.Error as error:
+        text = " ".join(str(error).split())
+        if error.sqlstate is None:
+            raise ServerUnavailable(f"the connection to PostgreSQL was lost: {text}") from error
+        raise ConfigError(f"PostgreSQL refuses: {text}") from error
 
 
 def _conninfo(settings: config.Postgres, application_name: str) -> str:
@@ -101,6 +121,9 @@ def _set_up(connection: psycopg.Connection, settings: config.Postgres) -> None:
         "tcp_user_timeout": str(_TCP_USER_TIMEOUT_MS),
         "client_connection_check_interval": "2s",
         "idle_in_transaction_session_timeout": "10s",
+        # A role's own limits are for people: a flush is bounded by its size, and tried again for ever if it is not let.
+        "statement_timeout": "0",
+        **({"transaction_timeout": "0"} if connection.info.server_version >= _TRANSACTION_TIMEOUT_VERSION else {}),
         "lock_timeout": f"{round(settings.lock_timeout_seconds * 1000)}ms",
         "synchronous_commit": settings.synchronous_commit,
         "default_transaction_isolation": "read committed",

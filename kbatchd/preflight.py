@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING
 from kbatchd import catalogue, migrations, progress, topics
 from kbatchd.errors import EX_OK, ConfigError, KbatchError, ServerUnavailable
 from kbatchd.model import Partition
-from kbatchd.postgres import MINIMUM_VERSION, connect
+from kbatchd.postgres import MINIMUM_VERSION, Connection, connect
 from kbatchd.progress import Owner
 from kbatchd.rows import build_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import TypeVar
-
-    import psycopg
 
     from kbatchd.config import Config, Route
 
@@ -82,7 +80,7 @@ def _patiently(deadline: float, ask: Callable[[], T]) -> T:
             time.sleep(RETRY_SECONDS)
 
 
-def _server_faults(connection: psycopg.Connection) -> Iterator[str]:
+def _server_faults(connection: Connection) -> Iterator[str]:
     if connection.info.server_version < MINIMUM_VERSION:
         yield (
             f"PostgreSQL {connection.info.server_version // 10000} is too old; "
@@ -110,13 +108,13 @@ def _server_faults(connection: psycopg.Connection) -> Iterator[str]:
         yield f"no right to {privilege} on kbatchd.{relation}; {grant}"
 
 
-def _user(connection: psycopg.Connection) -> str:
+def _user(connection: Connection) -> str:
     row = connection.execute("SELECT quote_ident(current_user)").fetchone()
     return str(row[0]) if row else ""
 
 
 def _route_faults(
-    connection: psycopg.Connection, config: Config, route: Route, description: topics.TopicDescription | None
+    connection: Connection, config: Config, route: Route, description: topics.TopicDescription | None
 ) -> Iterator[str]:
     """Say what is wrong with a route's topic and table."""
     if description is None:
@@ -134,7 +132,7 @@ def _route_faults(
 
 
 def _register(
-    connection: psycopg.Connection,
+    connection: Connection,
     admin: topics.Admin,
     config: Config,
     route: Route,

@@ -18,7 +18,7 @@ from kbatchd.errors import ConfigError, Fenced, SinkError
 from kbatchd.model import Gap, GapKind, Partition
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
     import psycopg
@@ -172,7 +172,7 @@ def advance(
         },
     )
     if cursor.rowcount != len(next_offsets):
-        raise _why_not_advanced(connection, owner, expected, list(next_offsets))
+        raise _why_not_advanced(connection, owner, expected, next_offsets)
 
 
 def write_ledger(
@@ -319,9 +319,12 @@ def _why_not_advanced(
     connection: psycopg.Connection,
     owner: Owner,
     expected: Mapping[Partition, Position],
-    partitions: Sequence[Partition],
+    next_offsets: Mapping[Partition, int],
 ) -> SinkError | ConfigError:
-    """Find out, still in the failed transaction, which partitions are not ours any more."""
+    """Find out, still in the failed transaction, which partitions are not ours any more.
+
+    Those that are have moved already, as this transaction sees them.
+    """
     rows = connection.execute(
         """
         SELECT partition, epoch, next_offset, backend_pid = pg_backend_pid() FROM kbatchd.progress
@@ -330,12 +333,13 @@ def _why_not_advanced(
         _keys(owner),
     ).fetchall()
     stored = {Partition(owner.topic, number): (Position(epoch, offset), own) for number, epoch, offset, own in rows}
-    if any(not own and position == expected.get(p) for p, (position, own) in stored.items() if p in partitions):
+    if any(not own and position == expected.get(p) for p, (position, own) in stored.items() if p in next_offsets):
         return ConfigError(
             "postgres.dsn leads to a pooler that changes sessions between transactions; "
             "kbatchd needs a session of its own: connect to PostgreSQL itself, or use session pooling"
         )
-    return Fenced([p for p in partitions if p not in stored or stored[p][0] != expected[p]] or partitions)
+    moved = {p: expected[p]._replace(next_offset=offset) for p, offset in next_offsets.items()}
+    return Fenced([p for p in moved if p not in stored or stored[p][0] not in {expected[p], moved[p]}] or list(moved))
 
 
 def _lock_key(owner: Owner, partition: int) -> int:

@@ -161,7 +161,8 @@ _NAMES: Final[dict[str, object]] = {
     "datetime": datetime.fromisoformat,
     "float4": fields.fast_float4,
     "numeric": fields.fast_numeric,
-    "numeric_scale": _fast_numeric_scale,
+    "pack_numeric": fields.pack_numeric,
+    "number_literal": number_literal,
     "timestamp": fields.fast_timestamp,
     "timestamptz": fields.fast_timestamptz,
 }

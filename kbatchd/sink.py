@@ -126,12 +126,15 @@ class _Flush:
         last = self._breaker_limit()
         if last == 0 and self.batch.records:
             raise self._breaker_open()
+        poison = None
         try:
             self._write(last, self._copy_all)
         except psycopg.Error as error:
-            if verdict(error, broken=self.connection.broken) is not Verdict.POISON:
+            if not self._is_poison(error):
                 raise
-            self._write_around_poison(last, error)
+            poison = _without_frames(error)
+        if poison is not None:
+            self._write_around_poison(last, poison)
         if last < len(self.batch.records):
             raise self._breaker_open()
 
@@ -234,10 +237,13 @@ class _Flush:
             with self.connection.transaction():
                 self._copy(memoryview(self.batch.buffer)[self.row_starts[row] : self.row_starts[until]])
         except psycopg.Error as error:
-            if verdict(error, broken=self.connection.broken) is not Verdict.POISON:
+            if not self._is_poison(error):
                 raise
-            return error
+            return _without_frames(error)
         return None
+
+    def _is_poison(self, error: psycopg.Error) -> bool:
+        return verdict(error, broken=self.connection.broken) is Verdict.POISON
 
     def _copy(self, rows: memoryview) -> None:
         with self.connection.cursor().copy(self.target.copy) as copy:
@@ -288,6 +294,12 @@ class _Flush:
             f"route {self.target.owner.route}: more than {self.target.max_dead_letters} dead letters in a row; "
             "look into kbatchd.dead_letters, mend the cause, then restart"
         )
+
+
+def _without_frames(error: psycopg.Error) -> psycopg.Error:
+    """Make an error fit to be kept in a variable: its traceback's frames hold that variable, the batch is in them as
+    well, and in a worker the collector of such cycles is off."""
+    return error.with_traceback(None)
 
 
 def _refusal(error: psycopg.Error) -> Refusal:

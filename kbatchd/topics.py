@@ -24,7 +24,7 @@ from confluent_kafka import (
     TopicPartition,
     Uuid,
 )
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from kbatchd.errors import ConfigError, KbatchError, ServerUnavailable, SourceError
 from kbatchd.model import Partition

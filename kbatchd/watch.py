@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from kbatchd import topics
-from kbatchd.errors import KbatchError
+from kbatchd.errors import KbatchError, ServerUnavailable
 from kbatchd.model import Gap, GapKind, Partition
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ INTERVAL_SECONDS = 10.0
 
 #: How soon after a broker's connection was lost, when its answer may have changed.
 SUSPICION_SECONDS = 1.0
-
 
 #: How long each of a diagnosis's three questions may take: the poll loop waits for them, and must beat.
 DIAGNOSIS_TIMEOUT_SECONDS = 2.0
@@ -61,7 +60,9 @@ class TopicWatch:
         try:
             answer = inquiry.result()
         except KbatchError as error:
-            log.debug("topics not described", extra={"action": "topic_watch", "error": str(error)})
+            # Absence is waited for, and librdkafka tells of it; a refusal somebody has to mend.
+            level = logging.DEBUG if isinstance(error, ServerUnavailable) else logging.WARNING
+            log.log(level, "topics not described", extra={"action": "topic_watch", "error": str(error)})
             self.suspect()
             return False
         self._take(answer)

@@ -290,6 +290,8 @@ class Worker:
     def on_assigned(self, partitions: Sequence[Partition]) -> None:
         """Claim what the group gives us; reading begins when the claim is granted."""
         while not all(partition.topic in self._watch.known for partition in partitions):
+            if self._stopping:
+                return
             self._slot.beat()
             self._watch.look()
             self._handover.wait_for_room(TURN_SECONDS)

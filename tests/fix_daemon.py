@@ -15,9 +15,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from kbatchd.devstack.kafka import GivenKafka, Kafka
+
+DAEMONS = pytest.StashKey["list[Daemon]"]()
+
+#: Of the log of each daemon of a test that failed.
+SHOWN_LINES = 60
 
 #: The start-up checks and the first claims together, on a machine that does much else.
 READY_SECONDS = 30.0
@@ -98,14 +103,10 @@ class Daemon:
             if len(self.logged(text)) >= count:
                 return True
             if ended:
-                pytest.fail(f"the daemon ended without {text!r} in its log:\n" + "\n".join(self.lines()[-20:]))
+                pytest.fail(f"the daemon ended without {text!r} in its log")
             return False
 
-        try:
-            wait_until(seen, seconds, f"{text!r} in the log, {count} times")
-        except pytest.fail.Exception:
-            print("\n".join(self.lines()[-40:]))
-            raise
+        wait_until(seen, seconds, f"{text!r} in the log, {count} times")
 
     def has_ended(self) -> bool:
         return self._process is None or self._process.poll() is not None
@@ -172,10 +173,21 @@ class MakeDaemon(Protocol):
         """Each route is a [[route]], each keyword a table of the file; `config` is a file that is there already."""
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the daemons' logs with a test that failed."""
+    report = yield
+    for daemon in item.stash.get(DAEMONS, []) if report.failed else ():
+        report.sections.append((daemon.log.name, "\n".join(daemon.lines()[-SHOWN_LINES:])))
+    return report
+
+
 @pytest.fixture
-def make_daemon(kafka: Kafka | GivenKafka, database: str, tmp_path: Path) -> Iterator[MakeDaemon]:
+def make_daemon(
+    kafka: Kafka | GivenKafka, database: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[MakeDaemon]:
     """Make daemons between the shared servers, unless `kafka=` and `postgres=` say otherwise; all end with the test."""
-    daemons: list[Daemon] = []
+    daemons = request.node.stash[DAEMONS] = list[Daemon]()
 
     def make(
         *routes: Mapping[str, object],

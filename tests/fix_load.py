@@ -9,15 +9,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, Self
 
 import orjson
 import psycopg
 import pytest
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewPartitions
 
 from tests.fix_daemon import wait_until
+from tests.fix_kafka import wait_for_leaders
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
     from kbatchd.devstack.kafka import GivenKafka, Kafka
     from tests.fix_kafka import MakeTopic
 
-#: The identity column tells the order of insertion. With its schema always: the servers' own user is called kbatchd, and
-#: "$user" comes first in PostgreSQL's search path.
+#: The identity column tells the order of insertion. Tables are named with their schema, since the servers' own user is
+#: called kbatchd, and "$user" comes first in PostgreSQL's search path.
 TABLE = "CREATE TABLE {} (id bigint GENERATED ALWAYS AS IDENTITY, partition int NOT NULL, seq bigint NOT NULL)"
 
 #: How often `Load` sends a handful.
@@ -164,6 +166,13 @@ class Delivery:
         finally:
             consumer.close()
 
+    def grow(self, partitions: int) -> Delivery:
+        """Give the topic more partitions."""
+        admin = AdminClient({"bootstrap.servers": self.bootstrap_servers})
+        admin.create_partitions([NewPartitions(self.topic, partitions)])[self.topic].result()
+        wait_for_leaders(admin, self.topic, partitions)
+        return replace(self, partitions=partitions)
+
     def wait_drained(self, seconds: float = 30.0) -> None:
         """Wait until progress stands at the topic's end: only a hint that there is something to judge."""
         ends = self.ends()
@@ -185,9 +194,7 @@ class Delivery:
 
     def assert_exactly_once(self) -> None:
         """Compare topic with table and dead letters: nothing lost, nothing twice, in order within each partition."""
-        dead = Counter(
-            self.query('SELECT partition, "offset" FROM kbatchd.dead_letters WHERE topic = %s', self.topic)
-        )
+        dead = Counter(self.query('SELECT partition, "offset" FROM kbatchd.dead_letters WHERE topic = %s', self.topic))
         topic, stored = self.read_topic(), self.stored()
         assert topic, f"there is nothing in {self.topic}"
         faults = [f"dead letter twice: {record}" for record, count in dead.items() if count > 1]

@@ -35,6 +35,9 @@ TURN_SECONDS = 0.2
 #: How long a worker that was aborted may take to write its traceback before it is killed.
 ABORT_SECONDS = 2.0
 
+#: When our own turns were this far apart we were stopped, and so perhaps were the workers: their silence begins anew.
+PAUSED_SECONDS = 2.0
+
 #: A worker that lived this long has not failed at the start: its next failure is a first one.
 STABLE_SECONDS = 10.0
 
@@ -72,6 +75,8 @@ class Supervisor:
         watchdog = systemd.watchdog_interval_seconds()
         self._watchdog_seconds = watchdog / 3 if watchdog else None
         self._watchdog_at = 0.0
+        #: When the workers were last looked at; since when we ourselves go round without a break.
+        self._looked_at = self._awake_since = time.monotonic()
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT, or until a worker says that the configuration is wrong; return the exit code."""
@@ -113,18 +118,27 @@ class Supervisor:
         child.slot.reset()
         child.started_at = time.monotonic()
         child.aborted_at = 0.0
-        child.pid = fork(lambda: self._run_worker(child.index, child.slot))
+        try:
+            child.pid = fork(lambda: self._run_worker(child.index, child.slot))
+        except OSError as error:  # no memory or no process left, for now
+            child.start_at = time.monotonic() + self._backoff_seconds(child)
+            log.error("worker not started", extra={"action": "fork_failed", "worker": child.index, "error": str(error)})
+            return
         log.info("worker started", extra={"action": "worker_started", "worker": child.index, "pid": child.pid})
 
     def _replace_silent(self) -> None:
         """Abort a worker whose poll loop has stopped beating, so that it says where; then kill it."""
         now = time.monotonic()
+        if now - self._looked_at > PAUSED_SECONDS:
+            self._awake_since = now
+        self._looked_at = now
         for child in self._children:
             if child.pid is None:
                 continue
+            silence = min(child.slot.silence_seconds(), now - self._awake_since)
             if child.aborted_at and now - child.aborted_at > ABORT_SECONDS:
                 os.kill(child.pid, signal.SIGKILL)
-            elif not child.aborted_at and child.slot.silence_seconds() > self._workers.heartbeat_timeout_seconds:
+            elif not child.aborted_at and silence > self._workers.heartbeat_timeout_seconds:
                 log.error(
                     "worker is silent", extra={"action": "worker_silent", "worker": child.index, "pid": child.pid}
                 )
@@ -155,12 +169,9 @@ class Supervisor:
                 self._exit_code = EX_CONFIG
             if self._exit_code is not None:
                 continue
-            now = time.monotonic()
-            child.failures = 1 if now - child.started_at > STABLE_SECONDS else child.failures + 1
-            pause = min(
-                self._workers.restart_backoff_max_seconds, FIRST_BACKOFF_SECONDS * 2 ** min(child.failures - 1, 20)
-            )
-            child.start_at = now + pause
+            child.slot.reset()
+            pause = self._backoff_seconds(child)
+            child.start_at = time.monotonic() + pause
             log.warning(
                 "worker ended",
                 extra={
@@ -171,6 +182,12 @@ class Supervisor:
                     "restart_seconds": pause,
                 },
             )
+
+    def _backoff_seconds(self, child: Child) -> float:
+        """Count a failure; return how long its place stays empty."""
+        child.failures = 1 if time.monotonic() - child.started_at > STABLE_SECONDS else child.failures + 1
+        pause = FIRST_BACKOFF_SECONDS * 2.0 ** min(child.failures - 1, 20)
+        return min(self._workers.restart_backoff_max_seconds, pause)
 
     def _stop(self) -> int:
         """Stop all workers; return the exit code."""

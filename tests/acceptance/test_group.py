@@ -10,9 +10,8 @@ SESSION_SECONDS = 6
 
 
 def test_two_daemons_of_a_group_share_and_take_over(delivery: Delivery, make_daemon: MakeDaemon) -> None:
-    kafka = {"assignment": "group", "group_id": delivery.topic}
-    librdkafka = {"kafka.librdkafka": {'"session.timeout.ms"': SESSION_SECONDS * 1000}}
-    first = make_daemon(delivery.route, kafka=kafka, **librdkafka).start()
+    kafka = {"assignment": "group", "librdkafka.session.timeout.ms": SESSION_SECONDS * 1000}
+    first = make_daemon(delivery.route, kafka=kafka).start()
     second = make_daemon(config=first.config).start()
     with delivery.load(per_second=2_000):
         # Given: both have partitions, one for each of the four workers.

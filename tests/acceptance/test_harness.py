@@ -29,7 +29,7 @@ progress.unlock = lambda connection, owner, partitions: None
 """
 
 #: Progress moves whoever asks, wherever it stands.
-UNCONDITIONAL = '''
+UNCONDITIONAL = """
 def advance(connection, owner, expected, next_offsets):
     for partition, offset in next_offsets.items():
         connection.execute(
@@ -37,7 +37,7 @@ def advance(connection, owner, expected, next_offsets):
             (offset, owner.topic, partition.number),
         )
 progress.advance = advance
-'''
+"""
 
 #: The worker kills itself, once, in the transaction that moves progress; the rows are copied, but not committed.
 KILL_BEFORE_COMMIT = """

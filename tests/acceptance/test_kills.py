@@ -1,4 +1,7 @@
-"""Processes die at any moment; the records do not notice."""
+"""Processes die at any moment; the records do not notice.
+
+pytest-randomly seeds `random` before each test and prints the seed; `--randomly-seed` gives the same kills again.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,17 @@ SUPERVISOR_KILLS = 5
 
 
 def test_kills_at_random_moments_lose_and_double_nothing(delivery: Delivery, make_daemon: MakeDaemon) -> None:
-    seed = random.randrange(1_000_000)
-    print(f"seed {seed}")
-    dice = random.Random(seed)
     kills = ["worker"] * WORKER_KILLS + ["supervisor"] * SUPERVISOR_KILLS
-    dice.shuffle(kills)
+    random.shuffle(kills)
     # Small batches: a kill then meets a transaction more often than not.
     daemon = make_daemon(delivery.route, batch={"max_rows": 200, "linger_seconds": 0.1}).start()
     daemon.wait_ready()
 
     with delivery.load(per_second=4_000):
         for victim in kills:
-            time.sleep(dice.uniform(0.05, 1.0))  # the random moment itself, no wait for anything
+            time.sleep(random.uniform(0.05, 1.0))  # the random moment itself, no wait for anything
             if victim == "worker":
-                kill_worker(daemon, dice)
+                kill_worker(daemon)
             else:
                 daemon.kill()
                 daemon.start()
@@ -42,7 +42,7 @@ def test_kills_at_random_moments_lose_and_double_nothing(delivery: Delivery, mak
     assert claims > delivery.partitions * SUPERVISOR_KILLS + WORKER_KILLS, "the kills met nobody at work"
 
 
-def kill_worker(daemon: Daemon, dice: random.Random) -> None:
+def kill_worker(daemon: Daemon) -> None:
     wait_until(daemon.workers, 5, "a worker to kill")
     with suppress(ProcessLookupError):
-        os.kill(dice.choice(daemon.workers()), signal.SIGKILL)
+        os.kill(random.choice(daemon.workers()), signal.SIGKILL)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
 
 from tests.fix_daemon import MakeDaemon, wait_until
-from tests.fix_kafka import grow
 from tests.fix_load import Delivery, MakeDelivery, new_delivery
 
 if TYPE_CHECKING:
@@ -73,20 +71,39 @@ def test_kafka_stops_and_comes_back(
     assert daemon.stop() == 0
 
 
-def test_a_table_locked_for_long_while_the_topic_grows(
-    make_delivery: MakeDelivery, make_daemon: MakeDaemon
+def test_a_stop_while_postgres_is_gone(
+    kafka: Kafka | GivenKafka,
+    own_postgres: Postgres,
+    own_database: str,
+    make_topic: MakeTopic,
+    make_daemon: MakeDaemon,
 ) -> None:
+    delivery = new_delivery(kafka.bootstrap_servers, make_topic(PARTITIONS), PARTITIONS, own_database)
+    daemon = make_daemon(delivery.route, postgres={"dsn": own_database}, workers={"grace_seconds": 2.0}).start()
+    daemon.wait_ready()
+    with delivery.load(PER_SECOND):
+        wait_until(lambda: delivery.rows() > PER_SECOND, 15, "rows before the outage")
+        own_postgres.stop("immediate")
+        daemon.wait_for_log("action=postgres_wait", count=2)
+        assert daemon.stop(seconds=4) == 0
+        own_postgres.start()
+    daemon.start()
+    daemon.wait_ready()
+    delivery.wait_drained()
+    delivery.assert_exactly_once()
+
+
+def test_a_table_locked_for_long_while_the_topic_grows(make_delivery: MakeDelivery, make_daemon: MakeDaemon) -> None:
     # Given: nothing can be written, so the poll loop runs out of room and pauses the topic.
     delivery = make_delivery(2)
     daemon = make_daemon(delivery.route, postgres={"lock_timeout_seconds": 0.5}, workers={"count": 1}).start()
     daemon.wait_ready()
-    grown = replace(delivery, partitions=4)
     with psycopg.connect(delivery.dsn) as blocker, delivery.load(PER_SECOND):
         wait_until(lambda: delivery.rows() > PER_SECOND, 15, "rows before the lock")
         blocker.execute(f"LOCK TABLE {delivery.table} IN EXCLUSIVE MODE".encode())
 
         # When: meanwhile the topic grows, the new partitions are claimed, and have records at once.
-        grow(delivery.bootstrap_servers, delivery.topic, grown.partitions)
+        grown = delivery.grow(4)
         grown.send(8_000, first=1_000_000)
         daemon.wait_for_log('partitions="[2, 3]"', 30)
         daemon.wait_for_log("action=flush_retry", 20, count=2)  # the second is told 10 s after the first

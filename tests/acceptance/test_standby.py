@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import psycopg
 
@@ -32,7 +32,9 @@ def test_a_second_daemon_stands_by_and_takes_over(delivery: Delivery, make_daemo
         before = delivery.rows()
         second.wait_for_log("action=claim", TAKEOVER_SECONDS)
         wait_until(
-            lambda: delivery.rows() > before, killed_at + TAKEOVER_SECONDS - time.monotonic(), "rows of the second daemon"
+            lambda: delivery.rows() > before,
+            killed_at + TAKEOVER_SECONDS - time.monotonic(),
+            "rows of the second daemon",
         )
     delivery.wait_drained()
 
@@ -89,7 +91,7 @@ class Locks:
             for session, key in zip(self._sessions, keys, strict=True)
         ]
 
-    def __enter__(self) -> Locks:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self

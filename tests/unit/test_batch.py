@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,12 +26,12 @@ def make(max_rows: int = 1_000, buffers: int = 4) -> RouteBatches:
 
 
 def sent(offsets: Iterable[int], size: int = 10, number: int = 0) -> list[Sent]:
-    return [Sent(offset, b"%d".ljust(size, b".") % offset, number) for offset in offsets]
+    return [Sent(offset, (b"%d" % offset).ljust(size, b"."), number) for offset in offsets]
 
 
 def rows(batch: Batch) -> list[bytes]:
     starts = batch.row_starts()
-    return [bytes((batch.buffer or b"")[start:end]) for start, end in zip(starts, starts[1:], strict=False)]
+    return [bytes((batch.buffer or b"")[start:end]) for start, end in pairwise(starts)]
 
 
 def all_of(batches: RouteBatches) -> list[Batch]:
@@ -129,9 +130,11 @@ class TestFilling:
         batches = make()
         large = 3 * BUFFER_BYTES
         chunks = [*sent([0]), *sent([1], size=large), *sent([2])]
-        assert batches.put(chunk(*chunks), EPOCHS, 1.0) is None
-        first, second, third = all_of(batches)
-        assert [len(batch.records) for batch in (first, second, third)] == [1, 1, 1]
+        rest = batches.put(chunk(*chunks), EPOCHS, 1.0)
+        assert rest is not None
+        assert [record.offset() for record in rest.records] == [2]
+        first, second = all_of(batches)
+        assert [len(batch.records) for batch in (first, second)] == [1, 1]
         assert [batch.reason for batch in (first, second)] == [FlushReason.BYTES] * 2
         assert second.size == large
         assert second.buffer is not None
@@ -299,6 +302,4 @@ def test_every_record_arrives_once_and_in_order(max_rows: int, size: int) -> Non
                 flushed.append(batch)
                 batches.done(batch)
     assert [record.offset() for batch in flushed for record in batch.records] == list(range(60))
-    assert [batch.next_offsets[P0] for batch in flushed] == [
-        (batch.records[-1].offset() or 0) + 1 for batch in flushed
-    ]
+    assert [batch.next_offsets[P0] for batch in flushed] == [(batch.records[-1].offset() or 0) + 1 for batch in flushed]

@@ -17,7 +17,8 @@ FLOORS = {
         "kbatchd.watch", "kbatchd.worker"},
     2: {"kbatchd.batch", "kbatchd.exact", "kbatchd.fields", "kbatchd.migrations", "kbatchd.progress", "kbatchd.rows",
         "kbatchd.sink", "kbatchd.source", "kbatchd.topics"},
-    1: {"kbatchd.catalogue", "kbatchd.config", "kbatchd.log", "kbatchd.postgres", "kbatchd.stats", "kbatchd.systemd"},
+    1: {"kbatchd.catalogue", "kbatchd.config", "kbatchd.conninfo", "kbatchd.log", "kbatchd.postgres", "kbatchd.stats",
+        "kbatchd.systemd"},
     0: {"kbatchd", "kbatchd.errors", "kbatchd.model", "kbatchd.toml_lines"},
 }  # fmt: skip
 
@@ -35,6 +36,7 @@ SAME_FLOOR = {
     ("kbatchd.sink", "kbatchd.progress"),
     ("kbatchd.log", "kbatchd.systemd"),
     ("kbatchd.postgres", "kbatchd.config"),
+    ("kbatchd.config", "kbatchd.conninfo"),
     ("kbatchd.errors", "kbatchd.model"),
 }
 

@@ -1,0 +1,261 @@
+"""Who may move a partition, from where, and what everybody else is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from kbatchd import progress
+from kbatchd.errors import ConfigError, Fenced
+from kbatchd.model import Gap, GapKind, Partition
+from kbatchd.progress import Owner, Position
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TOPIC = "requests"
+P0, P1 = Partition(TOPIC, 0), Partition(TOPIC, 1)
+OURS = Owner("pipe", "route", TOPIC, '"public"."requests"', "ours")
+THEIRS = replace(OURS, worker="theirs")
+IDS = {0: "id", 1: "id"}
+
+
+@pytest.fixture
+def ours(database: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(database, autocommit=True) as connection:
+        progress.register(connection, OURS, "id", {0: 0, 1: 10})
+        yield connection
+
+
+@pytest.fixture
+def theirs(ours: psycopg.Connection, database: str) -> Iterator[psycopg.Connection]:
+    """Another session, as another daemon has it."""
+    assert ours
+    with psycopg.connect(database, autocommit=True) as connection:
+        yield connection
+
+
+def claim(connection: psycopg.Connection, owner: Owner = OURS, *numbers: int) -> dict[Partition, Position]:
+    positions, anew = progress.claim(connection, owner, {number: "id" for number in numbers or IDS})
+    assert not anew
+    return {Partition(TOPIC, number): position for number, position in positions.items()}
+
+
+def stored(connection: psycopg.Connection, columns: str = "next_offset, epoch") -> dict[int, tuple[Any, ...]]:
+    rows = connection.execute(f"SELECT partition, {columns} FROM kbatchd.progress ORDER BY 1").fetchall()
+    return {number: tuple(values) for number, *values in rows}
+
+
+class TestRegister:
+    def test_where_a_topic_is_begun(self, ours: psycopg.Connection) -> None:
+        assert stored(ours, "next_offset, epoch, topic_id, target, owner") == {
+            0: (0, 0, "id", OURS.target, None),
+            1: (10, 0, "id", OURS.target, None),
+        }
+
+    def test_only_once(self, ours: psycopg.Connection) -> None:
+        """A second start, or a topic that has grown, begins nothing anew."""
+        progress.register(ours, OURS, "other", {0: 500, 1: 500, 2: 500})
+        assert stored(ours, "next_offset, topic_id") == {0: (0, "id"), 1: (10, "id")}
+
+    def test_another_pipeline_or_route_has_its_own(self, ours: psycopg.Connection) -> None:
+        progress.register(ours, replace(OURS, pipeline="other"), "id", {0: 7})
+        progress.register(ours, replace(OURS, route="other"), "id", {0: 8})
+        rows = ours.execute("SELECT pipeline, route, next_offset FROM kbatchd.progress WHERE partition = 0").fetchall()
+        assert sorted(rows) == [("other", "route", 7), ("pipe", "other", 8), ("pipe", "route", 0)]
+
+    def test_progress_for_another_table(self, ours: psycopg.Connection) -> None:
+        elsewhere = replace(OURS, target='"public"."elsewhere"')
+        progress.refuse_other_target(ours, OURS)
+        with pytest.raises(ConfigError, match=r'made for table "public"\."requests", not "public"\."elsewhere"'):
+            progress.refuse_other_target(ours, elsewhere)
+        with pytest.raises(ConfigError):
+            progress.claim(ours, elsewhere, IDS)
+        assert stored(ours) == {0: (0, 0), 1: (10, 0)}
+
+
+class TestClaim:
+    def test_each_raises_the_epoch(self, ours: psycopg.Connection) -> None:
+        assert claim(ours) == {P0: Position(1, 0), P1: Position(1, 10)}
+        assert claim(ours, OURS, 1) == {P1: Position(2, 10)}
+        assert stored(ours, "epoch, owner, backend_pid") == {
+            0: (1, "ours", ours.info.backend_pid),
+            1: (2, "ours", ours.info.backend_pid),
+        }
+
+    def test_a_partition_that_appears_later_starts_at_0(self, ours: psycopg.Connection) -> None:
+        assert claim(ours, OURS, 1, 2) == {P1: Position(1, 10), Partition(TOPIC, 2): Position(1, 0)}
+        assert stored(ours, "next_offset, topic_id, target")[2] == (0, "id", OURS.target)
+
+    def test_progress_that_is_gone_is_not_begun_anew(self, ours: psycopg.Connection) -> None:
+        """Somebody deleted it while we ran: starting at 0 would double every row."""
+        ours.execute("DELETE FROM kbatchd.progress")
+        with pytest.raises(ConfigError, match=r"is gone from kbatchd\.progress"):
+            progress.claim(ours, OURS, IDS)
+        assert stored(ours) == {}
+
+    def test_a_topic_made_anew_is_told_and_not_moved(self, ours: psycopg.Connection) -> None:
+        positions, anew = progress.claim(ours, OURS, {0: "id", 1: "new"})
+        assert positions == {0: Position(1, 0), 1: Position(1, 10)}
+        assert anew == [Gap(P1, GapKind.RECREATED, 10, 10, 0, "new")]
+        assert stored(ours, "next_offset, topic_id")[1] == (10, "id")
+
+    def test_it_is_durable_whatever_the_session_says(self, ours: psycopg.Connection) -> None:
+        ours.execute("SET synchronous_commit = off")
+        (before,) = ours.execute("SELECT pg_current_wal_insert_lsn()").fetchone() or ("",)
+        claim(ours)
+        assert ours.execute("SELECT pg_current_wal_flush_lsn() > %s::pg_lsn", (before,)).fetchone() == (True,)
+        assert ours.execute("SHOW synchronous_commit").fetchone() == ("off",)
+
+
+class TestAdvance:
+    def test_from_where_we_left_it(self, ours: psycopg.Connection) -> None:
+        positions = claim(ours)
+        progress.advance(ours, OURS, positions, {P0: 5, P1: 30})
+        assert stored(ours) == {0: (5, 1), 1: (30, 1)}
+
+    def test_nothing_to_move(self, ours: psycopg.Connection) -> None:
+        progress.advance(ours, OURS, claim(ours), {})
+        assert stored(ours) == {0: (0, 1), 1: (10, 1)}
+
+    def test_after_anothers_claim(self, ours: psycopg.Connection, theirs: psycopg.Connection) -> None:
+        positions = claim(ours)
+        claim(theirs, THEIRS, 1)
+        with pytest.raises(Fenced) as caught, ours.transaction():
+            progress.advance(ours, OURS, positions, {P0: 5, P1: 30})
+        assert caught.value.partitions == (P1,)
+        assert stored(ours) == {0: (0, 1), 1: (10, 2)}
+
+    def test_from_another_offset_than_expected(self, ours: psycopg.Connection) -> None:
+        positions = claim(ours)
+        ours.execute("UPDATE kbatchd.progress SET next_offset = 3 WHERE partition = 0")
+        with pytest.raises(Fenced) as caught, ours.transaction():
+            progress.advance(ours, OURS, positions, {P0: 5, P1: 30})
+        assert caught.value.partitions == (P0,)
+        assert stored(ours) == {0: (3, 1), 1: (10, 1)}
+
+    def test_progress_that_is_gone(self, ours: psycopg.Connection) -> None:
+        positions = claim(ours)
+        ours.execute("DELETE FROM kbatchd.progress WHERE partition = 1")
+        with pytest.raises(Fenced) as caught, ours.transaction():
+            progress.advance(ours, OURS, positions, {P0: 5, P1: 30})
+        assert caught.value.partitions == (P1,)
+
+    def test_a_claim_waits_for_the_flush_before_it(
+        self, ours: psycopg.Connection, theirs: psycopg.Connection, database: str
+    ) -> None:
+        """And then reads where that flush has left the partition: no row twice."""
+        positions = claim(ours)
+        with ours.transaction():
+            progress.advance(ours, OURS, positions, {P0: 5})
+            theirs.execute("SET lock_timeout = '50ms'")
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                claim(theirs, THEIRS)
+        assert claim(theirs, THEIRS) == {P0: Position(2, 5), P1: Position(2, 10)}
+        with psycopg.connect(database, autocommit=True) as third, pytest.raises(Fenced):
+            progress.advance(third, OURS, {P0: Position(1, 5)}, {P0: 9})
+
+    def test_a_pooler_that_changes_sessions(self, ours: psycopg.Connection, theirs: psycopg.Connection) -> None:
+        """Same epoch, same offset, another backend: nobody has claimed, our session is not our own."""
+        positions = claim(ours)
+        with pytest.raises(ConfigError, match="pooler"), theirs.transaction():
+            progress.advance(theirs, OURS, positions, {P0: 5})
+        assert stored(ours) == {0: (0, 1), 1: (10, 1)}
+
+
+class TestLock:
+    def test_one_at_a_time(self, ours: psycopg.Connection, theirs: psycopg.Connection) -> None:
+        assert progress.lock(ours, OURS, [0]) == {0}
+        assert progress.lock(theirs, THEIRS, [0, 1]) == {1}
+        assert progress.lock(ours, OURS, [1]) == set()
+        progress.unlock(ours, OURS, [0])
+        assert progress.lock(theirs, THEIRS, [0]) == {0}
+
+    def test_it_goes_with_the_session(self, ours: psycopg.Connection, database: str) -> None:
+        with psycopg.connect(database, autocommit=True) as dying:
+            assert progress.lock(dying, THEIRS, [0, 1]) == {0, 1}
+            assert progress.lock(ours, OURS, [0, 1]) == set()
+            pid = dying.info.backend_pid
+            # Waits until the backend has ended.
+            assert ours.execute("SELECT pg_terminate_backend(%s, 10000)", (pid,)).fetchone() == (True,)
+        assert progress.lock(ours, OURS, [0, 1]) == {0, 1}
+
+    def test_each_route_and_pipeline_has_its_own(self, ours: psycopg.Connection, theirs: psycopg.Connection) -> None:
+        assert progress.lock(ours, OURS, [0]) == {0}
+        assert progress.lock(theirs, replace(THEIRS, pipeline="other"), [0]) == {0}
+        assert progress.lock(theirs, replace(THEIRS, route="other"), [0]) == {0}
+
+    def test_its_key_is_the_same_everywhere(self) -> None:
+        """Daemons of two versions on two hosts must meet at the same key."""
+        assert progress._lock_key(OURS, 0) == progress._lock_key(THEIRS, 0)
+        assert progress._lock_key(Owner("kbatchd", "requests", "requests", "t", "w"), 3) == -2_374_702_322_233_778_894
+
+    def test_no_lock_is_not_a_question(self, ours: psycopg.Connection) -> None:
+        assert progress.lock(ours, OURS, []) == set()
+        progress.unlock(ours, OURS, [])
+
+
+class TestAccept:
+    GAP = Gap(P1, GapKind.RETENTION, 10, 25, 25, "id")
+
+    def test_the_gap_is_recorded_and_the_epoch_goes_up(self, ours: psycopg.Connection) -> None:
+        claim(ours)
+        progress.accept(ours, OURS, self.GAP)
+        assert stored(ours) == {0: (0, 1), 1: (25, 2)}
+        rows = ours.execute("SELECT partition, topic_id, kind, first_offset, last_offset FROM kbatchd.gaps").fetchall()
+        assert rows == [(1, "id", "retention", 10, 25)]
+        ledger = ours.execute("SELECT reason, rows, spans FROM kbatchd.batches").fetchall()
+        assert ledger == [("gap", 0, {TOPIC: {"1": [10, 25]}})]
+
+    def test_a_topic_made_anew_gets_its_new_id(self, ours: psycopg.Connection) -> None:
+        _, (gap,) = progress.claim(ours, OURS, {1: "new"})
+        progress.accept(ours, OURS, gap, epoch=1)
+        assert stored(ours, "next_offset, epoch, topic_id")[1] == (0, 2, "new")
+        assert progress.claim(ours, OURS, {1: "new"}) == ({1: Position(3, 0)}, [])
+
+    def test_only_by_who_has_claimed_it(self, ours: psycopg.Connection, theirs: psycopg.Connection) -> None:
+        claim(ours)
+        claim(theirs, THEIRS, 1)
+        with pytest.raises(Fenced):
+            progress.accept(ours, OURS, self.GAP, epoch=1)
+        assert stored(ours)[1] == (10, 2)
+        assert ours.execute("SELECT count(*) FROM kbatchd.gaps").fetchone() == (0,)
+
+
+class TestSet:
+    @pytest.mark.parametrize("to", [0, 10, 4_000])
+    def test_a_running_worker_is_fenced_and_reads_from_there(self, ours: psycopg.Connection, to: int) -> None:
+        positions = claim(ours)
+        assert progress.set_progress(ours, OURS, P1, to) == 10
+        assert stored(ours)[1] == (to, 2)
+        with pytest.raises(Fenced), ours.transaction():
+            progress.advance(ours, OURS, positions, {P1: 20})
+        assert claim(ours)[P1] == Position(3, to)
+        ledger = ours.execute("SELECT reason, spans FROM kbatchd.batches").fetchall()
+        assert ledger == [("set", {TOPIC: {"1": [10, to]}})]
+
+    def test_a_partition_without_progress(self, ours: psycopg.Connection) -> None:
+        with pytest.raises(ConfigError, match=r"there is no progress of requests\[7\]"):
+            progress.set_progress(ours, OURS, Partition(TOPIC, 7), 0)
+        assert ours.execute("SELECT count(*) FROM kbatchd.batches").fetchone() == (0,)
+
+
+class TestLooking:
+    def test_moved_by_others(self, ours: psycopg.Connection, theirs: psycopg.Connection) -> None:
+        claim(ours)
+        assert progress.moved_by_others(ours, OURS, {0: 1, 1: 1}) == set()
+        claim(theirs, THEIRS, 1)
+        assert progress.moved_by_others(ours, OURS, {0: 1, 1: 1}) == {1}
+        assert progress.moved_by_others(ours, OURS, {0: 1}) == set()
+
+    def test_show(self, ours: psycopg.Connection) -> None:
+        progress.register(ours, replace(OURS, pipeline="other"), "id", {0: 7})
+        claim(ours)
+        rows = progress.show(ours, "pipe")
+        assert [(row.route, row.topic, row.partition, row.next_offset, row.epoch, row.owner) for row in rows] == [
+            ("route", TOPIC, 0, 0, 1, "ours"),
+            ("route", TOPIC, 1, 10, 1, "ours"),
+        ]

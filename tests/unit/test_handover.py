@@ -1,0 +1,344 @@
+"""What the two threads of a worker hand to each other: a thread waits here only where the waiting itself is tested."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kbatchd import config
+from kbatchd.batch import Batch
+from kbatchd.catalogue import Column
+from kbatchd.handover import Handover, Lane
+from kbatchd.model import FlushReason, Gap, GapKind, Partition
+from kbatchd.progress import Position
+from kbatchd.rows import RowEncoder, build_encoder
+from tests.records import TOPIC, Sent, chunk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+P0, P1 = Partition(TOPIC, 0), Partition(TOPIC, 1)
+NEVER = 1e9
+#: A deadline that has passed: what is ready now, without waiting.
+NOW = 0.0
+SOON_SECONDS = 10.0
+
+
+@pytest.fixture(scope="module")
+def encoder() -> RowEncoder:
+    column = Column("id", 1, "int8", -1, not_null=True, generated=False, identity=False, has_default=False)
+    return build_encoder([column])
+
+
+@pytest.fixture
+def other_thread() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+def make(*topics: str, max_rows: int = 3, linger_seconds: float = 3_600, buffers: int = 2) -> Handover:
+    routes = [config.Route(topic=topic, table="t") for topic in topics or (TOPIC,)]
+    batch = config.Batch(max_rows=max_rows, max_bytes=1_024, linger_seconds=linger_seconds)
+    return Handover(routes, batch, buffers * 1_024)
+
+
+def granted(handover: Handover, encoder: RowEncoder, *partitions: Partition, at: int = 0, epoch: int = 1) -> int:
+    """Grant partitions and let the poll loop take them; return the generation."""
+    for partition in partitions:
+        handover.grant(handover.lanes[partition.topic], {partition: Position(epoch, at)}, encoder)
+    turn = handover.turn()
+    assert turn.granted == dict.fromkeys(partitions, at)
+    return turn.encoders[partitions[0].topic][0]
+
+
+def sent(offsets: Iterable[int], partition: Partition = P0) -> list[Sent]:
+    return [Sent(offset, b"x", partition.number, subject=partition.topic) for offset in offsets]
+
+
+def ready(handover: Handover) -> tuple[Lane, Batch]:
+    work = handover.next_batch(NOW)
+    assert work is not None, "no batch is ready"
+    return work
+
+
+class TestGenerations:
+    def test_a_chunk_polled_before_a_revoke_is_dropped(self, encoder: RowEncoder) -> None:
+        handover = make()
+        generation = granted(handover, encoder, P0)
+        lane = handover.lanes[TOPIC]
+        handover.revoke(lane)
+        handover.grant(lane, {P0: Position(2, 0)}, encoder)
+        assert handover.put(TOPIC, generation, chunk(*sent([0, 1, 2]))) is None
+        assert handover.is_drained()
+
+    def test_an_end_polled_before_a_revoke_is_dropped(self, encoder: RowEncoder) -> None:
+        """The records before it were dropped: progress must not move over them."""
+        handover = make()
+        generation = granted(handover, encoder, P0)
+        lane = handover.lanes[TOPIC]
+        handover.revoke(lane)
+        handover.grant(lane, {P0: Position(2, 0)}, encoder)
+        assert handover.put_ends(TOPIC, generation, {P0: 100})
+        assert handover.is_drained()
+        assert lane.batches.reached == {P0: 0}
+
+    def test_the_next_turn_revokes_first_and_grants_anew(self, encoder: RowEncoder) -> None:
+        handover = make()
+        generation = granted(handover, encoder, P0, P1)
+        lane = handover.lanes[TOPIC]
+        assert sorted(handover.revoke(lane)) == [P0, P1]
+        handover.grant(lane, {P0: Position(2, 40)}, encoder)
+        turn = handover.turn()
+        assert (sorted(turn.revoked), turn.granted) == ([P0, P1], {P0: 40})
+        assert turn.encoders[TOPIC][0] > generation
+        assert handover.put(TOPIC, turn.encoders[TOPIC][0], chunk(*sent([40]))) is None
+        assert not handover.is_drained()
+
+    def test_a_grant_that_was_taken_back_before_the_turn(self, encoder: RowEncoder) -> None:
+        handover = make()
+        lane = handover.lanes[TOPIC]
+        handover.grant(lane, {P0: Position(1, 40)}, encoder)
+        handover.revoke(lane)
+        turn = handover.turn()
+        assert (turn.revoked, turn.granted) == ([P0], {})
+
+    def test_another_routes_revoke_leaves_this_one_alone(self, encoder: RowEncoder) -> None:
+        handover = make(TOPIC, "other")
+        generation = granted(handover, encoder, P0)
+        handover.revoke(handover.lanes["other"])
+        handover.put(TOPIC, generation, chunk(*sent([0, 1, 2])))
+        assert ready(handover)[1].next_offsets == {P0: 3}
+
+    def test_further_partitions_keep_the_generation(self, encoder: RowEncoder) -> None:
+        handover = make()
+        generation = granted(handover, encoder, P0)
+        assert granted(handover, encoder, P1, at=7) == generation
+        handover.put(TOPIC, generation, chunk(*sent([0]), *sent([7, 8], P1)))
+        _, batch = ready(handover)
+        assert batch.next_offsets == {P0: 1, P1: 9}
+        assert batch.epochs == {P0: 1, P1: 1}
+
+    def test_news_is_told_once(self, encoder: RowEncoder) -> None:
+        handover = make()
+        granted(handover, encoder, P0)
+        turn = handover.turn()
+        assert (turn.revoked, turn.granted) == ([], {})
+
+    def test_no_encoder_before_the_first_grant(self) -> None:
+        assert make().turn().encoders == {}
+
+
+class TestBatches:
+    def test_oldest_first_and_the_same_until_it_is_done(self, encoder: RowEncoder) -> None:
+        handover = make()
+        generation = granted(handover, encoder, P0)
+        rest = handover.put(TOPIC, generation, chunk(*sent(range(8))))
+        assert rest is not None
+        lane, first = ready(handover)
+        assert ready(handover) == (lane, first)
+        handover.done(lane, first)
+        _, second = ready(handover)
+        assert [record.offset() for record in second.records] == [3, 4, 5]
+
+    def test_done_makes_room(self, encoder: RowEncoder) -> None:
+        handover = make()
+        generation = granted(handover, encoder, P0)
+        rest = handover.put(TOPIC, generation, chunk(*sent(range(8))))
+        assert rest is not None
+        assert handover.put(TOPIC, generation, rest) is rest
+        handover.done(*ready(handover))
+        assert handover.put(TOPIC, generation, rest) is None
+
+    def test_done_after_a_revoke_frees_nothing_twice(self, encoder: RowEncoder) -> None:
+        handover = make()
+        generation = granted(handover, encoder, P0)
+        handover.put(TOPIC, generation, chunk(*sent(range(3))))
+        lane, batch = ready(handover)
+        handover.revoke(lane)
+        handover.done(lane, batch)
+        generation = granted_again(handover, lane, encoder)
+        rest = handover.put(TOPIC, generation, chunk(*sent(range(9))))
+        assert rest is not None
+        assert len(rest.records) == 3
+        assert len({id(batch.buffer) for batch in lane.batches.closed}) == 2
+
+    def test_a_lane_that_waits_lets_the_others_go_on(self, encoder: RowEncoder) -> None:
+        handover = make(TOPIC, "other", buffers=4)
+        other = Partition("other", 0)
+        generation = granted(handover, encoder, P0)
+        handover.put(TOPIC, generation, chunk(*sent(range(3))))
+        lane, _ = ready(handover)
+        lane.not_before = NEVER
+        assert handover.next_batch(NOW) is None
+        generation = granted(handover, encoder, other)
+        handover.put("other", generation, chunk(*sent(range(3), other)))
+        assert ready(handover)[0] is handover.lanes["other"]
+
+    def test_committed_offsets_are_told_once(self, encoder: RowEncoder) -> None:
+        handover = make()
+        generation = granted(handover, encoder, P0)
+        handover.put(TOPIC, generation, chunk(*sent(range(3))))
+        assert handover.committed() == {}
+        handover.done(*ready(handover))
+        assert handover.committed() == {P0: 3}
+        assert handover.committed() == {}
+
+    def test_close_all_and_drained(self, encoder: RowEncoder) -> None:
+        handover = make(TOPIC, "other")
+        generation = granted(handover, encoder, P0)
+        handover.put(TOPIC, generation, chunk(*sent([0])))
+        assert not handover.is_drained()
+        assert handover.is_drained(["other"])
+        handover.close_all(FlushReason.STOP)
+        lane, batch = ready(handover)
+        assert batch.reason is FlushReason.STOP
+        assert not handover.is_drained([TOPIC])
+        handover.done(lane, batch)
+        assert handover.is_drained()
+
+    def test_no_room_for_an_end(self, encoder: RowEncoder) -> None:
+        handover = make()
+        generation = granted(handover, encoder, P0)
+        handover.put(TOPIC, generation, chunk(*sent(range(6))))
+        assert not handover.put_ends(TOPIC, generation, {P0: 9})
+        handover.done(*ready(handover))
+        assert handover.put_ends(TOPIC, generation, {P0: 9})
+
+
+class TestStarvation:
+    def test_the_oldest_open_batch_gives_its_buffer(self, encoder: RowEncoder) -> None:
+        """Two buffers, three routes: the third gets one without waiting for anybody's linger."""
+        topics = ("a", "b", "c")
+        handover = make(*topics)
+        generations = {topic: granted(handover, encoder, Partition(topic, 0)) for topic in topics}
+        rests = {
+            topic: handover.put(topic, generations[topic], chunk(*sent([0], Partition(topic, 0)))) for topic in topics
+        }
+        assert [topic for topic, rest in rests.items() if rest is not None] == ["c"]
+        lane, batch = ready(handover)
+        assert (lane.route.topic, batch.reason) == ("a", FlushReason.BUFFERS)
+        handover.done(lane, batch)
+        assert rests["c"] is not None
+        assert handover.put("c", generations["c"], rests["c"]) is None
+        assert handover.next_batch(NOW) is None
+
+
+class TestNews:
+    def test_wanted_released_and_gaps_are_taken_once(self) -> None:
+        handover = make()
+        gap = Gap(P1, GapKind.RETENTION, 0, 5, 5, "id")
+        handover.want({P0: "id"})
+        handover.want({P1: "id"})
+        handover.release([P1])
+        handover.report(gap)
+        assert handover.news() == ({P0: "id"}, [P1], [gap])
+        assert handover.news() == (None, [], [])
+
+    def test_wanting_nothing_is_news_as_well(self) -> None:
+        """A worker without partitions is ready once it knows that it has none."""
+        handover = make()
+        handover.want({})
+        assert handover.next_batch(NEVER) is None
+        assert handover.news()[0] == {}
+
+    def test_wanted_again_after_a_release(self) -> None:
+        handover = make()
+        handover.release([P0])
+        handover.want({P0: "id"})
+        assert handover.news() == ({P0: "id"}, [P0], [])
+
+    def test_news_comes_before_batches(self, encoder: RowEncoder) -> None:
+        handover = make()
+        generation = granted(handover, encoder, P0)
+        handover.put(TOPIC, generation, chunk(*sent(range(3))))
+        handover.release([P0])
+        assert handover.next_batch(NEVER) is None
+
+
+class TestWakingUp:
+    """The flusher waits for ever here: who does not wake it fails the test by its time limit."""
+
+    def wait_in(self, executor: ThreadPoolExecutor, handover: Handover) -> list[tuple[Lane, Batch] | None]:
+        waiting = threading.Event()
+        results: list[tuple[Lane, Batch] | None] = []
+
+        def wait() -> None:
+            with handover.changed:  # nobody can notify before next_batch waits, and so gives the lock back
+                waiting.set()
+                results.append(handover.next_batch(NEVER))
+
+        self.future = executor.submit(wait)
+        assert waiting.wait(SOON_SECONDS)
+        return results
+
+    def woken(self) -> None:
+        self.future.result(SOON_SECONDS)
+
+    def test_by_a_full_batch(self, encoder: RowEncoder, other_thread: ThreadPoolExecutor) -> None:
+        handover = make()
+        generation = granted(handover, encoder, P0)
+        results = self.wait_in(other_thread, handover)
+        handover.put(TOPIC, generation, chunk(*sent(range(3))))
+        self.woken()
+        assert results[0] is not None
+        assert results[0][1].reason is FlushReason.FULL
+
+    def test_by_the_linger_of_a_batch_that_opened_meanwhile(
+        self, encoder: RowEncoder, other_thread: ThreadPoolExecutor
+    ) -> None:
+        handover = make(linger_seconds=0.05)
+        generation = granted(handover, encoder, P0)
+        results = self.wait_in(other_thread, handover)
+        handover.put(TOPIC, generation, chunk(*sent([0])))
+        self.woken()
+        assert results[0] is not None
+        assert results[0][1].reason is FlushReason.LINGER
+
+    def test_by_an_end(self, encoder: RowEncoder, other_thread: ThreadPoolExecutor) -> None:
+        handover = make(linger_seconds=0.05)
+        generation = granted(handover, encoder, P0)
+        results = self.wait_in(other_thread, handover)
+        handover.put_ends(TOPIC, generation, {P0: 5})
+        self.woken()
+        assert results[0] is not None
+        assert results[0][1].next_offsets == {P0: 5}
+
+    def test_by_a_starved_route(self, encoder: RowEncoder, other_thread: ThreadPoolExecutor) -> None:
+        handover = make("a", "b", "c")
+        generations = {topic: granted(handover, encoder, Partition(topic, 0)) for topic in ("a", "b", "c")}
+        for topic in ("a", "b"):
+            handover.put(topic, generations[topic], chunk(*sent([0], Partition(topic, 0))))
+        results = self.wait_in(other_thread, handover)
+        handover.put("c", generations["c"], chunk(*sent([0], Partition("c", 0))))
+        self.woken()
+        assert results[0] is not None
+        assert results[0][1].reason is FlushReason.BUFFERS
+
+    def test_by_news(self, other_thread: ThreadPoolExecutor) -> None:
+        handover = make()
+        results = self.wait_in(other_thread, handover)
+        handover.want({})
+        self.woken()
+        assert results == [None]
+
+    def test_by_a_stop(self, other_thread: ThreadPoolExecutor) -> None:
+        handover = make()
+        results = self.wait_in(other_thread, handover)
+        handover.stop()
+        self.woken()
+        assert results == [None]
+        assert handover.stopping
+
+    def test_a_pause_ends_at_a_stop(self, other_thread: ThreadPoolExecutor) -> None:
+        handover = make()
+        future = other_thread.submit(handover.wait_to_stop, 3_600)
+        handover.stop()
+        future.result(SOON_SECONDS)
+
+
+def granted_again(handover: Handover, lane: Lane, encoder: RowEncoder) -> int:
+    handover.grant(lane, {P0: Position(2, 0)}, encoder)
+    return handover.turn().encoders[TOPIC][0]
