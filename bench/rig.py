@@ -7,8 +7,8 @@ What is counted:
 
 - Rate: the records between the commit of the first batch and the commit of the last full one, by the ledger's
   `committed_at`. The first batch's own records are outside of the interval, and so is a batch that lingered at the end.
-- CPU: from the claim of all partitions, when the workers have started but have read nothing, until the last record is in;
-  divided by all records. Of the workers; of all PostgreSQL's processes but this one's session; of the broker.
+- CPU: from the claim of all partitions, when the workers have started but have read nothing, until the last record is
+  in; divided by all records. Of the workers; of all PostgreSQL's processes but this one's session; of the broker.
 - Memory: VmHWM of the largest worker, once all is in.
 """
 
@@ -165,10 +165,8 @@ class Rig:
         log = self._directory / "kbatchd.log"
         # By the environment: a DSN in the file may hold no password, the one we were given may.
         environment = {**os.environ, "DATABASE_URL": self.dsn}
-        with (
-            log.open("wb") as output,
-            subprocess.Popen([sys.executable, "-m", "kbatchd", "--config", file], stderr=output, env=environment) as daemon,
-        ):
+        command = [sys.executable, "-m", "kbatchd", "--config", str(file)]
+        with log.open("wb") as output, subprocess.Popen(command, stderr=output, env=environment) as daemon:
             try:
                 yield daemon
             except BaseException:
@@ -203,7 +201,8 @@ class Rig:
         return float(
             self._value(
                 """
-                SELECT (sum(records) - min(records) FILTER (WHERE first)) / extract(epoch FROM max(committed_at) - min(committed_at))
+                SELECT (sum(records) - min(records) FILTER (WHERE first))
+                       / extract(epoch FROM max(committed_at) - min(committed_at))
                 FROM (SELECT rows + dead_letters AS records, committed_at, reason,
                              row_number() OVER (ORDER BY committed_at) = 1 AS first
                       FROM kbatchd.batches WHERE pipeline = %s) AS b
@@ -292,7 +291,7 @@ def _listener(address: str) -> psutil.Process | None:
     port = int(address.partition(",")[0].rpartition(":")[2])
     with contextlib.suppress(psutil.AccessDenied):
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,) and connection.pid:
                 return psutil.Process(connection.pid)
     return None
 

@@ -105,7 +105,7 @@ class BufferPool:
 
     def __init__(self, total_bytes: int, buffer_bytes: int) -> None:
         self._free: list[bytearray] = []
-        #: A bytearray is written when it is made: all eight buffers of the default pool took 64 MB, one route needs two.
+        #: A bytearray is written when it is made: the eight of the default pool took 64 MB, and one route needs two.
         self._unmade = max(BATCHES_PER_ROUTE, total_bytes // buffer_bytes)
         self.buffer_bytes = buffer_bytes
         #: A route asked for a buffer in vain: the flusher then flushes the oldest open batch early.

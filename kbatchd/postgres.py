@@ -94,8 +94,8 @@ def explained() -> Iterator[None]:
         yield
     except psycopg.Error as error:
         text = " ".join(str(error).split())
-        if error.sqlstate is None:
-            raise ServerUnavailable(f"the connection to PostgreSQL was lost: {text}") from error
+        if verdict(error, broken=False) in {Verdict.RECONNECT, Verdict.RETRY}:
+            raise ServerUnavailable(f"PostgreSQL cannot go on: {text}") from error
         raise ConfigError(f"PostgreSQL refuses: {text}") from error
 
 

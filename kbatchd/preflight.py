@@ -12,9 +12,9 @@ import time
 from typing import TYPE_CHECKING
 
 from kbatchd import catalogue, migrations, progress, topics
-from kbatchd.errors import EX_OK, ConfigError, KbatchError, ServerUnavailable
+from kbatchd.errors import EX_OK, ConfigError, KbatchError, ServerUnavailable, SourceError
 from kbatchd.model import Partition
-from kbatchd.postgres import MINIMUM_VERSION, Connection, connect
+from kbatchd.postgres import MINIMUM_VERSION, Connection, connect, explained
 from kbatchd.progress import Owner
 from kbatchd.rows import build_encoder
 
@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 #: How long to wait before a server that does not answer is asked again.
 RETRY_SECONDS = 0.5
+
+#: What a server is given at least, even when the deadline is nearer.
+MINIMUM_TIMEOUT_SECONDS = 1.0
 
 
 def run_preflight(config: Config) -> int:
@@ -54,28 +57,31 @@ def check(config: Config) -> None:
         raise ConfigError(*(f"{'.'.join(map(str, where))}: {what}" for where, what in librdkafka.items()))
     admin = topics.make_admin(config.kafka)
     names = [route.topic for route in config.route]
-    with _patiently(deadline, lambda: connect(config.postgres, "kbatchd check")) as connection:
-        descriptions = _patiently(deadline, lambda: topics.describe(admin, names))
+    with _patiently(deadline, lambda _: connect(config.postgres, "kbatchd check")) as connection, explained():
+        descriptions = _patiently(deadline, lambda seconds: topics.describe(admin, names, seconds))
         faults = list(_server_faults(connection))
         if not faults:
             for route in config.route:
                 faults += _route_faults(connection, config, route, descriptions[route.topic])
         if faults:
             raise ConfigError(*faults)
-        for route in config.route:
-            description = descriptions[route.topic]
-            assert description is not None
-            _register(connection, admin, config, route, description, deadline)
+        described = [(route, description) for route in config.route if (description := descriptions[route.topic])]
+        starts = [_start_offsets(admin, route, description, deadline) for route, description in described]
+        with connection.transaction():  # all topics are begun, or none
+            for (route, description), offsets in zip(described, starts, strict=True):
+                target = catalogue.read_table(connection, route.table).quoted
+                progress.register(connection, _owner(config, route, target), description.topic_id, offsets)
 
 
-def _patiently(deadline: float, ask: Callable[[], T]) -> T:
-    """Ask a server until it answers or the deadline has come."""
+def _patiently(deadline: float, ask: Callable[[float], T]) -> T:
+    """Ask a server until it answers or the deadline has come; `ask` is told how long it may wait."""
     while True:
+        left = deadline - time.monotonic()
         try:
-            return ask()
-        except ServerUnavailable as error:
+            return ask(min(topics.REQUEST_TIMEOUT_SECONDS, max(MINIMUM_TIMEOUT_SECONDS, left)))
+        except (ServerUnavailable, SourceError) as error:  # SourceError: a topic just made may have no leader yet
             if time.monotonic() + RETRY_SECONDS > deadline:
-                raise
+                raise ServerUnavailable(str(error)) from error
             log.warning("waiting for a server", extra={"action": "startup_wait", "error": str(error)})
             time.sleep(RETRY_SECONDS)
 
@@ -131,20 +137,13 @@ def _route_faults(
             yield fault if fault.startswith("route ") else f"route {route.name}: {fault}"
 
 
-def _register(
-    connection: Connection,
-    admin: topics.Admin,
-    config: Config,
-    route: Route,
-    description: topics.TopicDescription,
-    deadline: float,
-) -> None:
-    """Write where a topic that this pipeline has never read is to begin."""
+def _start_offsets(
+    admin: topics.Admin, route: Route, description: topics.TopicDescription, deadline: float
+) -> dict[int, int]:
+    """Ask where a topic is to begin, should this pipeline never have read it."""
     partitions = [Partition(route.topic, number) for number in range(description.partitions)]
-    offsets = _patiently(deadline, lambda: topics.list_offsets(admin, partitions, route.start))
-    table = catalogue.read_table(connection, route.table)
-    start_offsets = {partition.number: offset for partition, offset in offsets.items()}
-    progress.register(connection, _owner(config, route, table.quoted), description.topic_id, start_offsets)
+    offsets = _patiently(deadline, lambda seconds: topics.list_offsets(admin, partitions, route.start, seconds))
+    return {partition.number: offset for partition, offset in offsets.items()}
 
 
 def _owner(config: Config, route: Route, target: str) -> Owner:

@@ -152,7 +152,7 @@ class _Flush:
             last, refused = copy(last)
             dead = {index: why for index, why in batch.refused if self.done <= index < last} | refused
             rows = last - self.done - len(dead)
-            if rows or refused:  # a table that was altered may refuse rows that are good
+            if rows or dead:  # the table as it is now may take what its former columns refused
                 self._check_columns()
             if dead:
                 self._write_dead_letters(dead)
@@ -297,8 +297,10 @@ class _Flush:
 
 
 def _without_frames(error: psycopg.Error) -> psycopg.Error:
-    """Make an error fit to be kept in a variable: its traceback's frames hold that variable, the batch is in them as
-    well, and in a worker the collector of such cycles is off."""
+    """Make an error fit to be kept in a variable.
+
+    Its traceback's frames hold that variable, and the batch: a cycle, and a worker's collector is off.
+    """
     return error.with_traceback(None)
 
 

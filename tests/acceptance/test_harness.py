@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fix_daemon import MakeDaemon, wait_until
-from tests.fix_load import Delivery, NotExactlyOnce
+from tests.fix_load import Delivery, MakeDelivery, NotExactlyOnce
 
 PROGRAM = """
 import os, signal, sys
@@ -122,6 +122,24 @@ def test_a_worker_killed_between_rows_and_progress(
         wait_until(lambda: delivery.rows() > before + 1_000, 15, "rows of the next worker")
     delivery.wait_drained()
     assert daemon.stop() == 0
+    judge(delivery, fault)
+
+
+@pytest.mark.parametrize(
+    ("seqs", "fault"),
+    [
+        ("0, 1, 2, 3", None),
+        ("0, 1, 3", r"\[0\] lost 1: 2"),
+        ("0, 1, 2, 3, 3", r"\[0\] twice 1: 3"),
+        ("0, 1, 3, 2", r"\[0\] out of order at row 2: 3 instead of 2"),
+        ("0, 1, 2, 3, 99", r"\[0\] twice 1: 99"),
+    ],
+    ids=["right", "lost", "twice", "order", "foreign"],
+)
+def test_the_judge_sees_what_is_wrong(make_delivery: MakeDelivery, seqs: str, fault: str | None) -> None:
+    delivery = make_delivery(1)
+    delivery.send(4)
+    delivery.execute(f"INSERT INTO {delivery.table} (partition, seq) SELECT 0, unnest(ARRAY[{seqs}])")
     judge(delivery, fault)
 
 

@@ -11,7 +11,7 @@ import signal
 import time
 from contextlib import suppress
 
-from tests.fix_daemon import Daemon, MakeDaemon, wait_until
+from tests.fix_daemon import Daemon, MakeDaemon, is_alive, wait_until
 from tests.fix_load import Delivery
 
 WORKER_KILLS = 20
@@ -21,7 +21,9 @@ SUPERVISOR_KILLS = 5
 def test_kills_at_random_moments_lose_and_double_nothing(delivery: Delivery, make_daemon: MakeDaemon) -> None:
     kills = ["worker"] * WORKER_KILLS + ["supervisor"] * SUPERVISOR_KILLS
     random.shuffle(kills)
-    # Small batches: a kill then meets a transaction more often than not.
+    # Small batches: a kill then meets a transaction more often than not. And 60 refused rows in a row: some batches
+    # take several transactions.
+    delivery.execute(f"ALTER TABLE {delivery.table} ADD CHECK (seq % 400 >= 60)")
     daemon = make_daemon(delivery.route, batch={"max_rows": 200, "linger_seconds": 0.1}).start()
     daemon.wait_ready()
 
@@ -40,6 +42,20 @@ def test_kills_at_random_moments_lose_and_double_nothing(delivery: Delivery, mak
     [(claims,)] = delivery.query("SELECT sum(epoch)::int FROM kbatchd.progress")
     assert isinstance(claims, int)
     assert claims > delivery.partitions * SUPERVISOR_KILLS + WORKER_KILLS, "the kills met nobody at work"
+
+
+def test_a_frozen_worker_is_replaced(delivery: Delivery, make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon(delivery.route, workers={"heartbeat_timeout_seconds": 1.0}).start()
+    daemon.wait_ready()
+    with delivery.load(per_second=4_000):
+        wait_until(lambda: delivery.rows() > 4_000, 15, "rows before the frost")
+        frozen, other = daemon.workers()
+        os.kill(frozen, signal.SIGSTOP)
+        daemon.wait_for_log("action=worker_silent")
+        wait_until(lambda: not is_alive(frozen) and len(daemon.workers()) == 2, 10, "a new worker")
+    delivery.wait_drained()
+    delivery.assert_exactly_once()
+    assert is_alive(other)
 
 
 def kill_worker(daemon: Daemon) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,11 @@ MAX_RSS_BYTES = 200_000_000
 PARTITIONS = 4
 #: Enough to fill all buffers and librdkafka's queues several times over during the outage.
 PER_SECOND = 8_000
+
+TERMINATE = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE application_name LIKE 'kbatchd worker%' AND datname = current_database()
+"""
 
 
 def test_postgres_stops_and_comes_back(
@@ -71,6 +77,22 @@ def test_kafka_stops_and_comes_back(
     assert daemon.stop() == 0
 
 
+def test_sessions_broken_at_random_moments(delivery: Delivery, make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon(delivery.route, batch={"max_rows": 200, "linger_seconds": 0.05}).start()
+    daemon.wait_ready()
+    workers = daemon.workers()
+    broken = 0
+    with delivery.load(PER_SECOND):
+        for _ in range(20):
+            time.sleep(random.uniform(0.05, 0.6))
+            broken += len(delivery.query(TERMINATE))
+    delivery.wait_drained()
+
+    assert broken > len(workers) * 10
+    assert daemon.workers() == workers
+    delivery.assert_exactly_once()
+
+
 def test_a_stop_while_postgres_is_gone(
     kafka: Kafka | GivenKafka,
     own_postgres: Postgres,
@@ -108,7 +130,7 @@ def test_a_table_locked_for_long_while_the_topic_grows(make_delivery: MakeDelive
         daemon.wait_for_log('partitions="[2, 3]"', 30)
         daemon.wait_for_log("action=flush_retry", 20, count=2)  # the second is told 10 s after the first
         # And: the session breaks while the topic is paused.
-        blocker.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name ~ '^kbatchd w'")
+        delivery.query(TERMINATE)
     grown.wait_drained()
     grown.assert_exactly_once()
 

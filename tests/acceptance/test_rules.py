@@ -127,28 +127,30 @@ def test_retention_past_progress_halts_or_is_recorded(make_delivery: MakeDeliver
     assert halting.stored() == recording.stored()
 
 
-@pytest.mark.parametrize("start", ["earliest", "latest"])
-def test_partitions_added_later_are_read_from_their_start(
-    make_delivery: MakeDelivery, make_daemon: MakeDaemon, start: str
-) -> None:
-    # Given: a topic with one partition, and a daemon that reads it; with "latest" not what was there before.
-    delivery = make_delivery(1)
-    delivery.send(50)
-    daemon = make_daemon({**delivery.route, "start": start}).start()
+def test_partitions_added_later_are_read_from_their_start(make_delivery: MakeDelivery, make_daemon: MakeDaemon) -> None:
+    # Given: two topics with one partition and some records; one route wants them, the other only what comes later.
+    earliest, latest = make_delivery(1, "public.earliest"), make_delivery(1, "public.latest")
+    both = (earliest, latest)
+    for delivery in both:
+        delivery.send(50)
+    daemon = make_daemon(earliest.route, {**latest.route, "start": "latest"}).start()
     daemon.wait_ready()
-    delivery.send(50, first=50)
-    delivery.wait_drained()
-    old = list(range(0 if start == "earliest" else 50, 100))
-    assert delivery.stored() == {0: old}
+    for delivery in both:
+        delivery.send(50, first=50)
+        delivery.wait_drained()
+    assert earliest.stored() == {0: list(range(100))}
+    assert latest.stored() == {0: list(range(50, 100))}
 
-    # When: it grows, and the new partitions have records before anybody has looked.
-    grown = delivery.grow(3)
-    grown.send(300, first=100)
+    # When: they grow, and the new partitions have records before anybody has looked.
+    grown = [delivery.grow(3) for delivery in both]
+    for delivery in grown:
+        delivery.send(300, first=100)
 
-    # Then: they are read from 0.
-    grown.wait_drained(GROWN_SECONDS)
-    new = list(range(100, 200))
-    assert grown.stored() == {0: old + new, 1: new, 2: new}
+    # Then: those are read from 0, whatever `start` says.
+    for delivery, first in zip(grown, (0, 50), strict=True):
+        delivery.wait_drained(GROWN_SECONDS)
+        new = list(range(100, 200))
+        assert delivery.stored() == {0: list(range(first, 200)), 1: new, 2: new}
 
 
 def test_a_column_whose_type_changes_under_load_never_gets_a_wrong_value(

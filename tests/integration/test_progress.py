@@ -39,7 +39,7 @@ def theirs(ours: psycopg.Connection, database: str) -> Iterator[psycopg.Connecti
 
 
 def claim(connection: psycopg.Connection, owner: Owner = OURS, *numbers: int) -> dict[Partition, Position]:
-    positions, anew = progress.claim(connection, owner, {number: "id" for number in numbers or IDS})
+    positions, anew = progress.claim(connection, owner, dict.fromkeys(numbers or IDS, "id"))
     assert not anew
     return {Partition(TOPIC, number): position for number, position in positions.items()}
 

@@ -1,0 +1,115 @@
+"""What the worker relies on when it assigns, assigns anew, and pauses: librdkafka's own promises, put to the test."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from confluent_kafka import Producer
+
+from kbatchd import config
+from kbatchd.model import Partition
+from kbatchd.source import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kbatchd.devstack.kafka import GivenKafka, Kafka
+    from tests.fix_kafka import MakeTopic
+
+RECORDS = 20_000
+SOON_SECONDS = 20.0
+
+
+@pytest.fixture
+def source(kafka: Kafka | GivenKafka) -> Iterator[Source]:
+    source = Source(config.Kafka(bootstrap_servers=kafka.bootstrap_servers, group_id="test"), "test")
+    yield source
+    source.close()
+
+
+@pytest.fixture
+def partitions(kafka: Kafka | GivenKafka, make_topic: MakeTopic) -> list[Partition]:
+    """Three partitions of two topics, full of records."""
+    two, one = make_topic(2), make_topic(1)
+    full = [Partition(two, 0), Partition(two, 1), Partition(one, 0)]
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    for n in range(RECORDS):
+        for partition in full:
+            producer.produce(partition.topic, b"x" * 50, partition=partition.number)
+        if n % 1_000 == 0:
+            producer.poll(0)
+    assert producer.flush(30) == 0
+    return full
+
+
+def read(source: Source, expected: dict[Partition, int]) -> None:
+    """Read until each partition has given something; each must go on exactly where it is expected to."""
+    waited_for = set(expected)
+    deadline = time.monotonic() + SOON_SECONDS
+    while waited_for:
+        assert time.monotonic() < deadline, f"nothing came from {waited_for}"
+        for topic, records in source.poll(500, 0.1).records.items():
+            for record in records:
+                partition = Partition(record.topic() or "", record.partition() or 0)
+                assert partition.topic == topic
+                assert record.offset() == expected[partition]
+                expected[partition] += 1
+                waited_for.discard(partition)
+
+
+def test_nothing_of_a_former_assignment_comes_after_the_next(source: Source, partitions: list[Partition]) -> None:
+    """A record that was fetched before, and came later, would move progress over those that were given up."""
+    for turn in range(40):
+        offsets = {partition: random.randrange(RECORDS // 2) for partition in partitions}
+        if turn % 2:
+            source.unassign(partitions)
+        if turn % 4 == 3:
+            assert not source.poll(500, 0.01).records
+        source.assign(offsets)
+        read(source, offsets)
+
+
+def test_a_pause_ends_with_the_assignment(source: Source, partitions: list[Partition]) -> None:
+    """Left alone, librdkafka keeps it: assigned again, the partition would stand still for good."""
+    for _ in range(3):
+        offsets = dict.fromkeys(partitions, 0)
+        source.assign(offsets)
+        read(source, offsets)
+        source.pause(partitions[0].topic)
+    offsets = dict.fromkeys(partitions, 7)
+    source.unassign(partitions)
+    source.assign(offsets)
+    read(source, offsets)
+
+
+def test_a_paused_topic_goes_on_where_it_was(source: Source, partitions: list[Partition]) -> None:
+    offsets = dict.fromkeys(partitions, 0)
+    source.assign(offsets)
+    read(source, offsets)
+    paused = partitions[0].topic
+    source.pause(paused)
+    for _ in range(5):
+        for topic, records in source.poll(500, 0.05).records.items():
+            assert topic != paused
+            offsets[partitions[2]] += len(records)
+    source.resume(paused)
+    read(source, offsets)
+
+
+def test_the_end_is_told_once_and_the_offset_that_is_not_there(source: Source, partitions: list[Partition]) -> None:
+    first, second, _ = partitions
+    source.assign({first: RECORDS, second: RECORDS + 1_000})
+    ends: list[tuple[Partition, int]] = []
+    out_of_range: list[Partition] = []
+    deadline = time.monotonic() + SOON_SECONDS
+    while not (ends and out_of_range):
+        assert time.monotonic() < deadline
+        polled = source.poll(500, 0.1)
+        assert not polled.records
+        ends += polled.ends.items()
+        out_of_range += polled.out_of_range
+    assert ends == [(first, RECORDS)]
+    assert out_of_range == [second]
