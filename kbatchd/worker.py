@@ -128,7 +128,7 @@ class Worker:
         values = [record.value() for record in records]
         rows: list[bytes] = []
         refused = encoder.encode(values, rows)
-        record_bytes = sum(len(value) for value in values if value is not None)
+        record_bytes = sum(map(len, filter(None, values)))
         self._put(topic, generation, Chunk(records, rows, refused, record_bytes))
 
     def _put(self, topic: str, generation: int, chunk: Chunk) -> None:

@@ -13,8 +13,8 @@ import kbatchd
 #: Every module of the package, by floor. A package stands for all modules in it.
 FLOORS = {
     4: {"kbatchd.__main__", "kbatchd.cli", "kbatchd.demo"},
-    3: {"kbatchd.daemon", "kbatchd.devstack", "kbatchd.flusher", "kbatchd.handover", "kbatchd.preflight",
-        "kbatchd.watch", "kbatchd.worker"},
+    3: {"kbatchd.claims", "kbatchd.daemon", "kbatchd.devstack", "kbatchd.flusher", "kbatchd.handover",
+        "kbatchd.preflight", "kbatchd.watch", "kbatchd.worker"},
     2: {"kbatchd.batch", "kbatchd.exact", "kbatchd.fields", "kbatchd.migrations", "kbatchd.progress", "kbatchd.rows",
         "kbatchd.sink", "kbatchd.source", "kbatchd.topics"},
     1: {"kbatchd.catalogue", "kbatchd.config", "kbatchd.conninfo", "kbatchd.log", "kbatchd.postgres", "kbatchd.stats",
@@ -29,7 +29,9 @@ SAME_FLOOR = {
     ("kbatchd.worker", "kbatchd.flusher"),
     ("kbatchd.worker", "kbatchd.handover"),
     ("kbatchd.worker", "kbatchd.watch"),
+    ("kbatchd.flusher", "kbatchd.claims"),
     ("kbatchd.flusher", "kbatchd.handover"),
+    ("kbatchd.claims", "kbatchd.handover"),
     ("kbatchd.rows", "kbatchd.exact"),
     ("kbatchd.rows", "kbatchd.fields"),
     ("kbatchd.sink", "kbatchd.batch"),
