@@ -12,6 +12,7 @@ from base64 import b64encode
 from bisect import bisect_left
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import orjson
@@ -118,8 +119,16 @@ class _Flush:
         self.outcome = Outcome()
         self.done = 0
         self.window = 0
-        self.row_records = batch.row_records()
-        self.row_starts: Sequence[int] = ()
+
+    @cached_property
+    def row_records(self) -> Sequence[int]:
+        """The record of each row; 1 ms for a batch with a refusal, so only where a part of it is written."""
+        return self.batch.row_records()
+
+    @cached_property
+    def row_starts(self) -> Sequence[int]:
+        """Where each row begins in the buffer."""
+        return self.batch.row_starts()
 
     def run(self) -> None:
         """Write everything in one transaction; where rows are poison, in several around them."""
@@ -139,7 +148,6 @@ class _Flush:
             raise self._breaker_open()
 
     def _write_around_poison(self, last: int, error: psycopg.Error) -> None:
-        self.row_starts = self.batch.row_starts()
         named = self._named_line(error)
         self.window = max(1, len(self.row_records) // 2 if named is None else named)
         while self.done < last:
@@ -187,10 +195,10 @@ class _Flush:
 
     def _copy_all(self, last: int) -> tuple[int, dict[int, Refusal]]:
         """Copy all rows before record `last` at once: the way of nearly every batch."""
-        rows = bisect_left(self.row_records, last)
-        if rows:
+        whole = last == len(self.batch.records)
+        size = self.batch.size if whole else self.row_starts[bisect_left(self.row_records, last)]
+        if size:
             assert self.batch.buffer is not None
-            size = self.batch.size if rows == len(self.row_records) else sum(self.batch.row_sizes[:rows])
             self._copy(memoryview(self.batch.buffer)[:size])
         return last, {}
 

@@ -48,6 +48,9 @@ PATIENCE_SECONDS = 5.0
 #: The interpreter's switch interval: at the default of 5 ms the flusher waits too long for its turns (4 to 10 %).
 SWITCH_INTERVAL_SECONDS = 0.0005
 
+#: How often the collector runs, which is off otherwise: the loop's own objects have no cycles, those of errors may.
+COLLECT_SECONDS = 60.0
+
 #: How often committed offsets are shown to Kafka's tools.
 SHOW_SECONDS = 1.0
 
@@ -91,6 +94,7 @@ class Worker:
         #: Ends of partitions that progress could not be moved to yet; librdkafka tells of each only once.
         self._ends: dict[Partition, int] = {}
         self._show_at = 0.0
+        self._collect_at = time.monotonic() + COLLECT_SECONDS
 
     def stop(self) -> None:
         """Ask the loop to end; for the signal handler."""
@@ -101,7 +105,7 @@ class Worker:
         self._flusher.start()
         if self._config.kafka.assignment == "group":
             self._source.subscribe(self._topics, self)
-        # The collector finds nothing in this loop, as its objects have no cycles, and triples the cost of decoding.
+        # The collector triples the cost of decoding, and finds nothing in this loop: its objects have no cycles.
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -117,6 +121,7 @@ class Worker:
             self._put_ends(polled.ends, encoders)
             self._doubt(polled)
             self._show_committed()
+            self._collect_garbage()
         return self._drain()
 
     def _encode(self, topic: str, records: Sequence[Record], generation: int, encoder: RowEncoder) -> None:
@@ -260,6 +265,12 @@ class Worker:
             committed = self._handover.committed()
             if committed:
                 self._source.show_committed(committed)
+
+    def _collect_garbage(self) -> None:
+        """Free what errors may have left in cycles; takes some milliseconds."""
+        if time.monotonic() >= self._collect_at:
+            self._collect_at = time.monotonic() + COLLECT_SECONDS
+            gc.collect()
 
     def _drain(self) -> int:
         """Flush what was read, as far as the grace period allows; the rest is read again by the next worker."""
