@@ -99,7 +99,7 @@ class Claims:
         for partition in self._handover.revoke(lane):
             if partition not in self._halted:
                 self._waiting[partition] = not_before
-        self.sweep_at = 0.0
+        self.sweep_at = min(self.sweep_at, not_before)
 
     def put_aside(self, lane: Lane, not_before: float) -> None:
         """Leave the lane alone until then, with all its partitions."""
@@ -108,9 +108,10 @@ class Claims:
             if partition.topic == lane.route.topic:
                 self._waiting[partition] = not_before
 
-    def be_fenced(self, lane: Lane, partitions: Iterable[Partition]) -> None:
+    def be_fenced(self, lane: Lane, fenced: Fenced) -> None:
         """Wait for the lock like anybody else before claiming again: two daemons must not fence each other in turn."""
-        partitions = set(partitions)
+        log.warning(str(fenced), extra={"action": "fenced", "route": lane.route.name})
+        partitions = set(fenced.partitions)
         self.revoke(lane)
         self._waiting.update(dict.fromkeys(partitions, time.monotonic() + SWEEP_SECONDS))
         self._unlock(lane, partitions)
@@ -120,9 +121,12 @@ class Claims:
         self._halted.update({partition: self.positions[partition].epoch for partition in partitions})
         self.revoke(lane)
 
+    def learn(self, gaps: Iterable[Gap]) -> None:
+        """Remember the ids that the topics have now: whatever becomes of the gaps, the next claim compares them."""
+        self._topic_ids.update({gap.partition: gap.topic_id for gap in gaps})
+
     def meet(self, gap: Gap) -> None:
         """Take the poll loop's report of a gap, unless it is out of date."""
-        self._topic_ids[gap.partition] = gap.topic_id
         lane = self._handover.lanes[gap.partition.topic]
         position = self.positions.get(gap.partition)
         if position is None or gap.partition not in lane.epochs:
@@ -134,11 +138,12 @@ class Claims:
         else:
             self.revoke(lane)  # something before the gap is not in yet: read again, and meet the gap again
 
-    def counts(self) -> tuple[int, int, bool]:
-        """Return how many partitions are granted and how many halted, and whether another daemon holds some of ours."""
+    def counts(self) -> tuple[int, int, bool, bool]:
+        """Return how many partitions are granted, how many halted, whether others hold some, whether some are aside."""
         granted = sum(len(lane.epochs) for lane in self._handover.lanes.values())
         standing_by = any(at == 0.0 and p not in self._locked for p, at in self._waiting.items())
-        return granted, len(self._halted), standing_by
+        aside = any(at > 0.0 for at in self._waiting.values())
+        return granted, len(self._halted), standing_by, aside
 
     def _claim(self, lane: Lane, partitions: list[Partition]) -> None:
         """Claim those whose advisory lock we get; the others belong to another daemon, which we stand by for."""
@@ -190,7 +195,7 @@ class Claims:
         try:
             progress.accept(connection, owner, gap, self.positions[gap.partition].epoch)
         except Fenced as fenced:
-            self.be_fenced(lane, fenced.partitions)
+            self.be_fenced(lane, fenced)
             return
         log.error("gap recorded", extra={"action": "gap", **about})
         self.revoke(lane)

@@ -209,12 +209,15 @@ def _progress_accept(arguments: argparse.Namespace) -> int:
         rows = [row for row in progress.show(connection, config.pipeline) if row.route == route.name]
         for row in _chosen(route, rows, arguments.partition):
             partition = Partition(row.topic, row.partition)
+            if row.partition >= topic.partitions:
+                print(f"{partition}: the topic has only {topic.partitions} partitions now; nothing can be read of it")
+                continue
             low, high = topics.watermarks(admin, [partition])[partition]
             gap = judge(partition, row.next_offset, row.topic_id, topic.topic_id, low, high)
             if gap is None:
                 print(f"{partition}: there is nothing to accept")
             else:
-                progress.accept(connection, _owner(config, route), gap)
+                progress.accept(connection, _owner(config, route), gap, row.epoch)
                 print(f"accepted {gap}")
     return EX_OK
 

@@ -3,10 +3,9 @@
     KbatchError
     ├── ConfigError            78  the file, the tables or the topics are not as they must be
     ├── ServerUnavailable      69  Kafka or PostgreSQL cannot be reached in time
-    ├── SourceError                the consumer cannot go on with one partition
+    ├── SourceError                a topic or partition is not there, or has no leader yet
     └── SinkError                  a flush did not commit
         ├── Fenced                 another session claimed the partitions
-        ├── ConnectionLost         the outcome of the flush is unknown
         ├── TableChanged           the columns are not those the encoder was built for
         └── BreakerOpen            too many dead letters in a row
 
@@ -55,7 +54,7 @@ class ServerUnavailable(KbatchError):
 
 
 class SourceError(KbatchError):
-    """The consumer cannot go on as it is."""
+    """The brokers do not know a topic or a partition, or it has no leader yet."""
 
 
 class SinkError(KbatchError):
@@ -68,10 +67,6 @@ class Fenced(SinkError):
     def __init__(self, partitions: Sequence[Partition]) -> None:
         super().__init__(f"another session has claimed {', '.join(map(str, partitions))}")
         self.partitions = tuple(partitions)
-
-
-class ConnectionLost(SinkError):
-    """The connection broke: whether the last transaction committed is not known."""
 
 
 class TableChanged(SinkError):

@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kbatchd.claims import SWEEP_SECONDS, Claims
@@ -21,6 +22,8 @@ from kbatchd.sink import Outcome, Sink
 from kbatchd.stats import Field, Slot, State
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kbatchd.batch import Batch
     from kbatchd.config import Config
     from kbatchd.handover import Handover, Lane
@@ -98,7 +101,7 @@ class Flusher(threading.Thread):
             work = self._handover.next_batch(self._claims.sweep_at)
             if work is not None:
                 self._flush(*work)
-        except (ServerUnavailable, ConnectionRefused) as error:
+        except ServerUnavailable as error:
             self._tell("waiting for PostgreSQL", "postgres_wait", error)
             self._pause()
         except Error as error:
@@ -111,7 +114,8 @@ class Flusher(threading.Thread):
         try:
             connection = connect(self._postgres, f"kbatchd {self._worker}")
         except ConfigError as error:  # while running, a password may be mended under us: go on trying
-            raise ConnectionRefused(str(error)) from error
+            raise ServerUnavailable(str(error)) from error
+        self._connection, self._sink = connection, Sink(connection)
         if self._session is not None:
             # Our former session may still hold locks, if only the network between us broke.
             connection.execute(
@@ -121,7 +125,6 @@ class Flusher(threading.Thread):
         self._session = connection.execute(
             "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
         ).fetchone()
-        self._connection, self._sink = connection, Sink(connection)
         self._claims.begin(connection)
 
     def _lose_connection(self, error: Error) -> None:
@@ -142,33 +145,39 @@ class Flusher(threading.Thread):
         if self._slot[Field.POSTGRES_WAIT_SINCE]:
             log.warning("PostgreSQL is back", extra={"action": "postgres_back"})
         self._slot[Field.POSTGRES_WAIT_SINCE] = 0
-        self._backoff.reset()
 
     def _take_news(self) -> None:
         """Do what the poll loop asked for since the last turn."""
         wanted, released, gaps = self._handover.news()
-        if released:  # before what is wanted: the group may give back what it has just taken
-            self._claims.release(released)
-        if wanted is not None:
-            self._asked = True
-            self._claims.want(wanted)
+        try:
+            if released:  # before what is wanted: the group may give back what it has just taken
+                self._claims.release(released)
+        finally:  # giving locks back may fail, and news is told once
+            if wanted is not None:
+                self._asked = True
+                self._claims.want(wanted)
+            self._claims.learn(gaps)
         for gap in gaps:
-            self._claims.meet(gap)
+            self._attempt(self._handover.lanes[gap.partition.topic], partial(self._claims.meet, gap))
 
     def _sweep(self) -> None:
         """Let every lane claim what it may; a lane that cannot is put aside."""
         self._claims.sweep_at = time.monotonic() + SWEEP_SECONDS
         for lane in self._handover.lanes.values():
-            try:
-                self._claims.sweep(lane)
-            except ConfigError as error:
-                self._put_aside(lane, error)
-            except Error as error:
-                if self._verdict(error) is Verdict.RECONNECT:
-                    raise
-                self._put_aside(lane, error)
+            self._attempt(lane, partial(self._claims.sweep, lane))
         self._connected()
         self._show_state()
+
+    def _attempt(self, lane: Lane, act: Callable[[], None]) -> None:
+        """Do something for one lane; put it aside when its table, rights or progress are not as they must be."""
+        try:
+            act()
+        except ConfigError as error:
+            self._put_aside(lane, error)
+        except Error as error:
+            if self._verdict(error) is Verdict.RECONNECT:
+                raise
+            self._put_aside(lane, error)
 
     def _flush(self, lane: Lane, batch: Batch) -> None:
         """Write one batch, or decide what its failure means."""
@@ -178,10 +187,9 @@ class Flusher(threading.Thread):
         assert epochs == batch.epochs, "a batch is flushed under the epoch it was filled under"
         before = dict(positions)
         try:
-            outcome = self._sink.flush(batch, self._claims.target(lane), positions)
+            self._sink.flush(batch, self._claims.target(lane), positions)
         except Fenced as fenced:
-            log.warning(str(fenced), extra={"action": "fenced", "route": lane.route.name})
-            self._claims.be_fenced(lane, fenced.partitions)
+            self._claims.be_fenced(lane, fenced)
         except TableChanged as changed:
             log.warning(str(changed), extra={"action": "table_changed"})
             self._claims.revoke(lane)
@@ -193,19 +201,23 @@ class Flusher(threading.Thread):
                 raise  # from here: raised again in _judge it would make a cycle with that frame, which nobody collects
             self._judge(lane, error, partly_written=positions != before)
         else:
-            self._committed(lane, batch, outcome)
+            self._handover.done(lane, batch)
+            self._lane_backoffs[lane.route.topic].reset()
+            self._backoff.reset()  # not by a mere connection: flushes that break it one after another must come slower
+            self._connected()
+            self._slot.add(Field.BATCHES, 1)
+        finally:
+            self._count(lane, batch, self._sink.outcome)
 
-    def _committed(self, lane: Lane, batch: Batch, outcome: Outcome) -> None:
-        self._handover.done(lane, batch)
-        self._lane_backoffs[lane.route.topic].reset()
-        self._connected()
+    def _count(self, lane: Lane, batch: Batch, outcome: Outcome) -> None:
+        """Count what is in the table, also when the flush has failed after a part of it."""
         self._slot.add(Field.RECORDS, outcome.rows + outcome.dead_letters)
         self._slot.add(Field.ROWS, outcome.rows)
         self._slot.add(Field.DEAD_LETTERS, outcome.dead_letters)
-        self._slot.add(Field.BATCHES, 1)
-        about = {"route": lane.route.name, "reason": str(batch.reason)}
-        counts = {"rows": outcome.rows, "dead_letters": outcome.dead_letters}
-        log.debug("flushed", extra={"action": "flush", **about, **counts})
+        if outcome.rows or outcome.dead_letters:
+            about = {"route": lane.route.name, "reason": str(batch.reason)}
+            counts = {"rows": outcome.rows, "dead_letters": outcome.dead_letters}
+            log.debug("flushed", extra={"action": "flush", **about, **counts})
 
     def _judge(self, lane: Lane, error: Error, *, partly_written: bool) -> None:
         """Retry the same batch later, or put the route aside."""
@@ -227,10 +239,10 @@ class Flusher(threading.Thread):
         self._claims.put_aside(lane, time.monotonic() + seconds)
 
     def _show_state(self) -> None:
-        if self._asked:
-            granted, halted, standing_by = self._claims.counts()
-            self._slot[Field.CLAIMED] = granted
-            self._slot[Field.HALTED] = halted
+        granted, halted, standing_by, aside = self._claims.counts()
+        self._slot[Field.CLAIMED] = granted
+        self._slot[Field.HALTED] = halted
+        if self._asked and not (aside and self._slot[Field.STATE] == State.STARTING):
             self._slot[Field.STATE] = State.STANDBY if standing_by else State.RUNNING
 
     def _verdict(self, error: Error) -> Verdict:
@@ -242,7 +254,3 @@ class Flusher(threading.Thread):
         if now - self._told_at.get(action, -REPEAT_SECONDS) >= REPEAT_SECONDS:
             self._told_at[action] = now
             log.log(level, what, extra={"action": action, "error": " ".join(str(error).split())})
-
-
-class ConnectionRefused(KbatchError):
-    """PostgreSQL has answered, and does not let us in: while running this is waited out like an absence."""

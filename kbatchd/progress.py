@@ -207,10 +207,10 @@ def write_ledger(
     )
 
 
-def accept(connection: psycopg.Connection, owner: Owner, gap: Gap, epoch: int | None = None) -> None:
+def accept(connection: psycopg.Connection, owner: Owner, gap: Gap, epoch: int) -> None:
     """Record the gap and let reading go on behind it; the epoch goes up, so whoever reads must claim anew.
 
-    With `epoch` only the claimant's own: raises Fenced when the partition is another's by now.
+    Raises Fenced when the partition is no longer under this epoch, or does not stand at the gap any more.
     """
     with connection.transaction():
         moved = connection.execute(
@@ -218,13 +218,15 @@ def accept(connection: psycopg.Connection, owner: Owner, gap: Gap, epoch: int | 
             UPDATE kbatchd.progress
             SET next_offset = %(resume_at)s, topic_id = %(topic_id)s, epoch = epoch + 1, updated_at = now()
             WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s AND partition = %(partition)s
-              AND epoch = coalesce(%(epoch)s, epoch)
+              AND epoch = %(epoch)s AND next_offset IN (%(first)s, %(last)s)
             """,
             {
                 **_keys(owner),
                 "partition": gap.partition.number,
                 "resume_at": gap.resume_at,
                 "topic_id": gap.topic_id,
+                "first": gap.first,
+                "last": gap.last,
                 "epoch": epoch,
             },
         ).rowcount

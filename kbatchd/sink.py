@@ -79,6 +79,8 @@ class Sink:
         self._connection = connection
         #: Dead letters in a row by route, across batches, for the breaker.
         self._in_a_row: dict[str, int] = {}
+        #: What the last flush has written, also when it failed after a part.
+        self.outcome = Outcome()
 
     def flush(self, batch: Batch, target: Target, positions: dict[Partition, Position]) -> Outcome:
         """Write the batch and move `positions`, which tells where each claimed partition stands.
@@ -97,6 +99,7 @@ class Sink:
             flush.run()
         finally:
             self._in_a_row[route] = flush.in_a_row
+            self.outcome = flush.outcome
         return flush.outcome
 
 

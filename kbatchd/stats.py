@@ -17,7 +17,6 @@ class State(IntEnum):
     STARTING = 0
     RUNNING = 1  # it has claimed every partition that is its own, halted ones included
     STANDBY = 2  # another daemon owns at least one of its partitions
-    STOPPING = 3
 
 
 class Field(IntEnum):

@@ -21,7 +21,7 @@ from kbatchd.flusher import Flusher
 from kbatchd.handover import Handover
 from kbatchd.model import FlushReason, Gap, GapKind, Partition
 from kbatchd.source import Source
-from kbatchd.stats import Field, Slot, State
+from kbatchd.stats import Field, Slot
 from kbatchd.watch import TopicWatch
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ class Worker:
         if topic in self._paused:
             self._paused.discard(topic)
             self._source.resume(topic)
+            self._watch.suspect()  # who did not fetch for a while may have missed that the topic was made anew
 
     def _must_wait(self) -> bool:
         """Try again what found no room; True while the loop must not poll, because it would only find more of it."""
@@ -188,13 +189,32 @@ class Worker:
         if self._watch.look():
             if self._config.kafka.assignment == "pinned":
                 self._want(self._pinned())
-            for partition, topic_id in self._wanted.items():
-                known = self._watch.known.get(partition.topic)
-                if known is not None and known.topic_id != topic_id:
-                    self._report(Gap(partition, GapKind.RECREATED, 0, 0, 0, known.topic_id))
-            for partition in sorted(self._undiagnosed):
+            gaps = self._made_anew()
+            for partition in sorted(self._undiagnosed - {gap.partition for gap in gaps}):
                 self._slot.beat()
-                self._diagnose(partition)
+                gaps += self._diagnose(partition)
+            self._report(gaps)
+            self._forget_gone()
+
+    def _made_anew(self) -> list[Gap]:
+        """Return the partitions whose topic has another id now; the flusher knows where they stand."""
+        known = self._watch.known
+        return [
+            Gap(partition, GapKind.RECREATED, 0, 0, 0, known[partition.topic].topic_id)
+            for partition, topic_id in self._wanted.items()
+            if partition.topic in known and known[partition.topic].topic_id != topic_id and not self._is_gone(partition)
+        ]
+
+    def _forget_gone(self) -> None:
+        """Give up partitions that a topic made anew does not have any more."""
+        gone = [partition for partition in self._wanted if self._is_gone(partition)]
+        if gone:
+            log.error("partitions are gone", extra={"action": "partitions_gone", "partitions": list(map(str, gone))})
+            self.on_lost(gone)
+
+    def _is_gone(self, partition: Partition) -> bool:
+        known = self._watch.known.get(partition.topic)
+        return known is not None and partition.number >= known.partitions
 
     def _pinned(self) -> list[Partition]:
         """Partition p of the r-th topic is worker (p + r) % N's: a topic that grows moves no other partition."""
@@ -220,34 +240,37 @@ class Worker:
             self._undiagnosed |= doubtful
             self._watch.suspect()
 
-    def _diagnose(self, partition: Partition) -> None:
+    def _diagnose(self, partition: Partition) -> list[Gap]:
         """Find out why a partition is doubtful; if its offset is there after all, read on."""
         lane = self._handover.lanes[partition.topic]
         position = lane.batches.reached.get(partition)
         if position is None:  # revoked meanwhile: the next claim looks at everything anew
             self._undiagnosed.discard(partition)
-            return
+            return []
         if partition.topic in self._waiting:
-            return
+            return []
         try:
             gap = self._watch.diagnose(partition, position, self._wanted[partition])
         except KbatchError as error:
             log.warning("partition not diagnosed yet", extra={"action": "diagnose", "error": str(error)})
             self._watch.suspect()
-            return
+            return []
         self._undiagnosed.discard(partition)
-        if gap is None:
-            self._source.assign({partition: position})
-        else:
-            self._report(gap)
+        if gap is not None:
+            return [gap]
+        self._source.assign({partition: position})
+        return []
 
-    def _report(self, gap: Gap) -> None:
-        """Let what was read before the gap be flushed, then tell the flusher of it."""
-        topic = gap.partition.topic
-        self._wanted[gap.partition] = gap.topic_id
-        self._handover.close_all(FlushReason.LINGER, [topic])
-        self._wait_drained(time.monotonic() + PATIENCE_SECONDS, [topic])
-        self._handover.report(gap)
+    def _report(self, gaps: Collection[Gap]) -> None:
+        """Let what was read before the gaps be flushed, then tell the flusher of them."""
+        if not gaps:
+            return
+        topics = {gap.partition.topic for gap in gaps}
+        self._handover.close_all(FlushReason.LINGER, topics)
+        self._wait_drained(time.monotonic() + PATIENCE_SECONDS, topics)
+        for gap in gaps:
+            self._wanted[gap.partition] = gap.topic_id
+            self._handover.report(gap)
 
     def _put_ends(self, ends: dict[Partition, int], encoders: dict[str, tuple[int, RowEncoder]]) -> None:
         """Let progress reach the ends; not past records of the lane that are still waiting for room."""
@@ -274,7 +297,6 @@ class Worker:
 
     def _drain(self) -> int:
         """Flush what was read, as far as the grace period allows; the rest is read again by the next worker."""
-        self._slot[Field.STATE] = State.STOPPING
         deadline = time.monotonic() + self._config.workers.grace_seconds
         # 1. What found room is flushed now, what did not is dropped.
         self._handover.close_all(FlushReason.STOP)
@@ -301,7 +323,7 @@ class Worker:
     def on_assigned(self, partitions: Sequence[Partition]) -> None:
         """Claim what the group gives us; reading begins when the claim is granted."""
         while not all(partition.topic in self._watch.known for partition in partitions):
-            if self._stopping:
+            if self._stopping or not self._flusher.is_alive():
                 return
             self._slot.beat()
             self._watch.look()

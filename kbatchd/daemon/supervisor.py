@@ -99,14 +99,14 @@ class Supervisor:
         while True:
             self._tell_watchdog()
             got = _next_signal(TURN_SECONDS)
+            if got in {signal.SIGTERM, signal.SIGINT}:  # first: it must not get lost when the checks end just now
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                return EX_OK
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 code = os.waitstatus_to_exitcode(status)
                 return None if code == EX_OK else code if code > 0 else EX_SOFTWARE
-            if got in {signal.SIGTERM, signal.SIGINT}:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                return EX_OK
 
     def _start_due(self) -> None:
         now = time.monotonic()

@@ -19,8 +19,8 @@ def test_two_daemons_of_a_group_share_and_take_over(delivery: Delivery, make_dae
         wait_until(lambda: delivery.rows() > 2_000, 15, "rows of both")
 
         # When: one leaves in good order, the other goes on with all of them.
-        assert first.stop() == 0
         claims = len(claimed(second))
+        assert first.stop() == 0
         wait_until(lambda: len(claimed(second)) > claims and moves_everywhere(delivery), 30, "all partitions to move")
 
         # And: the first comes back, and the other is killed.

@@ -203,7 +203,7 @@ class TestAccept:
 
     def test_the_gap_is_recorded_and_the_epoch_goes_up(self, ours: psycopg.Connection) -> None:
         claim(ours)
-        progress.accept(ours, OURS, self.GAP)
+        progress.accept(ours, OURS, self.GAP, epoch=1)
         assert stored(ours) == {0: (0, 1), 1: (25, 2)}
         rows = ours.execute("SELECT partition, topic_id, kind, first_offset, last_offset FROM kbatchd.gaps").fetchall()
         assert rows == [(1, "id", "retention", 10, 25)]
@@ -215,6 +215,14 @@ class TestAccept:
         progress.accept(ours, OURS, gap, epoch=1)
         assert stored(ours, "next_offset, epoch, topic_id")[1] == (0, 2, "new")
         assert progress.claim(ours, OURS, {1: "new"}) == ({1: Position(3, 0)}, [])
+
+    def test_only_where_progress_still_stands_at_the_gap(self, ours: psycopg.Connection) -> None:
+        positions = claim(ours)
+        with ours.transaction():
+            progress.advance(ours, OURS, positions, {P1: 12})
+        with pytest.raises(Fenced):
+            progress.accept(ours, OURS, self.GAP, epoch=1)
+        assert stored(ours)[1] == (12, 1)
 
     def test_only_by_who_has_claimed_it(self, ours: psycopg.Connection, theirs: psycopg.Connection) -> None:
         claim(ours)

@@ -70,7 +70,6 @@ def run_worker(index, slot):
         slot.beat()
         if work != "ready_later" or Path(events + ".go").exists():
             slot[Field.STATE] = State.RUNNING
-    slot[Field.STATE] = State.STOPPING
     tell("stop", index, os.getpid())
     return 1 if work == "fail_at_stop" else 0
 
