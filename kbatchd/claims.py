@@ -87,12 +87,12 @@ class Claims:
             self._unlock(self._handover.lanes[topic], partitions)
 
     def sweep(self, lane: Lane) -> None:
-        """Claim what waits in this lane and may be tried, and wake what an operator has set going."""
+        """Claim what waits in this lane and may be tried, and look whether an operator has moved something."""
         now = time.monotonic()
         due = [p for p, not_before in self._waiting.items() if p.topic == lane.route.topic and not_before <= now]
         if due:
             self._claim(lane, due)
-        self._wake_halted(lane)
+        self._notice_moves(lane)
 
     def revoke(self, lane: Lane, not_before: float = 0.0) -> None:
         """Empty the lane and queue its partitions for a new claim, but for those that are halted."""
@@ -177,6 +177,7 @@ class Claims:
         if known is not None and known[0].table.fingerprint == table.fingerprint:
             return known
         if known is not None:
+            log.warning("table was altered", extra={"action": "table_changed", "route": lane.route.name})
             self.revoke(lane)  # batches of the former encoder must not be taken for the new one's
         encoder = build_encoder(catalogue.row_columns(table, lane.route.omit))
         owner = Owner(self._pipeline, lane.route.name, lane.route.topic, table.quoted, self._worker)
@@ -201,15 +202,20 @@ class Claims:
         self.revoke(lane)
         self._waiting[gap.partition] = 0.0
 
-    def _wake_halted(self, lane: Lane) -> None:
-        """Queue a halted partition again once its epoch has moved."""
+    def _notice_moves(self, lane: Lane) -> None:
+        """Claim anew what others have moved: a halted partition, or one without traffic, whose flush would notice."""
         epochs = {p.number: epoch for p, epoch in self._halted.items() if p.topic == lane.route.topic}
-        if epochs:
-            for number in progress.moved_by_others(*self._session(lane), epochs):
-                partition = Partition(lane.route.topic, number)
-                del self._halted[partition]
-                self._waiting[partition] = 0.0
-                self.sweep_at = 0.0
+        epochs |= {partition.number: epoch for partition, epoch in lane.epochs.items()}
+        if not epochs:
+            return
+        moved = {Partition(lane.route.topic, n) for n in progress.moved_by_others(*self._session(lane), epochs)}
+        for partition in moved & self._halted.keys():
+            del self._halted[partition]
+            self._waiting[partition] = 0.0
+            self.sweep_at = 0.0
+        granted = moved & lane.epochs.keys()
+        if granted:
+            self.be_fenced(lane, Fenced(sorted(granted)))
 
     def _unlock(self, lane: Lane, partitions: set[Partition]) -> None:
         """Give advisory locks back; last of all, as it may raise."""

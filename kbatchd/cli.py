@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from kbatchd.config import Config, Route
+    from kbatchd.model import Partition
     from kbatchd.progress import Owner, ProgressRow
     from kbatchd.stats import Slot
 
@@ -186,6 +187,9 @@ def _progress_set(arguments: argparse.Namespace) -> int:
     partition = Partition(route.topic, arguments.partition)
     with connect(config.postgres, "kbatchd progress set") as connection, explained():
         check_version(connection)
+        rows = [row for row in progress.show(connection, config.pipeline) if row.route == route.name]
+        _chosen(route, rows, [partition.number])
+        _refuse_outside(config, partition, arguments.next_offset)
         before = progress.set_progress(connection, _owner(config, route), partition, arguments.next_offset)
     print(f"{partition}: next_offset was {before}, is {arguments.next_offset}")
     return EX_OK
@@ -256,6 +260,15 @@ def _chosen(route: Route, rows: Sequence[ProgressRow], numbers: Sequence[int]) -
         which = ", ".join(map(str, sorted(unknown))) or "any partition"
         raise ConfigError(f"route {route.name}: there is no progress of {which}; see `kbatchd progress show`")
     return [row for row in rows if not numbers or row.partition in numbers]
+
+
+def _refuse_outside(config: Config, partition: Partition, next_offset: int) -> None:
+    """Refuse an offset that is not in the topic: from there nothing could be read."""
+    from kbatchd import topics
+
+    low, high = topics.watermarks(topics.make_admin(config.kafka), [partition])[partition]
+    if not low <= next_offset <= high:
+        raise ConfigError(f"{partition}: offset {next_offset} is not in the topic, which has {low} to {high}")
 
 
 def _lags(config: Config, rows: Sequence[ProgressRow]) -> list[_Lag]:

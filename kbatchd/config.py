@@ -180,8 +180,8 @@ class Postgres(_Table):
             raise _fault(
                 'is missing, and so is $DATABASE_URL; allowed: a string such as "postgresql://user@host/database"'
             )
-        if not is_conninfo(dsn or os.environ["DATABASE_URL"]):
-            source = "is" if dsn else "is missing, and $DATABASE_URL is"
+        if not is_conninfo(os.environ["DATABASE_URL"] if dsn is None else dsn):
+            source = "is" if dsn is not None else "is missing, and $DATABASE_URL is"
             raise _fault(
                 f'{source} not a connection string; allowed: "postgresql://user@host/database" or "host=... dbname=..."'
             )

@@ -214,6 +214,8 @@ class Flusher(threading.Thread):
         self._slot.add(Field.RECORDS, outcome.rows + outcome.dead_letters)
         self._slot.add(Field.ROWS, outcome.rows)
         self._slot.add(Field.DEAD_LETTERS, outcome.dead_letters)
+        if outcome.reason is not None:
+            self._tell(f"route {lane.route.name} has dead letters", f"dead_letters_{lane.route.name}", outcome.reason)
         if outcome.rows or outcome.dead_letters:
             about = {"route": lane.route.name, "reason": str(batch.reason)}
             counts = {"rows": outcome.rows, "dead_letters": outcome.dead_letters}
@@ -248,7 +250,7 @@ class Flusher(threading.Thread):
     def _verdict(self, error: Error) -> Verdict:
         return verdict(error, broken=self._connection is None or self._connection.broken)
 
-    def _tell(self, what: str, action: str, error: Exception, level: int = logging.WARNING) -> None:
+    def _tell(self, what: str, action: str, error: object, level: int = logging.WARNING) -> None:
         """Log a trouble when it begins, and again every REPEAT_SECONDS while it lasts."""
         now = time.monotonic()
         if now - self._told_at.get(action, -REPEAT_SECONDS) >= REPEAT_SECONDS:

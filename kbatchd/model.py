@@ -51,6 +51,9 @@ class Refusal:
     column: str | None
     message: str
 
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}" if self.column is None else f"{self.code}: {self.column}: {self.message}"
+
 
 class FlushReason(StrEnum):
     """Why a batch was closed."""

@@ -38,6 +38,10 @@ _CONFIGURATION_HINTS = (
     ("no pg_hba.conf entry", "let this host in, in pg_hba.conf"),
     ("authentication failed", "check the role in postgres.dsn and pg_hba.conf"),
     ("does not exist", "create it, or mend postgres.dsn"),
+    ("invalid", "mend postgres.dsn"),
+    ("bad value", "mend postgres.dsn"),
+    ("unrecognized configuration parameter", "mend postgres.dsn"),
+    ("server does not support SSL", "switch it on in the server, or set sslmode in postgres.dsn"),
     ("permission denied for database", "GRANT CONNECT ON DATABASE to this role"),
 )
 

@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 #: How long to wait before a server that does not answer is asked again.
 RETRY_SECONDS = 0.5
 
+#: How often it is told that we wait.
+TELL_SECONDS = 10.0
+
 #: What a server is given at least, even when the deadline is nearer.
 MINIMUM_TIMEOUT_SECONDS = 1.0
 
@@ -75,6 +78,7 @@ def check(config: Config) -> None:
 
 def _patiently(deadline: float, ask: Callable[[float], T]) -> T:
     """Ask a server until it answers or the deadline has come; `ask` is told how long it may wait."""
+    told_at = -TELL_SECONDS
     while True:
         left = deadline - time.monotonic()
         try:
@@ -82,7 +86,9 @@ def _patiently(deadline: float, ask: Callable[[float], T]) -> T:
         except (ServerUnavailable, SourceError) as error:  # SourceError: a topic just made may have no leader yet
             if time.monotonic() + RETRY_SECONDS > deadline:
                 raise ServerUnavailable(str(error)) from error
-            log.warning("waiting for a server", extra={"action": "startup_wait", "error": str(error)})
+            if time.monotonic() - told_at >= TELL_SECONDS:
+                told_at = time.monotonic()
+                log.warning("waiting for a server", extra={"action": "startup_wait", "error": str(error)})
             time.sleep(RETRY_SECONDS)
 
 

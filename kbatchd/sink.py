@@ -70,6 +70,8 @@ class Outcome:
 
     rows: int = 0
     dead_letters: int = 0
+    #: Why the first dead letter is one.
+    reason: Refusal | None = None
 
 
 class Sink:
@@ -188,6 +190,7 @@ class _Flush:
         self.in_a_row = self.in_a_row + last - self.done if good is None else last - 1 - good
         self.outcome.rows += last - self.done - len(dead)
         self.outcome.dead_letters += len(dead)
+        self.outcome.reason = self.outcome.reason or next(iter(dead.values()), None)
         self.done = last
 
     def _next_offsets(self, last: int) -> dict[Partition, int]:

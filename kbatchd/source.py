@@ -8,6 +8,7 @@ are committed to Kafka for its tools to display, nothing else.
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -55,6 +56,10 @@ _DEFAULTS: dict[str, str | int | float | bool] = {
 }
 
 
+#: librdkafka tries to connect up to 20 times a second and tells of each; once in this time is enough.
+REPEAT_SECONDS = 10.0
+
+
 @dataclass(slots=True)
 class Polled:
     """What one poll brought: records by topic, ends of partitions, and partitions in trouble."""
@@ -94,6 +99,7 @@ class Source:
             "client.id": client_id,
             "error_cb": self._on_error,
         }
+        self._told_at: dict[int, float] = {}
         #: Set when a broker connection failed: what we knew of the topics may be out of date.
         self.brokers_changed = False
         self._assigned: set[Partition] = set()
@@ -211,7 +217,10 @@ class Source:
     def _on_error(self, error: KafkaError) -> None:
         """Hear of trouble with brokers: librdkafka mends it by itself."""
         self.brokers_changed = True
-        log.warning("Kafka", extra={"action": "kafka_error", "error": error.str()})
+        now = time.monotonic()
+        if now - self._told_at.get(error.code(), -REPEAT_SECONDS) >= REPEAT_SECONDS:
+            self._told_at[error.code()] = now
+            log.warning("trouble with Kafka", extra={"action": "kafka_error", "error": error.str()})
 
 
 def _partitions(partitions: Iterable[TopicPartition]) -> list[Partition]:

@@ -95,11 +95,13 @@ class Supervisor:
 
     def _run_check(self) -> int | None:
         """Run the start-up checks; None if all is well, else the exit code."""
+        systemd.status("start-up checks: Kafka and PostgreSQL must answer")
         pid = fork(self._check)
         while True:
             self._tell_watchdog()
             got = _next_signal(TURN_SECONDS)
             if got in {signal.SIGTERM, signal.SIGINT}:  # first: it must not get lost when the checks end just now
+                systemd.stopping("stopping")
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 return EX_OK
