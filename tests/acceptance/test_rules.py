@@ -173,6 +173,20 @@ def test_a_column_whose_type_changes_under_load_never_gets_a_wrong_value(
     delivery.assert_exactly_once()
 
 
+def test_progress_set_moves_a_partition_without_traffic(delivery: Delivery, make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon(delivery.route).start()
+    delivery.send(40)
+    delivery.wait_drained()
+    # Given: an offset that is not in the topic is refused.
+    outside = daemon.command("progress", "set", delivery.topic, "0", "999")
+    assert (outside.returncode, "is not in the topic" in outside.stderr) == (78, True)
+
+    # When: a partition that nobody writes to is set back, it is read again from there.
+    assert daemon.command("progress", "set", delivery.topic, "0", "0").returncode == 0
+    wait_until(lambda: delivery.rows() == 40 + delivery.ends()[0], 10, "the records of partition 0 once more")
+    delivery.wait_drained()
+
+
 def count_dead_letters(delivery: Delivery) -> int:
     [(count,)] = delivery.query("SELECT count(*) FROM kbatchd.dead_letters WHERE topic = %s", delivery.topic)
     assert isinstance(count, int)

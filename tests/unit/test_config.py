@@ -425,3 +425,12 @@ def test_sections_can_be_built_in_code() -> None:
     assert typing.get_type_hints(Kafka)["assignment"] == typing.Literal["pinned", "group"]
     assert kafka.librdkafka == {}
     assert Route(topic="t", table="public.t").name == "t"
+
+
+@pytest.mark.parametrize("url", [None, "postgresql://nobody@localhost/app"], ids=["alone", "with DATABASE_URL"])
+def test_an_empty_dsn_is_a_fault(file: Path, monkeypatch: pytest.MonkeyPatch, url: str | None) -> None:
+    if url is not None:
+        monkeypatch.setenv("DATABASE_URL", url)
+    text = '[kafka]\nbootstrap_servers = "b:9092"\n[postgres]\ndsn = ""\n[[route]]\ntopic = "t"\ntable = "public.t"\n'
+    (fault,) = _faults(file, text)
+    assert fault.startswith("4: postgres.dsn: is not a connection string")

@@ -1,12 +1,14 @@
-"""The one predicate that decides what an error of PostgreSQL means."""
+"""What an error of PostgreSQL means, and what is asked of a connection."""
 
 from __future__ import annotations
 
 import psycopg
 import pytest
 from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict
 
-from kbatchd.postgres import Verdict, verdict
+from kbatchd.config import Postgres
+from kbatchd.postgres import Verdict, _conninfo, verdict
 
 RETRY, RECONNECT, POISON, ASIDE = Verdict.RETRY, Verdict.RECONNECT, Verdict.POISON, Verdict.ASIDE
 
@@ -101,3 +103,18 @@ def test_a_whole_class_is_judged_alike() -> None:
     assert verdict(error_of("53ZZZ"), broken=False) is RETRY
     assert verdict(error_of("08ZZZ"), broken=False) is RECONNECT
     assert verdict(error_of("ZZZZZ"), broken=False) is ASIDE
+
+
+@pytest.mark.parametrize(
+    ("dsn", "expected"),
+    [
+        ("postgresql://u@a,b/app", "read-write"),
+        ("host=a,b dbname=app", "read-write"),
+        ("postgresql://u@a,b/app?target_session_attrs=any", "any"),
+        ("postgresql://u@a/app", None),
+    ],
+)
+def test_several_hosts_are_asked_for_one_that_takes_writes(dsn: str, expected: str | None) -> None:
+    own = conninfo_to_dict(_conninfo(Postgres(dsn=dsn), "test"))
+    assert own.get("target_session_attrs") == expected
+    assert own["application_name"] == "test"
