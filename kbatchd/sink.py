@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -70,8 +70,8 @@ class Outcome:
 
     rows: int = 0
     dead_letters: int = 0
-    #: Why the first dead letter is one.
-    reason: Refusal | None = None
+    #: Why the first dead letter is one: an example for the log, no part of what was written.
+    reason: Refusal | None = field(default=None, compare=False)
 
 
 class Sink:
