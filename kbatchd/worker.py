@@ -266,8 +266,7 @@ class Worker:
         if not gaps:
             return
         topics = {gap.partition.topic for gap in gaps}
-        self._handover.close_all(FlushReason.LINGER, topics)
-        self._wait_drained(time.monotonic() + PATIENCE_SECONDS, topics)
+        self._flush_out(FlushReason.LINGER, time.monotonic() + PATIENCE_SECONDS, topics)
         for gap in gaps:
             self._wanted[gap.partition] = gap.topic_id
             self._handover.report(gap)
@@ -299,8 +298,7 @@ class Worker:
         """Flush what was read, as far as the grace period allows; the rest is read again by the next worker."""
         deadline = time.monotonic() + self._config.workers.grace_seconds
         # 1. What found room is flushed now, what did not is dropped.
-        self._handover.close_all(FlushReason.STOP)
-        self._wait_drained(deadline, None)
+        self._flush_out(FlushReason.STOP, deadline, self._topics)
         # 2. The flusher ends after the transaction it is in; one that hangs is rolled back by our end.
         self._handover.stop()
         self._flusher.join(max(0.5, deadline - time.monotonic()))
@@ -313,7 +311,9 @@ class Worker:
             raise failure
         return EX_SOFTWARE
 
-    def _wait_drained(self, deadline: float, topics: Collection[str] | None) -> None:
+    def _flush_out(self, reason: FlushReason, deadline: float, topics: Collection[str]) -> None:
+        """Have the flusher write what these topics' lanes hold, and wait for it until the deadline."""
+        self._handover.close_all(reason, topics)
         while not self._handover.is_drained(topics) and time.monotonic() < deadline and self._flusher.is_alive():
             self._slot.beat()
             self._handover.wait_for_room(TURN_SECONDS)
@@ -333,8 +333,7 @@ class Worker:
     def on_revoked(self, partitions: Sequence[Partition]) -> None:
         """Flush what these partitions' lanes hold, then let the next owner claim."""
         topics = {partition.topic for partition in partitions}
-        self._handover.close_all(FlushReason.REVOKE, topics)
-        self._wait_drained(time.monotonic() + self._config.workers.grace_seconds, topics)
+        self._flush_out(FlushReason.REVOKE, time.monotonic() + self._config.workers.grace_seconds, topics)
         self.on_lost(partitions)
 
     def on_lost(self, partitions: Sequence[Partition]) -> None:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from tests.fix_daemon import MakeDaemon, wait_until
+from tests.fix_daemon import Daemon, MakeDaemon, wait_until
 from tests.fix_load import Delivery, MakeDelivery, new_delivery
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kbatchd.devstack.kafka import GivenKafka, Kafka
     from kbatchd.devstack.postgres import Postgres
     from tests.fix_kafka import MakeTopic
@@ -41,19 +43,7 @@ def test_postgres_stops_and_comes_back(
     delivery = new_delivery(kafka.bootstrap_servers, make_topic(PARTITIONS), PARTITIONS, own_database)
     daemon = make_daemon(delivery.route, postgres={"dsn": own_database}).start()
     daemon.wait_ready()
-    workers = daemon.workers()
-    with delivery.load(PER_SECOND):
-        wait_until(lambda: delivery.rows() > PER_SECOND, 15, "rows before the outage")
-        own_postgres.stop("immediate")
-        time.sleep(OUTAGE_SECONDS)
-        own_postgres.start()
-        assert_first_commit_within(delivery, RETURN_SECONDS, time.time())
-    delivery.wait_drained()
-
-    assert daemon.workers() == workers
-    assert_small(workers)
-    delivery.assert_exactly_once()
-    assert daemon.stop() == 0
+    assert_outlives(delivery, daemon, lambda: own_postgres.stop("immediate"), own_postgres.start)
 
 
 def test_kafka_stops_and_comes_back(
@@ -62,19 +52,7 @@ def test_kafka_stops_and_comes_back(
     delivery = new_delivery(own_kafka.bootstrap_servers, own_make_topic(PARTITIONS), PARTITIONS, database)
     daemon = make_daemon(delivery.route, kafka={"bootstrap_servers": own_kafka.bootstrap_servers}).start()
     daemon.wait_ready()
-    workers = daemon.workers()
-    with delivery.load(PER_SECOND):
-        wait_until(lambda: delivery.rows() > PER_SECOND, 15, "rows before the outage")
-        own_kafka.kill()
-        time.sleep(OUTAGE_SECONDS)
-        own_kafka.start()
-        assert_first_commit_within(delivery, RETURN_SECONDS, time.time())
-    delivery.wait_drained()
-
-    assert daemon.workers() == workers
-    assert_small(workers)
-    delivery.assert_exactly_once()
-    assert daemon.stop() == 0
+    assert_outlives(delivery, daemon, own_kafka.kill, own_kafka.start)
 
 
 def test_sessions_broken_at_random_moments(delivery: Delivery, make_daemon: MakeDaemon) -> None:
@@ -140,6 +118,23 @@ def assert_small(workers: list[int]) -> None:
     for pid in workers:
         status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         assert int(status["VmHWM"].removesuffix("kB")) * 1024 < MAX_RSS_BYTES
+
+
+def assert_outlives(delivery: Delivery, daemon: Daemon, stop: Callable[[], None], start: Callable[[], None]) -> None:
+    """Stop a server under load and start it again: the same workers go on soon, small, and lose and double nothing."""
+    workers = daemon.workers()
+    with delivery.load(PER_SECOND):
+        wait_until(lambda: delivery.rows() > PER_SECOND, 15, "rows before the outage")
+        stop()
+        time.sleep(OUTAGE_SECONDS)
+        start()
+        assert_first_commit_within(delivery, RETURN_SECONDS, time.time())
+    delivery.wait_drained()
+
+    assert daemon.workers() == workers
+    assert_small(workers)
+    delivery.assert_exactly_once()
+    assert daemon.stop() == 0
 
 
 def assert_first_commit_within(delivery: Delivery, seconds: float, returned_at: float) -> None:
