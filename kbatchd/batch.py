@@ -14,6 +14,9 @@ from itertools import accumulate
 
 from kbatchd.model import FlushReason, Partition, Record, Refusal
 
+#: Different layouts of rows in one batch: each takes a COPY of its own.
+LAYOUTS_PER_BATCH = 8
+
 #: Batches a route may have at once: the one that fills and the one that is being copied.
 BATCHES_PER_ROUTE = 2
 
@@ -22,13 +25,15 @@ BATCHES_PER_ROUTE = 2
 class Chunk:
     """What one poll brought for one route: the records, the rows of the good ones, the refusals of the others.
 
-    `refused` holds (index in records, why), ascending. `record_bytes` is the size of the raw values.
+    `refused` holds (index in records, why), ascending. `record_bytes` is the size of the raw values. `layouts` says
+    which columns each row has; None: all rows have layout 0.
     """
 
     records: Sequence[Record]
     rows: Sequence[bytes]
     refused: Sequence[tuple[int, Refusal]] = ()
     record_bytes: int = 0
+    layouts: Sequence[int] | None = None
 
     def split(self, at: int) -> tuple[Chunk, Chunk]:
         """Cut before record `at`; the raw bytes are shared out in proportion, which is near enough for a limit."""
@@ -36,10 +41,11 @@ class Chunk:
         rows_before = at - len(refused_before)
         bytes_before = self.record_bytes * at // len(self.records)
         rest = [(index - at, why) for index, why in self.refused if index >= at]
-        return (
-            Chunk(self.records[:at], self.rows[:rows_before], refused_before, bytes_before),
-            Chunk(self.records[at:], self.rows[rows_before:], rest, self.record_bytes - bytes_before),
-        )
+        head = Chunk(self.records[:at], self.rows[:rows_before], refused_before, bytes_before)
+        tail = Chunk(self.records[at:], self.rows[rows_before:], rest, self.record_bytes - bytes_before)
+        if self.layouts is not None:
+            head.layouts, tail.layouts = self.layouts[:rows_before], self.layouts[rows_before:]
+        return head, tail
 
     def next_offsets(self) -> dict[Partition, int]:
         """For each partition among the records: the offset after its last one here."""
@@ -59,13 +65,15 @@ class Batch:
     """Rows, dead letters and offsets that commit in one transaction.
 
     `next_offsets` is where each partition's progress will stand after it; `epochs` under which claim it was filled.
-    Row k (from 0) takes `row_sizes[k]` bytes of `buffer`, which is full up to `size`.
+    Row k (from 0) takes `row_sizes[k]` bytes of `buffer`, which is full up to `size`; its layout is `layouts[k]`, or 0
+    where there are none.
     """
 
     opened_at: float
     buffer: bytearray | None = None
     size: int = 0
     row_sizes: list[int] = field(default_factory=list)
+    layouts: list[int] | None = None
     records: list[Record] = field(default_factory=list)
     refused: list[tuple[int, Refusal]] = field(default_factory=list)
     record_bytes: int = 0
@@ -83,10 +91,17 @@ class Batch:
             end = self.size + len(joined)
             self.buffer[self.size : end] = joined
             self.size = end
+            if chunk.layouts is not None or self.layouts is not None:
+                self._note_layouts(chunk)
             self.row_sizes += map(len, chunk.rows)
         self.refused += [(base + index, why) for index, why in chunk.refused]
         self.records += chunk.records
         self.record_bytes += chunk.record_bytes
+
+    def _note_layouts(self, chunk: Chunk) -> None:
+        if self.layouts is None:
+            self.layouts = [0] * len(self.row_sizes)
+        self.layouts += [0] * len(chunk.rows) if chunk.layouts is None else chunk.layouts
 
     def row_records(self) -> Sequence[int]:
         """Return the index in `records` of each row."""
@@ -108,8 +123,24 @@ class BufferPool:
         #: A bytearray is written when it is made: the eight of the default pool took 64 MB, and one route needs two.
         self._unmade = max(BATCHES_PER_ROUTE, total_bytes // buffer_bytes)
         self.buffer_bytes = buffer_bytes
+        self._buffers = self._unmade
         #: A route asked for a buffer in vain: the flusher then flushes the oldest open batch early.
         self.starved = False
+
+    @property
+    def used_bytes(self) -> int:
+        """The buffers that are lent, in bytes; those made for a single large record are not the pool's."""
+        return (self._buffers - self._unmade - len(self._free)) * self.buffer_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """All buffers there may be, in bytes."""
+        return self._buffers * self.buffer_bytes
+
+    @property
+    def has_free(self) -> bool:
+        """Whether there is a buffer to lend."""
+        return bool(self._free) or self._unmade > 0
 
     def acquire(self) -> bytearray | None:
         """Lend a buffer, or return None and remember that one is wanted."""
@@ -136,6 +167,8 @@ class RouteBatches:
         self._max_rows = max_rows
         self.open: Batch | None = None
         self.closed: list[Batch] = []
+        #: It is in the table, but its room is not free yet.
+        self._retired: Batch | None = None
         #: The offset after the last one seen in each partition, set anew by each claim.
         self.reached: dict[Partition, int] = {}
 
@@ -169,6 +202,13 @@ class RouteBatches:
         self._advance(batch, ahead, epochs)
         return True
 
+    def has_room(self) -> bool:
+        """Say whether a chunk would find room for some of its records."""
+        batch = self.open
+        if batch is None and self._is_full:
+            return False
+        return (batch is not None and batch.buffer is not None) or self._pool.has_free
+
     def close(self, reason: FlushReason, now: float) -> None:
         """Hand the open batch over to the flusher."""
         if self.open is not None:
@@ -180,8 +220,19 @@ class RouteBatches:
     def done(self, batch: Batch) -> None:
         """Forget a batch that committed or was given up; its buffer is free again."""
         self.closed.remove(batch)
-        self._pool.release(batch.buffer)
-        batch.buffer = None
+        self._free(batch)
+
+    def retire(self, batch: Batch) -> None:
+        """Forget a batch that committed, but keep its room until `free_retired`."""
+        self.closed.remove(batch)
+        self._retired = batch
+
+    def free_retired(self) -> Batch | None:
+        """Let the retired batch's room be used again; return it: whoever drops it last, drops 20,000 records."""
+        batch, self._retired = self._retired, None
+        if batch is not None:
+            self._free(batch)
+        return batch
 
     def clear(self) -> None:
         """Throw everything away: it will be read again."""
@@ -189,12 +240,21 @@ class RouteBatches:
             self._pool.release(batch.buffer)
         if self.open is not None:
             self._pool.release(self.open.buffer)
+        self.free_retired()
         self.open = None
         self.closed.clear()
         self.reached.clear()
 
+    @property
+    def _is_full(self) -> bool:
+        return len(self.closed) + (self._retired is not None) == BATCHES_PER_ROUTE
+
+    def _free(self, batch: Batch) -> None:
+        self._pool.release(batch.buffer)
+        batch.buffer = None
+
     def _open(self, now: float) -> Batch | None:
-        if self.open is None and len(self.closed) < BATCHES_PER_ROUTE:
+        if self.open is None and not self._is_full:
             self.open = Batch(opened_at=now)
         return self.open
 
@@ -214,6 +274,8 @@ class RouteBatches:
         if not chunk.rows:
             return count
         assert batch.buffer is not None
+        if chunk.layouts is not None:
+            count = min(count, _records_before_row(chunk, _rows_of_layouts(batch, chunk.layouts)))
         free = len(batch.buffer) - batch.size
         if sum(map(len, chunk.rows)) <= free:
             return count
@@ -230,6 +292,16 @@ class RouteBatches:
             self.close(FlushReason.FULL, now)
         elif max(batch.size, batch.record_bytes) >= self._pool.buffer_bytes:
             self.close(FlushReason.BYTES, now)
+
+
+def _rows_of_layouts(batch: Batch, layouts: Sequence[int]) -> int:
+    """Return how many of these rows the batch can take before it had too many layouts."""
+    known = set(batch.layouts or [0] * bool(batch.row_sizes))
+    for row, layout in enumerate(layouts):
+        known.add(layout)
+        if len(known) > LAYOUTS_PER_BATCH:
+            return row
+    return len(layouts)
 
 
 def _records_before_row(chunk: Chunk, row: int) -> int:

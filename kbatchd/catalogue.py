@@ -7,9 +7,8 @@ after its COPY, which holds the table's lock: binary COPY takes a float8's bytes
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -18,24 +17,45 @@ from psycopg.rows import tuple_row
 from kbatchd.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 
-#: The names, in pg_catalog, of the types the row encoder knows. A unit test compares it with rows.py.
-SUPPORTED_TYPES: Final = frozenset({
-    "bool", "int2", "int4", "int8", "float4", "float8", "numeric", "text", "varchar", "uuid",
-    "date", "timestamp", "timestamptz", "json", "jsonb", "bytea",
-})  # fmt: skip
+#: All types that these oids are made of: a domain's base, an array's element, a composite's attributes.
+_REACHED = """
+WITH RECURSIVE target(oid) AS (SELECT {table}), reached(oid) AS (
+    SELECT a.atttypid FROM target JOIN pg_catalog.pg_attribute a ON a.attrelid = target.oid
+    WHERE a.attnum > 0 AND NOT a.attisdropped AND a.atttypid >= {from_oid}
+    UNION
+    SELECT part.oid FROM reached JOIN pg_catalog.pg_type t ON t.oid = reached.oid CROSS JOIN LATERAL (
+        SELECT t.typbasetype WHERE t.typtype = 'd'
+        UNION ALL SELECT e.oid FROM pg_catalog.pg_type e WHERE e.typarray = t.oid
+        UNION ALL SELECT a.atttypid FROM pg_catalog.pg_attribute a
+            WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+    ) part(oid)
+)
+"""
+_LABELS = "ARRAY(SELECT enumlabel::text FROM pg_catalog.pg_enum WHERE enumtypid = t.oid ORDER BY enumsortorder)"
+_ATTRIBUTES = """
+    (SELECT json_agg(json_build_array(a.attname, a.atttypid::bigint, a.atttypmod, a.attndims) ORDER BY a.attnum)
+    FROM pg_catalog.pg_attribute a
+    WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped)"""
+#: Types below this oid are PostgreSQL's own, and do not change.
+_FIRST_USER_OID = 16384
 
 #: Its one parameter is the table's quoted name (`Table.quoted`). It is resolved anew each time, and the oid is part of
-#: the result: a table that was dropped and made anew, or renamed, differs too. No row when there is no such table.
-FINGERPRINT_SQL: Final = """
+#: the result: a table that was dropped and made anew, or renamed, differs too. What users' types are made of is in it
+#: as well (labels, domains, attributes). No row when there is no such table.
+FINGERPRINT_SQL: Final = f"""
+{_REACHED.format(table="pg_catalog.to_regclass(%s)", from_oid=_FIRST_USER_OID)}
 SELECT attrelid::text || ':' || md5(string_agg(
-    concat_ws(' ', attnum, atttypid, atttypmod, attnotnull, attgenerated, attidentity, attname), ',' ORDER BY attnum))
-FROM pg_catalog.pg_attribute
-WHERE attrelid = pg_catalog.to_regclass(%s) AND attnum > 0 AND NOT attisdropped
+    concat_ws(' ', attnum, atttypid, atttypmod, attnotnull, attgenerated, attidentity, attname), ',' ORDER BY attnum)
+    || coalesce((SELECT string_agg(
+        concat_ws(' ', t.oid, t.typbasetype, t.typtypmod, t.typnotnull, {_LABELS}, {_ATTRIBUTES}), ',' ORDER BY t.oid)
+        FROM reached JOIN pg_catalog.pg_type t ON t.oid = reached.oid), ''))
+FROM target JOIN pg_catalog.pg_attribute ON attrelid = target.oid
+WHERE attnum > 0 AND NOT attisdropped
 GROUP BY attrelid
-"""
+"""  # noqa: S608 - made of constants
 
 _TABLE_SQL: Final = """
 SELECT c.oid, n.nspname, c.relname, c.relkind::text,
@@ -45,16 +65,37 @@ WHERE c.oid = pg_catalog.to_regclass(%s)
 """
 
 _COLUMNS_SQL: Final = """
-SELECT a.attname, a.attnum,
-    CASE WHEN n.nspname = 'pg_catalog' AND t.typtype = 'b' AND t.typcategory <> 'A' THEN t.typname
-        ELSE format_type(a.atttypid, a.atttypmod) END,
-    a.atttypmod, a.attnotnull, a.attgenerated <> '', a.attidentity <> '', a.atthasdef
-FROM pg_catalog.pg_attribute a
-    JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
-    JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
-WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
-ORDER BY a.attnum
+SELECT attname, attnum, atttypid::bigint, atttypmod, attndims, attnotnull, attgenerated <> '', attidentity <> '',
+    atthasdef
+FROM pg_catalog.pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
+
+#: Not partial, not of expressions, not deferrable: what else is unique cannot decide a conflict.
+_UNIQUE_SQL: Final = """
+SELECT array_agg(a.attname::text)
+FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a
+    ON a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
+GROUP BY i.indexrelid
+"""
+
+_RIGHTS_SQL: Final = """
+SELECT name FROM (VALUES
+    ('SELECT', has_any_column_privilege(%(oid)s, 'SELECT')), ('UPDATE', has_any_column_privilege(%(oid)s, 'UPDATE')),
+    ('DELETE', has_table_privilege(%(oid)s, 'DELETE')),
+    ('TEMPORARY', has_database_privilege(current_database(), 'TEMPORARY'))) AS rights(name, given)
+WHERE given
+"""
+
+_TYPES_SQL: Final = f"""
+{_REACHED.format(table="%s::oid", from_oid=0)}
+SELECT t.oid::bigint, CASE WHEN n.nspname = 'pg_catalog' AND t.typtype = 'b' THEN t.typname::text
+        ELSE format_type(t.oid, NULL) END,
+    t.typtype::text, t.typbasetype::bigint, t.typtypmod, t.typnotnull, t.typndims,
+    (SELECT e.oid::bigint FROM pg_catalog.pg_type e WHERE e.typarray = t.oid), t.typdelim::text,
+    {_LABELS}, {_ATTRIBUTES}
+FROM reached JOIN pg_catalog.pg_type t ON t.oid = reached.oid JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+"""  # noqa: S608 - made of constants
 
 _RELATION_KINDS: Final = {
     "v": "a view",
@@ -70,16 +111,51 @@ _RELATION_KINDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column, as pg_attribute has it; `type_name` is pg_catalog's name, or what format_type says of other types."""
+    """One column, an array's element, or an attribute of a composite type.
+
+    `type_name` is what decides the encoding: pg_catalog's name, of a domain that of its base; "enum", "array",
+    "composite"; or what format_type says of other types. `typmod` and `not_null` include those of a domain.
+    """
 
     name: str
     number: int
     type_name: str
     typmod: int
     not_null: bool
-    generated: bool
-    identity: bool
-    has_default: bool
+    generated: bool = False
+    identity: bool = False
+    has_default: bool = False
+    #: The type's oid, of a domain that of its base.
+    oid: int = 0
+    #: Dimensions that an array was declared with.
+    dimensions: int = 0
+    #: An array's element, and what PostgreSQL's text form of the array has between two of them.
+    element: Column | None = None
+    delimiter: str = ","
+    #: An enum's labels.
+    labels: tuple[str, ...] = ()
+    #: A composite type's attributes.
+    attributes: tuple[Column, ...] = ()
+    #: The type as PostgreSQL shows it, where `type_name` does not say it.
+    shown_type: str = ""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Column:
+        """Undo dataclasses.asdict, also after a way through JSON."""
+        element, attributes = values["element"], values["attributes"]
+        return cls(
+            **{
+                **values,
+                "element": element and cls.from_dict(element),
+                "labels": tuple(values["labels"]),
+                "attributes": tuple(map(cls.from_dict, attributes)),
+            }
+        )
+
+    @property
+    def type(self) -> str:
+        """The type in words for people."""
+        return self.shown_type or self.type_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +167,11 @@ class Table:
     name: str
     columns: tuple[Column, ...]
     fingerprint: str
+    #: The columns of each unique index that ON CONFLICT can use.
+    unique_keys: frozenset[frozenset[str]] = frozenset()
+    #: Who we are, and what we may do beside INSERT.
+    user: str = ""
+    rights: frozenset[str] = frozenset()
 
     @property
     def quoted(self) -> str:
@@ -111,10 +192,16 @@ def read_table(connection: psycopg.Connection, name: str) -> Table:
                 raise ConfigError(message)
             oid, schema, relation, kind, may_insert, row_security, user = row
             _check_relation(f"{schema}.{relation}", kind, user, may_insert=may_insert, row_security=row_security)
-            table = Table(oid, schema, relation, (), "")
+            table = Table(oid, schema, relation, (), "", user=user)
             # Before the columns: should they change in between, the next batch sees another fingerprint.
             table = replace(table, fingerprint=fingerprint(connection, table.quoted))
-            return replace(table, columns=tuple(Column(*values) for values in cursor.execute(_COLUMNS_SQL, (oid,))))
+            types = {row[0]: _Type(*row) for row in cursor.execute(_TYPES_SQL, (oid,))}
+            return replace(
+                table,
+                columns=tuple(_column(types, *values) for values in cursor.execute(_COLUMNS_SQL, (oid,))),
+                unique_keys=frozenset(frozenset(names) for (names,) in cursor.execute(_UNIQUE_SQL, (oid,))),
+                rights=frozenset(name for (name,) in cursor.execute(_RIGHTS_SQL, {"oid": oid})),
+            )
     except (psycopg.errors.InvalidName, psycopg.errors.SyntaxError, psycopg.errors.FeatureNotSupported) as error:
         message = f"table {name} is not a table's name ({_primary(error)}): correct the route's `table`"
         raise ConfigError(message) from error
@@ -151,44 +238,47 @@ def fingerprint(connection: psycopg.Connection, quoted_name: str) -> str:
     return "" if row is None else str(row[0])
 
 
-def row_columns(table: Table, omit: Sequence[str]) -> tuple[Column, ...]:
-    """Return the columns that a record feeds; ConfigError with all faults when some cannot be fed."""
-    columns = tuple(
-        column for column in table.columns if not (column.generated or column.identity or column.name in omit)
+class _Type(NamedTuple):
+    """A row of `_TYPES_SQL`."""
+
+    oid: int
+    shown: str
+    kind: str
+    base: int
+    typmod: int
+    not_null: bool
+    dimensions: int
+    element: int | None
+    delimiter: str
+    labels: list[str]
+    attributes: list[tuple[str, int, int, int]] | None
+
+
+def _column(
+    types: Mapping[int, _Type], name: str, number: int, oid: int, typmod: int, dimensions: int, *flags: bool
+) -> Column:
+    """Make a column of its type, looking through domains; the flags are those of Column, in its order."""
+    kind = types[oid]
+    not_null, generated, identity, has_default = flags or (False,) * 4
+    while kind.kind == "d":
+        typmod = kind.typmod if kind.typmod >= 0 else typmod
+        dimensions, not_null = max(dimensions, kind.dimensions), not_null or kind.not_null
+        kind = types[kind.base]
+    shown = types[oid].shown
+    column = Column(
+        name, number, kind.shown, typmod, not_null, generated, identity, has_default, kind.oid, shown_type=shown
     )
-    faults = [*_omit_faults(table, omit), *_column_faults(table, columns, omit)]
-    if not columns:
-        faults.append(f"table {table}: no column is left for the records: take some out of `omit`")
-    if faults:
-        raise ConfigError(*faults)
-    return columns
+    if kind.kind == "e":
+        return replace(column, type_name="enum", labels=tuple(kind.labels))
+    if kind.kind == "c":
+        attributes = (_column(types, *attribute) for attribute in _numbered(kind.attributes or ()))
+        return replace(column, type_name="composite", attributes=tuple(attributes))
+    if kind.element is not None:
+        element = _column(types, name, number, kind.element, typmod, 0)
+        delimiter = types[kind.element].delimiter
+        return replace(column, type_name="array", dimensions=dimensions, element=element, delimiter=delimiter)
+    return column
 
 
-def _omit_faults(table: Table, omit: Sequence[str]) -> Iterator[str]:
-    columns = {column.name: column for column in table.columns}
-    for name in omit:
-        column = columns.get(name)
-        if column is None:
-            yield f"table {table}: omit names column {name}, which is not there: correct it, or take it out of `omit`"
-        elif column.not_null and not (column.has_default or column.generated or column.identity):
-            yield (
-                f"table {table}: omitted column {name} is NOT NULL and has no default: "
-                f"give it one, or take it out of `omit`"
-            )
-
-
-def _column_faults(table: Table, columns: Sequence[Column], omit: Sequence[str]) -> Iterator[str]:
-    defaults = [column.name for column in columns if column.not_null and column.has_default]
-    if defaults:
-        # JSON's strings are TOML's as well, whatever is in a column's name.
-        line = f"omit = {json.dumps([*omit, *defaults], ensure_ascii=False)}"
-        yield (
-            f"table {table}: {', '.join(defaults)}: NOT NULL with a default, which PostgreSQL applies to omitted "
-            f"columns only: add to the route the line  {line}  or drop the default if every record has the field"
-        )
-    for column in columns:
-        if column.type_name not in SUPPORTED_TYPES:
-            yield (
-                f"table {table}: column {column.name} is of type {column.type_name}, which is not supported: "
-                f"change its type, or put it into `omit`"
-            )
+def _numbered(attributes: Sequence[tuple[str, int, int, int]]) -> Iterator[tuple[str, int, int, int, int]]:
+    return ((name, at, oid, typmod, dimensions) for at, (name, oid, typmod, dimensions) in enumerate(attributes, 1))

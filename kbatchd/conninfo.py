@@ -1,24 +1,20 @@
-"""libpq's connection string, and the password that is kept apart from it.
+"""libpq's connection string: whether it is one, what it must not hold, and whether it may be trusted.
 
-The configuration file may be read by many, so its connection string holds no password: that comes from a private file
-or a systemd credential and is added here. libpq itself takes the string apart; of it, these functions only tell its two
-forms (a URI, or keywords and values) and whether there is a password in it.
+The configuration file may be read by many, so its connection string holds no password: that is kept apart from it, and
+added here. Whether there is one is looked for without libpq, which would only tell of one in a sound string.
 
-Called by config.py while the file is loaded, before anything is forked. Faults are ConfigErrors, worded to follow the
-name of a key; none shows a password.
+Called while the file is loaded, before anything is forked.
 """
 
 from __future__ import annotations
 
+import os
 import re
-import stat
-from typing import TYPE_CHECKING
+from ipaddress import ip_address
 from urllib.parse import parse_qsl, quote, urlsplit
 
-from kbatchd.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from psycopg import Error
+from psycopg.conninfo import conninfo_to_dict
 
 #: The systemd credential that holds the password: `LoadCredential=postgres_password:/path`.
 CREDENTIAL = "postgres_password"
@@ -48,35 +44,31 @@ def with_password(dsn: str, password: str) -> str:
     return f"{dsn} password='{escaped}'"
 
 
-def read_credential(directory: Path) -> str | None:
-    """Read the password from systemd's directory of credentials; None when the unit has no such credential."""
-    path = directory / CREDENTIAL
-    # systemd keeps the directory private; the mode within is its own affair (0440 for a unit with User=).
-    return _read(path) if path.exists() else None
+def unverified_hosts(dsn: str) -> list[str]:
+    """Return the hosts beyond this machine that it may connect to without sslmode=verify-full: anybody could be there.
 
-
-def read_password(path: Path) -> str:
-    """Read the password from a file, whose mode must keep everybody else out."""
+    What it does not say libpq takes from the environment. A service is a file that only libpq reads: it counts as a
+    host beyond, unless the string names its own. Of a string that libpq does not take it complains itself, later.
+    """
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ConfigError(f"is {path} with mode {mode:04o}; allowed: 0600 or 0400 (chmod 600 {path})")
-    return _read(path)
+        given = conninfo_to_dict(dsn)
+    except Error:
+        return []
+    if (given.get("sslmode") or os.environ.get("PGSSLMODE")) == "verify-full":
+        return []
+    addresses = given.get("hostaddr") or os.environ.get("PGHOSTADDR")
+    hosts = str(addresses or given.get("host") or os.environ.get("PGHOST") or "")
+    service = given.get("service") or os.environ.get("PGSERVICE")
+    if service and not hosts:
+        return [f"service {service}"]
+    return [host for host in hosts.split(",") if not _is_here(host)]
 
 
-def _read(path: Path) -> str:
+def _is_here(host: str) -> bool:
+    """Whether a host is this machine: a socket's directory, or an address that is looped back."""
+    if not host or host.startswith(("/", "@")) or host == "localhost":
+        return True
     try:
-        password = path.read_text(encoding="utf-8").rstrip("\r\n")
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"is {path}, which is not UTF-8") from error
-    if not password or "\0" in password:
-        raise ConfigError(f"is {path}, which holds no password; allowed: one line")
-    return password
-
-
-def _unreadable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"is {path}, which cannot be read: {error.strerror}")
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -20,6 +20,7 @@ from kbatchd.model import Partition
 
 #: Exit codes, from sysexits.h.
 EX_OK = 0
+EX_DATA = 65
 EX_UNAVAILABLE = 69
 EX_SOFTWARE = 70
 EX_CONFIG = 78

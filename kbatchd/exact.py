@@ -137,6 +137,14 @@ def _is_exact(digits: bytes, after: bytes) -> bool:
         return True  # two dots: part of a string
 
 
+def loads(value: bytes) -> object:
+    """Decode a record, whatever the size of its numbers; see `loads_huge` for those that orjson refuses."""
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return loads_huge(value)
+
+
 def loads_huge(value: bytes) -> object:
     """Decode a record that orjson refused, with 1.5 for each number too large for it.
 
@@ -169,6 +177,28 @@ def field_slices(value: bytes) -> dict[str, bytes]:
         slices[name] = text[start:at].encode()
         at = _skip_blanks(text, at).end()  # type: ignore[union-attr]  # matches the empty string as well
         if text[at : at + 1] == "}":
+            _expect_end(text, at + 1)
+            return slices
+        at = _expect(text, at, ",")
+
+
+def item_slices(value: bytes) -> list[bytes]:
+    """Return the raw text of each item of a JSON array; errors as above."""
+    text = value.decode()
+    slices: list[bytes] = []
+    at = _expect(text, 0, "[")
+    if text[at : at + 1] == "]":
+        _expect_end(text, at + 1)
+        return slices
+    while True:
+        start = at
+        try:
+            _, at = _scan_once(text, start)
+        except StopIteration as error:
+            raise _not_json(text, start) from error
+        slices.append(text[start:at].encode())
+        at = _skip_blanks(text, at).end()  # type: ignore[union-attr]
+        if text[at : at + 1] == "]":
             _expect_end(text, at + 1)
             return slices
         at = _expect(text, at, ",")

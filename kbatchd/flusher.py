@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from kbatchd.claims import SWEEP_SECONDS, Claims
 from kbatchd.errors import BreakerOpen, ConfigError, Fenced, KbatchError, ServerUnavailable, TableChanged
 from kbatchd.postgres import Connection, Error, Verdict, connect, verdict
-from kbatchd.sink import Outcome, Sink
-from kbatchd.stats import Field, Slot, State
+from kbatchd.sink import Sink
+from kbatchd.stats import Count, Field, Slot, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kbatchd.batch import Batch
     from kbatchd.config import Config
     from kbatchd.handover import Handover, Lane
+    from kbatchd.insertion import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +36,6 @@ MAX_BACKOFF_SECONDS = 5.0
 
 #: How often a batch is tried again as it is; after that its lane gives it back, and reads it again.
 RETRIES_WITH_BUFFERS = 3
-
-#: The same trouble is told again after this time, not sooner.
-REPEAT_SECONDS = 10.0
 
 
 @dataclass(slots=True)
@@ -66,14 +64,17 @@ class Flusher(threading.Thread):
         self._worker = worker
         self._handover = handover
         self._slot = slot
-        self._claims = Claims(config.pipeline, worker, handover)
+        self._max_rows = config.batch.max_rows
+        self._claims = {
+            name: Claims(config.pipeline, worker, handover, lane, slot.routes[name])
+            for name, lane in handover.lanes.items()
+        }
         self._connection: Connection | None = None
         self._sink: Sink | None = None
         #: Our session's pid and start: on a new connection the former session is ended first.
         self._session: tuple[int, object] | None = None
         self._backoff = Backoff()
-        self._lane_backoffs = {topic: Backoff() for topic in handover.lanes}
-        self._told_at: dict[str, float] = {}
+        self._lane_backoffs = {name: Backoff() for name in handover.lanes}
         self._asked = False
         #: Why the thread ended, if not because it was told to.
         self.failure: Exception | None = None
@@ -96,9 +97,9 @@ class Flusher(threading.Thread):
         try:
             self._connect()
             self._take_news()
-            if time.monotonic() >= self._claims.sweep_at:
+            if time.monotonic() >= self._sweep_at():
                 self._sweep()
-            work = self._handover.next_batch(self._claims.sweep_at)
+            work = self._handover.next_batch(self._sweep_at())
             if work is not None:
                 self._flush(*work)
         except ServerUnavailable as error:
@@ -108,6 +109,9 @@ class Flusher(threading.Thread):
             self._lose_connection(error)
             self._pause()
 
+    def _sweep_at(self) -> float:
+        return min(claims.sweep_at for claims in self._claims.values())
+
     def _connect(self) -> None:
         if self._connection is not None:
             return
@@ -115,7 +119,7 @@ class Flusher(threading.Thread):
             connection = connect(self._postgres, f"kbatchd {self._worker}")
         except ConfigError as error:  # while running, a password may be mended under us: go on trying
             raise ServerUnavailable(str(error)) from error
-        self._connection, self._sink = connection, Sink(connection)
+        self._connection, self._sink = connection, Sink(connection, self._handover.free_retired)
         if self._session is not None:
             # Our former session may still hold locks, if only the network between us broke.
             connection.execute(
@@ -125,46 +129,56 @@ class Flusher(threading.Thread):
         self._session = connection.execute(
             "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
         ).fetchone()
-        self._claims.begin(connection)
+        for claims in self._claims.values():
+            claims.begin(connection)
 
     def _lose_connection(self, error: Error) -> None:
         self._tell("connection to PostgreSQL lost", "postgres_lost", error)
         if self._connection is not None:
             self._connection.close()
         self._connection = self._sink = None
-        self._claims.lose()
+        for claims in self._claims.values():
+            claims.lose()
 
     def _pause(self) -> None:
         """Wait a growing while before the next try, and show since when."""
         if not self._slot[Field.POSTGRES_WAIT_SINCE]:
             self._slot[Field.POSTGRES_WAIT_SINCE] = time.monotonic_ns()
+        self._show_buffers()
         self._handover.wait_to_stop(self._backoff.next_seconds())
 
     def _connected(self) -> None:
         """Something worked: PostgreSQL is there."""
-        if self._slot[Field.POSTGRES_WAIT_SINCE]:
-            log.warning("PostgreSQL is back", extra={"action": "postgres_back"})
+        since = self._slot[Field.POSTGRES_WAIT_SINCE]
+        if since:
+            seconds = round((time.monotonic_ns() - since) / 1e9, 1)
+            log.warning("PostgreSQL is back", extra={"action": "postgres_back", "seconds": seconds})
         self._slot[Field.POSTGRES_WAIT_SINCE] = 0
 
     def _take_news(self) -> None:
         """Do what the poll loop asked for since the last turn."""
         wanted, released, gaps = self._handover.news()
+        for claims in self._claims.values():  # before what is wanted: the group may give back what it has just taken
+            claims.release(released)
         try:
-            if released:  # before what is wanted: the group may give back what it has just taken
-                self._claims.release(released)
+            for claims in self._claims.values():
+                claims.unlock(released)
         finally:  # giving locks back may fail, and news is told once
             if wanted is not None:
                 self._asked = True
-                self._claims.want(wanted)
-            self._claims.learn(gaps)
-        for gap in gaps:
-            self._attempt(self._handover.lanes[gap.partition.topic], partial(self._claims.meet, gap))
+                for claims in self._claims.values():
+                    claims.want(wanted)
+            for lane, gap in gaps:
+                self._claims[lane.route.name].learn(gap)
+        for lane, gap in gaps:
+            self._attempt(lane, partial(self._claims[lane.route.name].meet, gap))
 
     def _sweep(self) -> None:
         """Let every lane claim what it may; a lane that cannot is put aside."""
-        self._claims.sweep_at = time.monotonic() + SWEEP_SECONDS
-        for lane in self._handover.lanes.values():
-            self._attempt(lane, partial(self._claims.sweep, lane))
+        now = time.monotonic()
+        for name, claims in self._claims.items():
+            claims.sweep_at = now + SWEEP_SECONDS
+            self._attempt(self._handover.lanes[name], claims.sweep)
         self._connected()
         self._show_state()
 
@@ -182,77 +196,89 @@ class Flusher(threading.Thread):
     def _flush(self, lane: Lane, batch: Batch) -> None:
         """Write one batch, or decide what its failure means."""
         assert self._sink is not None
-        positions = self._claims.positions
+        claims = self._claims[lane.route.name]
+        positions = claims.positions
         epochs = {partition: positions[partition].epoch for partition in batch.epochs}
         assert epochs == batch.epochs, "a batch is flushed under the epoch it was filled under"
         before = dict(positions)
+        began = time.monotonic()
         try:
-            self._sink.flush(batch, self._claims.target(lane), positions)
+            self._sink.flush(batch, claims.target, positions)
         except Fenced as fenced:
-            self._claims.be_fenced(lane, fenced)
+            claims.be_fenced(fenced)
         except TableChanged as changed:
             log.warning(str(changed), extra={"action": "table_changed"})
-            self._claims.revoke(lane)
+            claims.revoke()
         except BreakerOpen as breaker:
             log.error(str(breaker), extra={"action": "breaker_open"})
-            self._claims.halt(lane, list(lane.epochs))
+            claims.halt(list(lane.epochs))
         except Error as error:
             if self._verdict(error) is Verdict.RECONNECT:
                 raise  # from here: raised again in _judge it would make a cycle with that frame, which nobody collects
             self._judge(lane, error, partly_written=positions != before)
         else:
+            self._count_batch(lane, batch, time.monotonic() - began)
             self._handover.done(lane, batch)
-            self._lane_backoffs[lane.route.topic].reset()
+            self._lane_backoffs[lane.route.name].reset()
             self._backoff.reset()  # not by a mere connection: flushes that break it one after another must come slower
             self._connected()
-            self._slot.add(Field.BATCHES, 1)
         finally:
             self._count(lane, batch, self._sink.outcome)
 
     def _count(self, lane: Lane, batch: Batch, outcome: Outcome) -> None:
         """Count what is in the table, also when the flush has failed after a part of it."""
-        self._slot.add(Field.RECORDS, outcome.rows + outcome.dead_letters)
-        self._slot.add(Field.ROWS, outcome.rows)
-        self._slot.add(Field.DEAD_LETTERS, outcome.dead_letters)
+        numbers = self._slot.routes[lane.route.name]
+        numbers.add(Count.RECORDS, outcome.rows + outcome.dead_letters)
+        numbers.add(Count.ROWS, outcome.rows)
+        numbers.add_dead_letters(outcome.codes)
         if outcome.reason is not None:
-            self._tell(f"route {lane.route.name} has dead letters", f"dead_letters_{lane.route.name}", outcome.reason)
+            self._tell("route has dead letters", "dead_letters", outcome.reason, route=lane.route.name)
         if outcome.rows or outcome.dead_letters:
             about = {"route": lane.route.name, "reason": str(batch.reason)}
             counts = {"rows": outcome.rows, "dead_letters": outcome.dead_letters}
             log.debug("flushed", extra={"action": "flush", **about, **counts})
+
+    def _count_batch(self, lane: Lane, batch: Batch, seconds: float) -> None:
+        numbers = self._slot.routes[lane.route.name]
+        fill = len(batch.records) / self._max_rows
+        numbers.add_batch(batch.reason, batch.records, batch.record_bytes, fill, seconds)
 
     def _judge(self, lane: Lane, error: Error, *, partly_written: bool) -> None:
         """Retry the same batch later, or put the route aside."""
         if self._verdict(error) is not Verdict.RETRY:
             self._put_aside(lane, error)
             return
-        self._tell(f"flush of route {lane.route.name} will be tried again", f"retry_{lane.route.name}", error)
-        backoff = self._lane_backoffs[lane.route.topic]
+        self._tell("flush will be tried again", "retry", error, route=lane.route.name)
+        self._slot.routes[lane.route.name].add(Count.RETRIES)
+        backoff = self._lane_backoffs[lane.route.name]
         lane.not_before = time.monotonic() + backoff.next_seconds()
         # A poisoned batch takes several transactions: its first part must not go in twice. And a lane that fails for
         # long must not keep the buffers that the others need.
         if partly_written or backoff.failures >= RETRIES_WITH_BUFFERS:
-            self._claims.revoke(lane, lane.not_before)
+            self._claims[lane.route.name].revoke(lane.not_before)
 
     def _put_aside(self, lane: Lane, error: Exception) -> None:
         """Let this route alone wait, and the others of the worker go on."""
-        seconds = self._lane_backoffs[lane.route.topic].next_seconds()
-        self._tell(f"route {lane.route.name} is put aside", f"aside_{lane.route.name}", error, logging.ERROR)
-        self._claims.put_aside(lane, time.monotonic() + seconds)
+        seconds = self._lane_backoffs[lane.route.name].next_seconds()
+        self._tell("route is put aside", "aside", error, logging.ERROR, route=lane.route.name)
+        self._claims[lane.route.name].put_aside(time.monotonic() + seconds)
+
+    def _show_buffers(self) -> None:
+        self._slot[Field.BUFFER_USED_BYTES], self._slot[Field.BUFFER_BYTES] = self._handover.buffer_bytes()
 
     def _show_state(self) -> None:
-        granted, halted, standing_by, aside = self._claims.counts()
-        self._slot[Field.CLAIMED] = granted
-        self._slot[Field.HALTED] = halted
-        if self._asked and not (aside and self._slot[Field.STATE] == State.STARTING):
+        counts = [claims.counts() for claims in self._claims.values()]
+        for claims in self._claims.values():
+            claims.show()
+        self._show_buffers()
+        self._slot[Field.CLAIMED] = sum(count.granted for count in counts)
+        self._slot[Field.HALTED] = sum(count.halted for count in counts)
+        standing_by = any(count.standing_by for count in counts)
+        if self._asked and not (any(count.aside for count in counts) and self._slot[Field.STATE] == State.STARTING):
             self._slot[Field.STATE] = State.STANDBY if standing_by else State.RUNNING
 
     def _verdict(self, error: Error) -> Verdict:
         return verdict(error, broken=self._connection is None or self._connection.broken)
 
-    def _tell(self, what: str, action: str, error: object, level: int = logging.WARNING) -> None:
-        """Log a trouble when it begins, and again every REPEAT_SECONDS while it lasts."""
-        now = time.monotonic()
-        if now - self._told_at.get(action, -REPEAT_SECONDS) >= REPEAT_SECONDS:
-            self._told_at[action] = now
-            log.log(level, what, extra={"action": action, "error": " ".join(str(error).split())})
+    def _tell(self, what: str, action: str, error: object, level: int = logging.WARNING, **about: str) -> None:
+        log.log(level, what, extra={"action": action, **about, "error": " ".join(str(error).split())})

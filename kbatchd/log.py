@@ -1,4 +1,4 @@
-"""Logging: stdlib loggers, one line an event on standard error, `message key=value ...`.
+"""Logging: stdlib loggers, one line an event on standard error: `message key=value ...`, or a JSON object.
 
 The message is a constant, so that it can be searched for; what varies goes into `extra`, with an `action` first:
 
@@ -9,7 +9,8 @@ The message is a constant, so that it can be searched for; what varies goes into
     WARNING   something failed and was recovered from; nothing is lost
     ERROR     something is lost or stands still, or somebody is needed
 
-The command line calls `setup()` first of all, and each worker calls it again after the fork with its own role.
+The command line calls `setup()` first of all, and each child calls it again after the fork with its own role, then
+`fold()`: what repeats is one line in ten seconds.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterable
+from contextlib import nullcontext
 from datetime import UTC, datetime
+from typing import Literal
 
+from kbatchd.folding import Folding
 from kbatchd.systemd import stderr_is_journal
 
 #: journald's priorities, sd-daemon(3).
@@ -28,17 +33,45 @@ _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ER
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
-def setup(level: str, role: str) -> None:
+def setup(level: str, role: str, form: Literal["text", "json"] = "text") -> None:
     """Log to standard error from now on, in the name of `role` ("supervisor", "worker 0").
 
     `level` is for kbatchd itself; of the libraries only warnings are shown.
     """
     stderr = logging.StreamHandler(sys.stderr)
-    stderr.setFormatter(LineFormatter(role, journal=stderr_is_journal()))
+    formatter = JsonFormatter if form == "json" else LineFormatter
+    stderr.setFormatter(formatter(role, journal=stderr_is_journal()))
     root = logging.getLogger()
     root.handlers[:] = [stderr]
     root.setLevel(logging.WARNING)
     logging.getLogger("kbatchd").setLevel(level.upper())
+
+
+def fold() -> None:
+    """Write warnings and errors that repeat only now and then, with their number; for children, after `setup`."""
+    for handler in _handlers():
+        handler.addFilter(Folding())
+
+
+def tell_repeats() -> None:
+    """Write what was folded and is not written yet, when it is time; for the main loop, about once a second."""
+    for handler in _handlers():
+        for folding in handler.filters:
+            if isinstance(folding, Folding):
+                for record in folding.take_repeats():
+                    with handler.lock or nullcontext():
+                        handler.emit(record)
+
+
+def _handlers() -> list[logging.Handler]:
+    return [*logging.getLogger().handlers, *logging.getLogger("kbatchd").handlers]
+
+
+def complain(lines: Iterable[str]) -> None:
+    """Write a command's faults to standard error, a line each: for people, so without time and keys."""
+    mark = f"<{_PRIORITIES[logging.ERROR]}>" if stderr_is_journal() else ""
+    for line in lines:
+        print(f"{mark}kbatchd: {line}", file=sys.stderr)
 
 
 class LineFormatter(logging.Formatter):
@@ -52,16 +85,34 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Write what stands first (priority, or time and level), the role, the message and the fields."""
-        if self._journal:
-            first = f"<{_PRIORITIES.get(record.levelno, 6)}>"
-        else:
-            at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-            first = f"{at.removesuffix('+00:00')}Z {record.levelname} "
+        first = _priority(record) if self._journal else f"{_time(record)} {record.levelname} "
+        pairs = "".join(f" {name}={_value(value)}" for name, value in self._fields(record).items())
+        return f"{first}{self._role}: {_one_line(record.getMessage())}{pairs}"
+
+    def _fields(self, record: logging.LogRecord) -> dict[str, object]:
         fields = {name: value for name, value in vars(record).items() if name not in _OWN_ATTRIBUTES}
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        pairs = "".join(f" {name}={_value(value)}" for name, value in fields.items())
-        return f"{first}{self._role}: {_one_line(record.getMessage())}{pairs}"
+        return fields
+
+
+class JsonFormatter(LineFormatter):
+    """Render a record as one JSON object; in the journal, its priority before it, which journald takes off."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write time, level, role and message, then the fields, numbers and booleans as such."""
+        line: dict[str, object] = {"time": _time(record), "level": record.levelname.lower(), "role": self._role}
+        line |= {"message": record.getMessage(), **self._fields(record)}
+        return (_priority(record) if self._journal else "") + json.dumps(line, default=str)
+
+
+def _priority(record: logging.LogRecord) -> str:
+    return f"<{_PRIORITIES.get(record.levelno, 6)}>"
+
+
+def _time(record: logging.LogRecord) -> str:
+    at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+    return f"{at.removesuffix('+00:00')}Z"
 
 
 def _value(value: object) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
 
 from kbatchd.errors import ConfigError, ServerUnavailable
+from kbatchd.shipped import shipped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,18 +92,11 @@ def script() -> str:
 
 def _migrations() -> list[_Migration]:
     found = []
-    for path in sorted(_directory().iterdir()):
+    for path in sorted(shipped("sql").iterdir()):
         match = _FILE_NAME.fullmatch(path.name)
         if match:
             found.append(_Migration(int(match[1]), path.stem, path.read_text(encoding="utf-8")))
     return found
-
-
-def _directory() -> Path:
-    """Return `kbatchd/sql` as the wheel has it, or `sql` beside the package in a checkout."""
-    package = Path(__file__).parent
-    shipped = package / "sql"
-    return shipped if shipped.is_dir() else package.parent / "sql"
 
 
 def _create_missing(connection: psycopg.Connection) -> None:
@@ -140,7 +133,7 @@ def _our_error(connection: psycopg.Connection, error: psycopg.Error) -> ConfigEr
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return ConfigError(
             f"the schema kbatchd: {_first_line(error)} in database {database}; `kbatchd migrate` needs CREATE on the "
-            f"database, the daemon needs USAGE on the schema and all rights on its tables, for role {role}"
+            f"database, the daemon needs what sql/roles.sql gives, for role {role}"
         )
     return ConfigError(f"the schema kbatchd in database {database}: {_first_line(error)}")
 

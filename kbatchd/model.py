@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 
 class Partition(NamedTuple):
@@ -16,6 +16,14 @@ class Partition(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.topic}[{self.number}]"
+
+
+class OffsetRange(NamedTuple):
+    """Offsets of one partition that follow each other, both ends included."""
+
+    partition: Partition
+    first: int
+    last: int
 
 
 class Record(Protocol):
@@ -53,6 +61,26 @@ class Refusal:
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}" if self.column is None else f"{self.code}: {self.column}: {self.message}"
+
+
+class CopyFormat(StrEnum):
+    """How a route's rows are written for COPY."""
+
+    BINARY = "binary"  # the bytes of PostgreSQL's binary format: the encoder alone decides what a value is
+    TEXT = "text"  # a line of COPY's text format: PostgreSQL's own input functions read the values
+
+
+#: The column that a row has last where rows may delete: true for a tombstone.
+DELETED: Final = "kbatchd_deleted"
+
+
+class Encoded(NamedTuple):
+    """What an encoder says of the records it was given, beside the rows it has appended."""
+
+    #: (index in the records, why), ascending.
+    refused: list[tuple[int, Refusal]]
+    #: For each row appended which of the encoder's layouts it has; None: all have layout 0.
+    layouts: list[int] | None = None
 
 
 class FlushReason(StrEnum):

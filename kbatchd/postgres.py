@@ -33,10 +33,13 @@ _TCP_USER_TIMEOUT_MS = 10_000
 _TRANSACTION_TIMEOUT_VERSION = 170000
 
 _CONFIGURATION_HINTS = (
-    ("password authentication failed", "check postgres.password_file and the role in postgres.dsn"),
-    ("no password supplied", "set postgres.password_file"),
+    ("password authentication failed", "check the password and the role in postgres.dsn"),
+    ("no password supplied", "set postgres.password_file or postgres.password_command"),
     ("no pg_hba.conf entry", "let this host in, in pg_hba.conf"),
     ("authentication failed", "check the role in postgres.dsn and pg_hba.conf"),
+    ("certificate verify failed", "check sslrootcert in postgres.dsn, and the dates of the server's certificate"),
+    ("does not match host name", "name the host as the server's certificate does"),
+    ("root certificate file", "set sslrootcert in postgres.dsn to a file or to system"),
     ("does not exist", "create it, or mend postgres.dsn"),
     ("invalid", "mend postgres.dsn"),
     ("bad value", "mend postgres.dsn"),

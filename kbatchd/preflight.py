@@ -2,7 +2,7 @@
 
 The supervisor runs `check` once, in a short-lived process of its own, since it makes clients. All faults are collected
 and reported at once; only when there are none is the first progress of new topics registered. A server that does not
-answer is waited for, up to `startup_timeout_seconds`.
+answer is waited for, up to `startup_timeout_seconds`; what the other one has to say is told all the same.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from kbatchd import catalogue, migrations, progress, topics
+from kbatchd import catalogue, inspection, progress, topics
+from kbatchd import log as logs
 from kbatchd.errors import EX_OK, ConfigError, KbatchError, ServerUnavailable, SourceError
 from kbatchd.model import Partition
-from kbatchd.postgres import MINIMUM_VERSION, Connection, connect, explained
-from kbatchd.progress import Owner
-from kbatchd.rows import build_encoder
+from kbatchd.postgres import connect, explained
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sequence
     from typing import TypeVar
 
     from kbatchd.config import Config, Route
@@ -30,9 +29,6 @@ log = logging.getLogger(__name__)
 
 #: How long to wait before a server that does not answer is asked again.
 RETRY_SECONDS = 0.5
-
-#: How often it is told that we wait.
-TELL_SECONDS = 10.0
 
 #: What a server is given at least, even when the deadline is nearer.
 MINIMUM_TIMEOUT_SECONDS = 1.0
@@ -59,26 +55,49 @@ def check(config: Config) -> None:
     if librdkafka:
         raise ConfigError(*(f"{'.'.join(map(str, where))}: {what}" for where, what in librdkafka.items()))
     admin = topics.make_admin(config.kafka)
-    names = [route.topic for route in config.route]
-    with _patiently(deadline, lambda _: connect(config.postgres, "kbatchd check")) as connection, explained():
-        descriptions = _patiently(deadline, lambda seconds: topics.describe(admin, names, seconds))
-        faults = list(_server_faults(connection))
-        if not faults:
-            for route in config.route:
-                faults += _route_faults(connection, config, route, descriptions[route.topic])
-        if faults:
-            raise ConfigError(*faults)
+    try:
+        connection = _patiently(deadline, lambda _: connect(config.postgres, "kbatchd check"))
+    except (ConfigError, ServerUnavailable) as error:
+        raise _joined([error, *_ask_topics(admin, config, 0.0)[1]]) from error
+    with connection, explained():
+        server = list(inspection.server_faults(connection, config))
+        tables = {route.name: list(inspection.table_faults(connection, config, route)) for route in config.route}
+        sound = not server and not any(tables.values())
+        descriptions, trouble = _ask_topics(admin, config, deadline if sound else 0.0)
+        faults = [*server]
+        for route in config.route:
+            faults += inspection.topic_faults(route, descriptions) if not trouble else ()
+            faults += tables[route.name]
+        if faults or trouble:
+            raise _joined([*([ConfigError(*faults)] if faults else []), *trouble])
         described = [(route, description) for route in config.route if (description := descriptions[route.topic])]
         starts = [_start_offsets(admin, route, description, deadline) for route, description in described]
         with connection.transaction():  # all topics are begun, or none
             for (route, description), offsets in zip(described, starts, strict=True):
                 target = catalogue.read_table(connection, route.table).quoted
-                progress.register(connection, _owner(config, route, target), description.topic_id, offsets)
+                progress.register(connection, inspection.owner(config, route, target), description.topic_id, offsets)
+
+
+def _ask_topics(
+    admin: topics.Admin, config: Config, deadline: float
+) -> tuple[dict[str, topics.TopicDescription | None], list[KbatchError]]:
+    """Ask Kafka, once where something else is wrong already: it shall be told of together."""
+    names = {route.topic for route in config.route}
+    try:
+        return _patiently(deadline, lambda seconds: topics.describe(admin, names, seconds)), []
+    except (ConfigError, ServerUnavailable) as error:
+        return {}, [error]
+
+
+def _joined(errors: Sequence[KbatchError]) -> KbatchError:
+    """Make one error of those of both servers; what trying again does not mend decides of its kind."""
+    if any(isinstance(error, ConfigError) for error in errors):
+        return ConfigError(*(line for error in errors for line in str(error).splitlines()))
+    return ServerUnavailable("; ".join(map(str, errors)))
 
 
 def _patiently(deadline: float, ask: Callable[[float], T]) -> T:
     """Ask a server until it answers or the deadline has come; `ask` is told how long it may wait."""
-    told_at = -TELL_SECONDS
     while True:
         left = deadline - time.monotonic()
         try:
@@ -86,61 +105,9 @@ def _patiently(deadline: float, ask: Callable[[float], T]) -> T:
         except (ServerUnavailable, SourceError) as error:  # SourceError: a topic just made may have no leader yet
             if time.monotonic() + RETRY_SECONDS > deadline:
                 raise ServerUnavailable(str(error)) from error
-            if time.monotonic() - told_at >= TELL_SECONDS:
-                told_at = time.monotonic()
-                log.warning("waiting for a server", extra={"action": "startup_wait", "error": str(error)})
+            log.warning("waiting for a server", extra={"action": "startup_wait", "error": str(error)})
+            logs.tell_repeats()
             time.sleep(RETRY_SECONDS)
-
-
-def _server_faults(connection: Connection) -> Iterator[str]:
-    if connection.info.server_version < MINIMUM_VERSION:
-        yield (
-            f"PostgreSQL {connection.info.server_version // 10000} is too old; "
-            f"upgrade it to {MINIMUM_VERSION // 10000} or later"
-        )
-        return
-    encoding = connection.info.parameter_status("server_encoding")
-    if encoding != "UTF8":
-        yield f"the database's encoding is {encoding}, and JSON's is UTF-8; create a database with ENCODING 'UTF8'"
-    try:
-        migrations.check_version(connection)
-    except ConfigError as error:
-        yield from error.faults
-        return
-    missing = connection.execute(
-        """
-        SELECT relation, privilege
-        FROM (VALUES ('progress', 'SELECT'), ('progress', 'INSERT'), ('progress', 'UPDATE'),
-                     ('dead_letters', 'INSERT'), ('gaps', 'INSERT'), ('batches', 'INSERT')) AS n(relation, privilege)
-        WHERE NOT has_table_privilege('kbatchd.' || relation, privilege)
-        """
-    ).fetchall()
-    for relation, privilege in missing:
-        grant = f"GRANT {privilege} ON kbatchd.{relation} TO {_user(connection)}"
-        yield f"no right to {privilege} on kbatchd.{relation}; {grant}"
-
-
-def _user(connection: Connection) -> str:
-    row = connection.execute("SELECT quote_ident(current_user)").fetchone()
-    return str(row[0]) if row else ""
-
-
-def _route_faults(
-    connection: Connection, config: Config, route: Route, description: topics.TopicDescription | None
-) -> Iterator[str]:
-    """Say what is wrong with a route's topic and table."""
-    if description is None:
-        yield (
-            f"route {route.name}: topic {route.topic} does not exist; "
-            f"create it with `kbatchd create-topic --config FILE {route.name}`"
-        )
-    try:
-        table = catalogue.read_table(connection, route.table)
-        build_encoder(catalogue.row_columns(table, route.omit))
-        progress.refuse_other_target(connection, _owner(config, route, table.quoted))
-    except ConfigError as error:
-        for fault in error.faults:
-            yield fault if fault.startswith("route ") else f"route {route.name}: {fault}"
 
 
 def _start_offsets(
@@ -150,7 +117,3 @@ def _start_offsets(
     partitions = [Partition(route.topic, number) for number in range(description.partitions)]
     offsets = _patiently(deadline, lambda seconds: topics.list_offsets(admin, partitions, route.start, seconds))
     return {partition.number: offset for partition, offset in offsets.items()}
-
-
-def _owner(config: Config, route: Route, target: str) -> Owner:
-    return Owner(config.pipeline, route.name, route.topic, target, "check")

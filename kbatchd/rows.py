@@ -1,329 +1,274 @@
-"""The row encoder: from a record's JSON to a row of PostgreSQL's binary COPY, generated once for each route.
+"""The row encoder: from a record's JSON to a row for COPY, made once for each route.
 
-Two lanes. The fast lane is straight-line code made from the table's columns: no dispatch a field, no call a type. It
-takes only what it is sure of and lets anything else raise. The careful lane loops over the columns and calls one plain
-function a type (fields.py), which takes all that a column can hold or says what it refuses. Records with numbers or
-strings that orjson does not carry exactly (exact.py) go to the careful lane with the text of their fields.
+Three lanes. The compiled lane (_lane.c), where there is one, goes over a record's bytes once and makes no objects of
+its fields; it takes what is plain and leaves all else. The fast lane (fast_lane.py) is straight-line Python made from
+the table's columns. It takes only what it is sure of. The careful lane (careful_lane.py) goes column by column, takes
+all that a column can hold or says what it refuses: it alone refuses. Records with numbers or strings that orjson does
+not carry exactly (exact.py) go to it with the text of their fields.
+
+A route with a column of a type that has no binary form here (column_types.py) is copied as text (text_lane.py), by the
+careful lane alone.
 
 Made by the flusher's thread when it has read the table, used by the worker's poll loop; no I/O. The codes of refusals:
 
     no_value         the record has no value (a tombstone)
-    not_json         not UTF-8, not JSON, or nested too deeply
+    not_json         not UTF-8, or not JSON
+    too_deep         JSON that is nested more deeply than can be read
     not_object       JSON, but not an object
-    missing          no such field, and the column is NOT NULL
+    not_utf8         a key, a header or a raw value that is no text, for a column that is one
+    unknown_field    a field that no column takes, with unknown_fields = "reject"
+    missing          no such field, and the column is NOT NULL, or on_missing = "reject"
     null             null, and the column is NOT NULL
     wrong_type       another JSON type than the column takes
-    out_of_range     a number or a text that the column cannot hold
+    out_of_range     a number, a time or a text that the column cannot hold
     null_byte        a NUL in a text
     not_a_number     a string that is no number, for a numeric column
     not_a_uuid       ... no UUID
     not_a_date       ... not YYYY-MM-DD
+    not_a_time       ... not hh:mm:ss; without an offset for timetz; with one but zero for time
     not_a_timestamp  ... no RFC 3339 timestamp; without an offset for timestamptz; with one but zero for timestamp
+    not_an_interval  ... no ISO 8601 duration and not PostgreSQL's own form
+    not_an_address   ... no inet or cidr address
+    not_a_label      ... none of an enum's labels
     not_base64       ... not base64, for a bytea column
 """
 
 from __future__ import annotations
 
 import json
-import struct
-from binascii import a2b_base64, a2b_hex
-from dataclasses import dataclass
-from datetime import date, datetime
-from typing import TYPE_CHECKING, Final, cast
-
-import orjson
+import time
+from typing import TYPE_CHECKING, Final
 
 from kbatchd import fields
-from kbatchd.exact import field_slices, loads_huge, number_literal, suspects
-from kbatchd.fields import Refused, show
-from kbatchd.model import Refusal
+from kbatchd.careful_lane import BINARY, CarefulLane, Cell
+from kbatchd.column_types import type_of
+from kbatchd.config_mapping import RouteMapping
+from kbatchd.errors import ConfigError
+from kbatchd.exact import suspects
+from kbatchd.fast_lane import compile_lane, generate
+from kbatchd.fields import Refused
+from kbatchd.mapping import OF_RECORD, Source, known_fields, looked_into, resolve_feeds
+from kbatchd.message import Message
+from kbatchd.model import DELETED, CopyFormat, Encoded, Refusal
+from kbatchd.paths import Path, parse_path
+from kbatchd.text_lane import TEXT
+
+try:
+    from kbatchd._lane import Lane
+except ImportError:  # the package was built where there is no compiler
+    Lane = None  # type: ignore[assignment, misc]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from kbatchd.catalogue import Column
+    from kbatchd.mapping import Deletes, Feed
+    from kbatchd.model import Record
 
-#: All that the fast lane raises for a record it does not take. struct.error is an Exception of its own.
-_NOT_TAKEN = (LookupError, TypeError, ValueError, AttributeError, OverflowError, struct.error)
+#: Whether this installation has the compiled lane.
+COMPILED: Final = Lane is not None
 
-_NULL: Final = struct.pack(">i", -1)
-_length: Final = struct.Struct(">i").pack
-#: The lengths of nearly all fields, packed: reading a list takes half the time of packing.
-_LENGTHS: Final = [_length(size) for size in range(4096)]
-#: The same for jsonb, whose first byte is its version, 1.
-_JSONB_LENGTHS: Final = [_length(size + 1) + b"\x01" for size in range(4096)]
+#: The types that the compiled lane knows.
+_COMPILED_TYPES: Final = frozenset({
+    "bool", "int2", "int4", "int8", "float4", "float8", "numeric", "text", "varchar", "uuid",
+    "date", "timestamp", "timestamptz", "json", "jsonb", "bytea",
+})  # fmt: skip
 
-
-@dataclass(frozen=True, slots=True)
-class _Type:
-    """How one PostgreSQL type is encoded; to support another one is to add its entry to `_TYPES`."""
-
-    #: The careful lane's function.
-    careful: fields.Encode
-    #: The fast lane's statements. They make of `{v}`, which is not None, what `pack` packs, or else the field's bytes.
-    fast: str
-    #: The struct format and the size of a type of fixed width.
-    pack: str = ""
-    size: int = 0
-    #: The packed lengths that go before a field of variable width.
-    lengths: str = "LENGTHS"
-    #: Whether orjson's numbers are not exact enough, so that `suspects` must look for them.
-    numbers: bool = False
-    #: Whether the careful lane always needs the field's own text.
-    literal: bool = False
-
-
-def _integer_type(code: str, size: int) -> _Type:
-    return _Type(fields.encode_integer(f">{code}"), "if type({v}) is not int: raise TypeError", pack=code, size=size)
-
-
-_FAST_TIMESTAMP = """\
-if {v}[4:20:3] in ZULU and {v}[-1] == "Z" and len({v}) < 28:
-    d = datetime({v}) - EPOCH
-    {v} = (d.days * 86400 + d.seconds) * 1000000 + d.microseconds
-else:
-    {v} = {any_form}({v})"""
-
-#: dumps() would make a text of a null.
-_FAST_JSON = """\
-if {v} is None: raise TypeError
-{v} = dumps({v})"""
-
-_TYPES: Final[dict[str, _Type]] = {
-    "bool": _Type(fields.encode_bool, "if type({v}) is not bool: raise TypeError", pack="b", size=1),
-    "int2": _integer_type("h", 2),
-    "int4": _integer_type("i", 4),
-    "int8": _integer_type("q", 8),
-    "float4": _Type(fields.encode_float4, "{v} = float4({v})", pack="4s", size=4, numbers=True, literal=True),
-    "float8": _Type(
-        fields.encode_float8,
-        "if type({v}) is not float and type({v}) is not int: raise TypeError",
-        pack="d",
-        size=8,
-        numbers=True,
-    ),
-    "numeric": _Type(fields.encode_numeric, "{v} = numeric({v})", numbers=True),
-    "text": _Type(fields.encode_text, "{v} = {v}.encode()"),
-    "varchar": _Type(fields.encode_varchar, "{v} = {v}.encode()"),
-    "uuid": _Type(
-        fields.encode_uuid,
-        """\
-if {v}[8:24:5] != "----": raise ValueError
-{v} = unhex({v}.replace("-", "", 4))
-if len({v}) != 16: raise ValueError""",
-        pack="16s",
-        size=16,
-    ),
-    "date": _Type(
-        fields.encode_date,
-        """\
-if {v}[4:8:3] != "--" or len({v}) != 10: raise ValueError
-{v} = date({v}).toordinal() - EPOCH_DAY""",
-        pack="i",
-        size=4,
-    ),
-    "timestamp": _Type(fields.encode_timestamp, _FAST_TIMESTAMP.replace("{any_form}", "timestamp"), pack="q", size=8),
-    "timestamptz": _Type(
-        fields.encode_timestamptz, _FAST_TIMESTAMP.replace("{any_form}", "timestamptz"), pack="q", size=8
-    ),
-    "json": _Type(fields.encode_json, _FAST_JSON, numbers=True),
-    "jsonb": _Type(fields.encode_jsonb, _FAST_JSON, lengths="JSONB_LENGTHS", numbers=True),
-    "bytea": _Type(fields.encode_bytea, "{v} = base64({v}, strict_mode=True)"),
-}
-#: A numeric column without a scale keeps the one of the literal.
-_NUMERIC_ANY_SCALE = _Type(
-    fields.encode_numeric,
-    "{v} = pack_numeric(number_literal(value, {name})) if type({v}) is float else numeric({v})",
-    numbers=True,
-    literal=True,
-)
-
-SUPPORTED_TYPES: Final = frozenset(_TYPES)
-
-#: What the generated code can name.
-_NAMES: Final[dict[str, object]] = {
-    "NOT_TAKEN": _NOT_TAKEN,
-    "NULL": _NULL,
-    "LENGTHS": _LENGTHS,
-    "JSONB_LENGTHS": _JSONB_LENGTHS,
-    "LENGTHS_long": _length,
-    "JSONB_LENGTHS_long": lambda size: _length(size + 1) + b"\x01",
-    "EPOCH": fields.EPOCH,
-    "EPOCH_DAY": fields.EPOCH_DAY,
-    #: The characters 4, 7, 10, 13, 16 and 19 of a timestamp: all that datetime.fromisoformat does not insist on.
-    "ZULU": frozenset({"--T::Z", "--T::.", "-- ::Z", "-- ::."}),
-    "loads": orjson.loads,
-    "dumps": orjson.dumps,
-    "join": b"".join,
-    "unhex": a2b_hex,
-    "base64": a2b_base64,
-    "date": date.fromisoformat,
-    "datetime": datetime.fromisoformat,
-    "float4": fields.fast_float4,
-    "numeric": fields.fast_numeric,
-    "pack_numeric": fields.pack_numeric,
-    "number_literal": number_literal,
-    "timestamp": fields.fast_timestamp,
-    "timestamptz": fields.fast_timestamptz,
-}
-
-
-def _type_of(column: Column) -> _Type:
-    if column.type_name == "numeric" and column.typmod < 0:
-        return _NUMERIC_ANY_SCALE
-    return _TYPES[column.type_name]
-
-
-def _generate(columns: Sequence[Column]) -> str:
-    """Write the fast lane. `columns` are in the COPY's order: fixed width and NOT NULL first, packed in one call."""
-    statements: list[str] = []
-    formats, packed, parts = [">h"], [str(len(columns))], []
-    for column in columns:
-        kind, v = _type_of(column), f"v{column.number}"
-        fast = kind.fast.format(v=v, name=repr(column.name))
-        if column.type_name == "varchar" and column.typmod >= fields.VARCHAR_HEADER:
-            fast = f"if len({v}) > {column.typmod - fields.VARCHAR_HEADER}: raise ValueError\n{fast}"
-        if column.not_null and kind.pack:
-            formats.append(f"i{kind.pack}")
-            packed.append(f"{kind.size}, {v}")
-            statements += [f"{v} = o[{column.name!r}]", fast]
-            continue
-        if kind.pack:
-            fast += f"\n{v} = pack_{kind.pack}({kind.size}, {v})"
-            absent = f"{v} = NULL"
-            parts.append(v)
-        else:
-            prefix, size = f"p{column.number}", f"n{column.number}"
-            lengths = kind.lengths
-            fast += f"\n{size} = len({v})\n{prefix} = {lengths}[{size}] if {size} < 4096 else {lengths}_long({size})"
-            absent = f"{prefix} = NULL; {v} = b''"
-            parts += [prefix, v]
-        if column.not_null:
-            statements += [f"{v} = o[{column.name!r}]", fast]
-        else:
-            statements += [f"{v} = o.get({column.name!r})", f"if {v} is None:\n    {absent}\nelse:", _indent(fast)]
-    parts.insert(0, f"pack({', '.join(packed)})")
-    statements.append(f"append(join(({', '.join(parts)},)))")
-    body = _indent(_indent("\n".join(statements), 2))
-    packs = "".join(f"pack_{code} = Struct('>i{code}').pack\n" for code in _pack_codes(columns))
-    return f"""\
-from struct import Struct
-{packs}
-pack = Struct("{"".join(formats)}").pack
-
-def fast(values, first, rows, refusals, careful):
-    append = rows.append
-    before = len(rows) + len(refusals) - first
-    for value in values:
-        try:
-            o = loads(value)
-{body}
-        except NOT_TAKEN:
-            careful(value, len(rows) + len(refusals) - before, rows, refusals)
-"""
-
-
-def _pack_codes(columns: Sequence[Column]) -> list[str]:
-    return sorted({_type_of(column).pack for column in columns if not column.not_null} - {""})
-
-
-def _indent(code: str, levels: int = 1) -> str:
-    return "\n".join("    " * levels + line for line in code.splitlines())
+#: So many records between two that the compiled lane leaves are worth its next try.
+_WORTH_A_TRY = 2
 
 
 class RowEncoder:
     """Encodes the records of one route; made when the table has been read."""
 
-    def __init__(self, columns: Sequence[Column]) -> None:
-        ordered = sorted(columns, key=lambda column: not (column.not_null and _type_of(column).pack))
-        #: The columns' names in the order of the COPY.
-        self.columns = tuple(column.name for column in ordered)
-        #: The fast lane's code, to be read.
-        self.source = _generate(ordered)
-        self._fields = [(column, _type_of(column)) for column in ordered]
-        self._numbers = any(kind.numbers for _, kind in self._fields)
-        self._literals = any(kind.literal for _, kind in self._fields)
-        self._fast = _compile(self.source)
+    def __init__(
+        self, feeds: Sequence[Feed], mapping: RouteMapping, deletes: Deletes | None, *, compiled: bool
+    ) -> None:
+        binary = all(type_of(feed.column) is not None for feed in feeds)
+        ordered = sorted(feeds, key=_not_packed) if binary else list(feeds)
+        #: The columns' names in the order of the COPY, for each layout; [0] is all. More are found while encoding.
+        self.layouts = [tuple(feed.column.name for feed in ordered) + ((DELETED,) if deletes else ())]
+        self.copy_format = CopyFormat.BINARY if binary else CopyFormat.TEXT
+        self._layout_indexes: dict[tuple[str, ...], int] = {self.layouts[0]: 0}
+        self._is_json = mapping.format == "json"
+        self._unknown = looked_into(ordered) if mapping.unknown_fields == "reject" else None
+        self._needs_now = any(feed.source is Source.NOW for feed in ordered)
+        row_format = BINARY if binary else TEXT
+        known = known_fields(ordered)
+        cells = [Cell(feed, row_format, known) for feed in ordered]
+        constants = _constants(ordered, cells)
+        envelope: Path = () if mapping.value_field is None else parse_path(mapping.value_field)
+        self._careful_lane = CarefulLane(cells, row_format, envelope, deletes, self._unknown)
+        kinds = [kind for feed in ordered if (kind := type_of(feed.column)) is not None]
+        self._numbers = any(kind.numbers for kind in kinds)
+        #: The fast lane's code, to be read; None: there is none for this route.
+        self.source = generate(ordered, mapping, deletes, constants) if binary else None
+        self._fast = None if self.source is None else compile_lane(self.source, ordered, constants)
+        plain = self._fast is not None and _is_plain(ordered, mapping, deletes)
+        lane = [(str(f.path[0]), f.column.type_name, _limit(f.column), f.column.not_null) for f in ordered if plain]
+        self._lane = Lane(lane) if plain and compiled else None
+        #: What the compiled lane's rows begin and end with where rows may delete.
+        self._wrap = None if deletes is None else (len(self.layouts[0]).to_bytes(2), b"\0\0\0\1\0")
 
-    def encode(self, values: Sequence[bytes | None], rows: list[bytes]) -> list[tuple[int, Refusal]]:
-        """Append the rows of all good records, in order; return the others as (index, why)."""
-        refusals: list[tuple[int, Refusal]] = []
-        start = 0
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of all columns, in the order of the COPY."""
+        return self.layouts[0]
+
+    def encode(self, records: Sequence[Record], values: Sequence[bytes | None], rows: list[bytes]) -> Encoded:
+        """Append the rows of all good records, in order, and say why the others are refused.
+
+        `values` are the records' values; the records are looked at only where a column is fed by their metadata.
+        """
+        call = _Call(self, records, time.time_ns() // 1000 if self._needs_now else 0)
+        if self._lane is None:
+            self._interpret(call, values, 0, rows)
+            return call.encoded(len(rows))
+        start, window = 0, 1
+        while True:
+            before = len(rows)
+            left = self._lane.encode(values, start, rows)
+            if self._wrap is not None:
+                head, false = self._wrap
+                rows[before:] = [head + row[2:] + false for row in rows[before:]]
+            if left == len(values):
+                return call.encoded(len(rows))
+            # Records that are not plain come in runs: without plain ones in between, each try costs 1 us for nothing.
+            window = 1 if left - start >= _WORTH_A_TRY else 2 * window
+            start = min(left + window, len(values))
+            self._interpret(call, values[left:start], left, rows)
+
+    def _interpret(self, call: _Call, values: Sequence[bytes | None], first: int, rows: list[bytes]) -> None:
+        """Encode in the Python lanes; the first of these records has the index `first`."""
+        start, fast, records = 0, self._fast, call.records
+        if fast is None:
+            found = set(suspects(values, numbers=self._numbers)) if self._is_json else set()
+            for index, value in enumerate(values):
+                call.careful(value, first + index, rows, call.refused, suspect=index in found)
+            return
         for index in suspects(values, numbers=self._numbers):
-            self._fast(values[start:index], start, rows, refusals, self._careful)
-            self._careful(values[index], index, rows, refusals, suspect=True)
+            fast(records, values[start:index], first + start, rows, call.refused, call.careful)
+            call.careful(values[index], first + index, rows, call.refused, suspect=True)
             start = index + 1
-        self._fast(values[start:] if start else values, start, rows, refusals, self._careful)
-        return refusals
+        fast(records, values[start:] if start else values, first + start, rows, call.refused, call.careful)
 
-    def _careful(
+    def _layout(self, columns: tuple[str, ...]) -> int:
+        """Return the number of a layout, which may be a new one."""
+        if self._wrap is not None:
+            columns = (*columns, DELETED)
+        index = self._layout_indexes.setdefault(columns, len(self.layouts))
+        if index == len(self.layouts):
+            self.layouts.append(columns)
+        return index
+
+
+class _Call:
+    """What one call of `encode` has found so far."""
+
+    def __init__(self, encoder: RowEncoder, records: Sequence[Record], now_microseconds: int) -> None:
+        self.records = records
+        self.refused: list[tuple[int, Refusal]] = []
+        self._encoder = encoder
+        self._lane = encoder._careful_lane  # noqa: SLF001 - a part of the encoder
+        self._now = now_microseconds
+        self._layouts: dict[int, int] = {}
+
+    def careful(
         self,
         value: bytes | None,
         index: int,
         rows: list[bytes],
-        refusals: list[tuple[int, Refusal]],
+        refused: list[tuple[int, Refusal]],
         *,
         suspect: bool = False,
     ) -> None:
         """Encode one record in the careful lane; of a suspect one, the numbers are read from its own text."""
+        encoder = self._encoder
+        message = Message(value, self.records[index] if self.records else None, self._now)
         try:
-            rows.append(self._row(value, suspect=suspect))
+            row, columns = self._lane.row(message, is_json=encoder._is_json, suspect=suspect)  # noqa: SLF001
         except Refused as error:
-            refusals.append((index, Refusal(error.code, error.column, str(error))))
-        except json.JSONDecodeError as error:
-            refusals.append((index, Refusal("not_json", None, f"not JSON: {error}")))
-        except RecursionError:
-            refusals.append((index, Refusal("not_json", None, "nested too deeply")))
+            refused.append((index, Refusal(error.code, error.column, str(error))))
+        except (json.JSONDecodeError, RecursionError) as error:
+            refused.append((index, _not_read(error)))
+        else:
+            if columns is not None:
+                self._layouts[len(rows)] = encoder._layout(columns)  # noqa: SLF001
+            rows.append(row)
 
-    def _row(self, value: bytes | None, *, suspect: bool) -> bytes:
-        if value is None:
-            raise Refused("no_value", "the record has no value (a tombstone)")
+    def encoded(self, count: int) -> Encoded:
+        """Return the outcome, when all rows are there."""
+        if not self._layouts:
+            return Encoded(self.refused)
+        return Encoded(self.refused, [self._layouts.get(row, 0) for row in range(count)])
+
+
+def _not_read(error: json.JSONDecodeError | RecursionError) -> Refusal:
+    """Say why a value is not read at all; orjson calls its own limit, 1,024 levels, a fault of the text."""
+    if isinstance(error, RecursionError) or " limit " in error.msg:
+        return Refusal("too_deep", None, "nested too deeply to be read")
+    return Refusal("not_json", None, f"not JSON: {error}")
+
+
+def _not_packed(feed: Feed) -> bool:
+    """Say whether a column is not among those of fixed width that all rows have, which come first."""
+    kind = type_of(feed.column)
+    return not (feed.column.not_null and kind is not None and kind.pack and feed.source is not Source.CONSTANT)
+
+
+def _constants(feeds: Sequence[Feed], cells: Sequence[Cell]) -> dict[str, bytes]:
+    """Encode the constants, and try the defaults; ConfigError for those that their columns do not take."""
+    found: dict[str, bytes] = {}
+    faults = []
+    for feed, cell in zip(feeds, cells, strict=True):
+        if feed.literal is None:
+            continue
         try:
-            record = orjson.loads(value)
-        except orjson.JSONDecodeError:
-            record = loads_huge(value)
-            suspect = True
-        if type(record) is not dict:
-            raise Refused("not_object", f"expected an object, got {show(record)}")
-        try:
-            return self._join(record, field_slices(value) if suspect or self._literals else {}, suspect=suspect)
-        except orjson.JSONEncodeError:
-            # Nested deeper than orjson writes, but not deeper than it reads: the record's own text will do.
-            return self._join(record, field_slices(value), suspect=True)
-
-    def _join(self, record: dict[str, object], slices: dict[str, bytes], *, suspect: bool) -> bytes:
-        parts = [struct.pack(">h", len(self._fields))]
-        for column, kind in self._fields:
-            name = column.name
-            x = record.get(name)
-            if x is None:
-                if column.not_null:
-                    raise _absent(column, present=name in record)
-                parts.append(_NULL)
-                continue
-            raw = slices[name].decode() if kind.literal or (suspect and (kind.numbers or type(x) is float)) else None
-            try:
-                field = kind.careful(x, column, raw)
-            except Refused as error:
-                error.column = name
-                raise
-            parts += _length(len(field)), field
-        return b"".join(parts)
+            encoded = cell.literal()
+        except Refused as error:
+            what = "constant" if feed.source is Source.CONSTANT else "default"
+            faults.append(f"column {feed.column.name} does not take its {what}: {error}")
+        else:
+            if feed.source is Source.CONSTANT and encoded is not None:
+                found[feed.column.name] = encoded
+    if faults:
+        raise ConfigError(*faults)
+    return found
 
 
-def _absent(column: Column, *, present: bool) -> Refused:
-    if present:
-        return Refused("null", "null, but the column is NOT NULL", column.name)
-    return Refused("missing", "the field is missing, and the column is NOT NULL", column.name)
+def _is_plain(feeds: Sequence[Feed], mapping: RouteMapping, deletes: Deletes | None) -> bool:
+    """Say whether the compiled lane can take the route's records."""
+    names = {feed.path for feed in feeds}
+    return (
+        all(feed.is_plain and feed.column.type_name in _COMPILED_TYPES for feed in feeds)
+        and len(names) == len(feeds)
+        and mapping.value_field is None
+        and mapping.unknown_fields == "ignore"
+        and not (deletes is not None and deletes.field)
+    )
 
 
-def _compile(source: str) -> Callable[..., None]:
-    names = dict(_NAMES)
-    # The source is made of the type table's snippets and of repr()s of column names.
-    exec(compile(source, "<row encoder>", "exec"), names)  # noqa: S102
-    return cast("Callable[..., None]", names["fast"])
+def _limit(column: Column) -> int:
+    """Return how many characters a varchar may have; -1: any number."""
+    limited = column.type_name == "varchar" and column.typmod >= fields.VARCHAR_HEADER
+    return column.typmod - fields.VARCHAR_HEADER if limited else -1
 
 
-def build_encoder(columns: Sequence[Column]) -> RowEncoder:
-    """Make the encoder for the columns that a record feeds (`catalogue.row_columns`)."""
-    return RowEncoder(columns)
+def build_encoder(
+    columns: Sequence[Column],
+    mapping: RouteMapping | None = None,
+    *,
+    deletes: Deletes | None = None,
+    at_the_door: bool = False,
+    compiled: bool = COMPILED,
+) -> RowEncoder:
+    """Make the encoder for the columns that a record feeds (`mapping.row_columns`), with the compiled lane or not.
+
+    With `deletes`, rows have one more column, last, that says whether the record deletes. At the door there is no
+    record yet: what its metadata will feed is left out. ConfigError when the mapping does not fit the columns.
+    """
+    mapping = RouteMapping() if mapping is None else mapping
+    feeds = resolve_feeds(columns, mapping)
+    if at_the_door:
+        feeds = tuple(feed for feed in feeds if feed.source not in OF_RECORD)
+    return RowEncoder(feeds, mapping, deletes, compiled=compiled)

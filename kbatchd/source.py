@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from kbatchd.model import Partition, Record
+from kbatchd.rdkafka_log import rdkafka_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from kbatchd import config
 
 log = logging.getLogger(__name__)
-rdkafka_log = logging.getLogger("kbatchd.librdkafka")
 
 #: What kbatchd needs of librdkafka; the file's [kafka.librdkafka] cannot change these.
 _OURS: dict[str, str | int | float | bool] = {
@@ -54,10 +54,6 @@ _DEFAULTS: dict[str, str | int | float | bool] = {
     "topic.metadata.refresh.interval.ms": 10_000,
     "log.connection.close": False,
 }
-
-
-#: librdkafka tries to connect up to 20 times a second and tells of each; once in this time is enough.
-REPEAT_SECONDS = 10.0
 
 
 @dataclass(slots=True)
@@ -92,14 +88,14 @@ class Source:
         """Connect in the background; `topics` are those that may be assigned."""
         settings = {
             **_DEFAULTS,
-            **kafka.librdkafka,
+            **kafka.client,
             **_OURS,
-            "bootstrap.servers": kafka.bootstrap_servers,
             "group.id": kafka.group_id,
             "client.id": client_id,
             "error_cb": self._on_error,
         }
-        self._told_at: dict[int, float] = {}
+        #: When a broker was lost, until the brokers answer again.
+        self._trouble_since: float | None = None
         #: Set when a broker connection failed: what we knew of the topics may be out of date.
         self.brokers_changed = False
         self._assigned: set[Partition] = set()
@@ -129,6 +125,12 @@ class Source:
 
         self._consumer.subscribe(list(topics), on_assign=assigned, on_revoke=revoked, on_lost=lost)
 
+    def read(self, topic: str, starts: Mapping[Partition, int]) -> None:
+        """Read these partitions of the topic from these offsets on, and no others of it."""
+        self.unassign([p for p in self._assigned if p.topic == topic and p not in starts])
+        if starts:
+            self.assign(starts)
+
     def assign(self, offsets: Mapping[Partition, int]) -> None:
         """Read these partitions from these offsets on; those already assigned start anew there."""
         self.unassign(offsets)
@@ -140,18 +142,8 @@ class Source:
         ours = self._assigned.intersection(partitions)
         if ours:
             gone = [TopicPartition(*partition) for partition in ours]
-            # In librdkafka a pause outlives the assignment: assigned again, the partition would stand still for good.
-            self._consumer.resume(gone)
             self._consumer.incremental_unassign(gone)
             self._set_assigned(self._assigned - ours)
-
-    def pause(self, topic: str) -> None:
-        """Fetch no more of a topic. librdkafka throws its queue away, which costs a second of fetching."""
-        self._consumer.pause([TopicPartition(*p) for p in self._assigned if p.topic == topic])
-
-    def resume(self, topic: str) -> None:
-        """Fetch again from where the last poll ended."""
-        self._consumer.resume([TopicPartition(*p) for p in self._assigned if p.topic == topic])
 
     def poll(self, max_records: int, timeout_seconds: float) -> Polled:
         """Take what there is, at most `max_records`; waits no longer than the timeout."""
@@ -214,13 +206,18 @@ class Source:
         topics = {partition.topic for partition in assigned}
         self._one_topic = topics.pop() if len(topics) == 1 else None
 
+    def note_answer(self) -> None:
+        """Take note that the brokers have answered a question: whatever the trouble was, it is over."""
+        if self._trouble_since is not None:
+            seconds = round(time.monotonic() - self._trouble_since, 1)
+            log.warning("Kafka is back", extra={"action": "kafka_back", "seconds": seconds})
+            self._trouble_since = None
+
     def _on_error(self, error: KafkaError) -> None:
         """Hear of trouble with brokers: librdkafka mends it by itself."""
         self.brokers_changed = True
-        now = time.monotonic()
-        if now - self._told_at.get(error.code(), -REPEAT_SECONDS) >= REPEAT_SECONDS:
-            self._told_at[error.code()] = now
-            log.warning("trouble with Kafka", extra={"action": "kafka_error", "error": error.str()})
+        self._trouble_since = self._trouble_since or time.monotonic()
+        log.warning("trouble with Kafka", extra={"action": "kafka_error", "error": error.str()})
 
 
 def _partitions(partitions: Iterable[TopicPartition]) -> list[Partition]:

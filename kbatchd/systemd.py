@@ -1,4 +1,4 @@
-"""What systemd wants to hear, over its datagram socket: READY, STATUS, WATCHDOG, STOPPING.
+"""What systemd wants to hear, over its datagram socket: READY, STATUS, RELOADING, WATCHDOG, STOPPING.
 
 The protocol of sd_notify(3) in plain sockets, so that libsystemd is no dependency. Called by the supervisor, the main
 process, alone: the unit has NotifyAccess=main. Everything here does nothing when the process was not started by
@@ -11,6 +11,7 @@ import contextlib
 import os
 import socket
 import sys
+import time
 
 
 def notify(**fields: str | int) -> None:
@@ -34,6 +35,11 @@ def ready(text: str) -> None:
 def status(text: str) -> None:
     """Set the line that `systemctl status` shows."""
     notify(STATUS=text)
+
+
+def reloading(text: str) -> None:
+    """Say that the file is read anew; `ready()` ends it. Units of Type=notify-reload compare the time."""
+    notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000, STATUS=text)
 
 
 def stopping(text: str) -> None:

@@ -9,8 +9,6 @@ A topic's id tells it from another of the same name that was made later; brokers
 
 from __future__ import annotations
 
-import logging
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
@@ -23,11 +21,13 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
     Uuid,
+    libversion,
 )
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
 
 from kbatchd.errors import ConfigError, KbatchError, ServerUnavailable, SourceError
 from kbatchd.model import Partition
+from kbatchd.rdkafka_log import rdkafka_log
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -35,9 +35,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from kbatchd import config
-
-#: The same logger as the consumer's: to the reader of a log it is one library.
-rdkafka_log = logging.getLogger("kbatchd.librdkafka")
+    from kbatchd.config_faults import Where
 
 #: Answers come at once or not at all; the poll loop asks again every 10 s.
 REQUEST_TIMEOUT_SECONDS = 10.0
@@ -76,6 +74,10 @@ _UNAVAILABLE = {
 }
 
 
+#: For those who look: librdkafka's own version.
+LIBRDKAFKA_VERSION: str = libversion()[0]
+
+
 @dataclass(frozen=True, slots=True)
 class TopicDescription:
     """A topic as it is now."""
@@ -92,8 +94,7 @@ class Admin(AdminClient):
         """Start librdkafka's threads and connect in the background; never fails for want of a broker."""
         self.trouble = _Trouble()
         properties: dict[str, Any] = {
-            **kafka.librdkafka,
-            "bootstrap.servers": kafka.bootstrap_servers,
+            **kafka.client,
             "error_cb": self.trouble.note,
         }
         try:
@@ -178,14 +179,29 @@ def watermarks(
     return {partition: (low[partition], high[partition]) for partition in asked}
 
 
+def is_compacted(admin: Admin, topic: str, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS) -> bool:
+    """Tell whether Kafka deletes records of a topic that have a newer one of their key; False where it does not say."""
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+    futures = admin.describe_configs([resource], request_timeout=timeout_seconds)
+    try:
+        _wait(admin, futures.values())
+        return "compact" in str(futures[resource].result()["cleanup.policy"].value)
+    except (KafkaException, KbatchError, LookupError):  # to describe a topic's settings is a right of its own
+        return False
+
+
 def create_topics(
     admin: Admin, routes: Iterable[config.Route], timeout_seconds: float = REQUEST_TIMEOUT_SECONDS
 ) -> list[tuple[str, bool]]:
     """Make the routes' topics; return each with False where it was there already, however many partitions it has.
 
+    Of several routes on one topic the first says how it is made.
     Raises ConfigError with a line for each topic the brokers refuse; the others are made all the same.
     """
-    topics = [NewTopic(route.topic, route.partitions, route.replication_factor) for route in routes]
+    makers: dict[str, config.Route] = {}
+    for route in routes:
+        makers.setdefault(route.topic, route)
+    topics = [NewTopic(topic, route.partitions, route.replication_factor) for topic, route in makers.items()]
     futures = admin.create_topics(topics, operation_timeout=timeout_seconds, request_timeout=timeout_seconds)
     _wait(admin, futures.values())
     outcome = []
@@ -204,10 +220,10 @@ def create_topics(
     return outcome
 
 
-def check_librdkafka(properties: Mapping[str, str | int | float | bool]) -> dict[config.Where, str]:
+def check_librdkafka(properties: Mapping[str, str | int | float | bool]) -> dict[Where, str]:
     """Let librdkafka judge its own properties; return what it finds wrong, by key. Connects to nothing."""
     table = ("kafka", "librdkafka")
-    faults: dict[config.Where, str] = {}
+    faults: dict[Where, str] = {}
     for name, value in properties.items():
         # librdkafka stops at the first fault. One that is certain, behind the property, proves the property good,
         # and no client with its threads is made (0.02 ms instead of 1 ms).
@@ -234,41 +250,6 @@ class _Trouble:
         """Take librdkafka's error callback; `_ALL_BROKERS_DOWN` says less than what came before it."""
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
             self.last = error
-
-
-class _LibrdkafkaFilter(logging.Filter):
-    """Keep librdkafka's lines few and in our levels."""
-
-    #: librdkafka says the same at every attempt to connect: up to 20 times a second.
-    REPEAT_SECONDS = 30.0
-
-    #: Texts remembered; brokers come and go under new names for as long as the daemon runs.
-    MEMORY = 256
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._said: dict[str, float] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Drop what is repeated or of no use; nothing librdkafka retries by itself is an ERROR."""
-        text = record.getMessage()
-        # The file's consumer properties are of no use to an admin client, which to librdkafka is a producer.
-        if text.startswith("CONFWARN") and text.endswith("this producer instance"):
-            return False
-        if record.levelno > logging.WARNING:
-            record.levelno, record.levelname = logging.WARNING, "WARNING"
-            if not rdkafka_log.isEnabledFor(logging.WARNING):
-                return False
-        what, now = text.partition(" (after ")[0], time.monotonic()
-        if now - self._said.get(what, float("-inf")) < self.REPEAT_SECONDS:
-            return False
-        if len(self._said) >= self.MEMORY:
-            self._said.clear()
-        self._said[what] = now
-        return True
-
-
-rdkafka_log.addFilter(_LibrdkafkaFilter())
 
 
 def _list_offsets(
@@ -320,7 +301,14 @@ def _wait(admin: Admin, futures: Iterable[Future[Any]]) -> None:
         admin.poll(0.05)
         trouble = admin.trouble.last
         if trouble is not None and trouble.code() in _REFUSED:
-            raise ConfigError(f"kafka: the brokers refuse us: {trouble.str()}; check kafka.librdkafka's login")
+            raise ConfigError(
+                f"kafka: the brokers refuse us: {trouble.str()}; check kafka.sasl_username and its password"
+            )
+        if trouble is not None and trouble.code() == KafkaError._SSL and "certificate" in trouble.str():  # noqa: SLF001
+            raise ConfigError(
+                f"kafka: TLS fails: {' '.join(trouble.str().split())}; check kafka.tls_ca_file, and the name and the "
+                "dates in the broker's certificate"
+            )
     if all(future.exception() is None for future in waiting):
         admin.trouble.last = None  # whatever it was, it is over
 

@@ -16,7 +16,7 @@ from kbatchd.errors import KbatchError, ServerUnavailable
 from kbatchd.model import Gap, GapKind, Partition
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from kbatchd import config
 
@@ -68,14 +68,18 @@ class TopicWatch:
         self._take(answer)
         return True
 
-    def diagnose(self, partition: Partition, next_offset: int, topic_id: str) -> Gap | None:
-        """Ask the brokers why an offset cannot be read; None when it can. Raises KbatchError without an answer."""
+    def diagnose(self, partition: Partition, next_offsets: Mapping[str, int], topic_id: str) -> dict[str, Gap]:
+        """Ask the brokers which routes' offsets cannot be read, and why. Raises KbatchError without an answer."""
         description = topics.describe(self._admin, [partition.topic], DIAGNOSIS_TIMEOUT_SECONDS)[partition.topic]
         if description is None:
             message = f"topic {partition.topic} does not exist"
             raise KbatchError(message)
         low, high = topics.watermarks(self._admin, [partition], DIAGNOSIS_TIMEOUT_SECONDS)[partition]
-        return judge(partition, next_offset, topic_id, description.topic_id, low, high)
+        judged = {
+            route: judge(partition, next_offset, topic_id, description.topic_id, low, high)
+            for route, next_offset in next_offsets.items()
+        }
+        return {route: gap for route, gap in judged.items() if gap is not None}
 
     def _take(self, answer: dict[str, topics.TopicDescription | None]) -> None:
         for name, description in answer.items():

@@ -13,22 +13,23 @@ import logging
 import signal
 import sys
 import time
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from kbatchd.batch import Chunk
 from kbatchd.errors import EX_OK, EX_SOFTWARE, KbatchError
 from kbatchd.flusher import Flusher
 from kbatchd.handover import Handover
+from kbatchd.intake import Intake
+from kbatchd.log import tell_repeats
 from kbatchd.model import FlushReason, Gap, GapKind, Partition
 from kbatchd.source import Source
 from kbatchd.stats import Field, Slot
 from kbatchd.watch import TopicWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from kbatchd.config import Config
-    from kbatchd.model import Record
     from kbatchd.rows import RowEncoder
     from kbatchd.source import Polled
 
@@ -41,8 +42,8 @@ RECORDS_PER_POLL = 500
 #: The longest a turn waits, for records or for room: it is also how soon a stop is noticed.
 TURN_SECONDS = 0.1
 
-#: How long the poll loop waits for a free batch before it pauses the lane and polls on for the others. Pausing throws
-#: librdkafka's queue away: pausing at every batch drained 20,600 rows/s, waiting 275,000.
+#: How long the poll loop waits for a free batch before it parks the lane and polls on for the others. What librdkafka
+#: has fetched is thrown away then: pausing at every batch drained 20,600 rows/s, waiting 275,000.
 PATIENCE_SECONDS = 5.0
 
 #: The interpreter's switch interval: at the default of 5 ms the flusher waits too long for its turns (4 to 10 %).
@@ -61,6 +62,7 @@ def run_worker(config: Config, index: int, slot: Slot) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     worker = Worker(config, index, slot)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    signal.signal(signal.SIGUSR1, lambda *_: worker.ask_state())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor tells us
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     try:
@@ -77,28 +79,30 @@ class Worker:
         self._config = config
         self._index = index
         self._slot = slot
-        self._stopping = False
+        self._stopping = self._state_asked = False
         name = f"worker-{index}"
         self._handover = Handover(config.route, config.batch, config.workers.buffer_bytes)
         self._flusher = Flusher(config, name, self._handover, slot)
-        self._topics = sorted(self._handover.lanes)
+        self._intakes: dict[str, list[Intake]] = {}
+        for route in config.route:
+            self._intakes.setdefault(route.topic, []).append(Intake(self._handover, route.name))
+        self._topics = sorted(self._intakes)
         self._source = Source(config.kafka, f"{config.pipeline}-{name}", self._topics)
         self._watch = TopicWatch(config.kafka, self._topics)
         self._timeout_seconds = min(TURN_SECONDS, config.batch.linger_seconds / 2)
         #: What we asked the flusher for, under which topic id; and what may not be read on before it is looked into.
         self._wanted: dict[Partition, str] = {}
         self._undiagnosed: set[Partition] = set()
-        #: What found no room: the chunk, its generation, since when.
-        self._waiting: dict[str, tuple[int, Chunk, float]] = {}
-        self._paused: set[str] = set()
-        #: Ends of partitions that progress could not be moved to yet; librdkafka tells of each only once.
-        self._ends: dict[Partition, int] = {}
         self._show_at = 0.0
         self._collect_at = time.monotonic() + COLLECT_SECONDS
 
     def stop(self) -> None:
         """Ask the loop to end; for the signal handler."""
         self._stopping = True
+
+    def ask_state(self) -> None:
+        """Ask the loop to log what it knows; for the signal handler."""
+        self._state_asked = True
 
     def run(self) -> int:
         """Poll, encode and hand over until told to stop; then flush what was read."""
@@ -111,74 +115,57 @@ class Worker:
         gc.disable()
         while not self._stopping and self._flusher.is_alive():
             self._slot.beat()
+            if self._state_asked:
+                self._log_state()
             encoders = self._take_turn()
             self._watch_topics()
             if self._must_wait():
                 continue
             polled = self._source.poll(RECORDS_PER_POLL, self._timeout_seconds)
-            for topic, records in polled.records.items():
-                self._encode(topic, records, *encoders[topic])
-            self._put_ends(polled.ends, encoders)
+            self._take_in(polled, encoders)
             self._doubt(polled)
             self._show_committed()
             self._collect_garbage()
         return self._drain()
 
-    def _encode(self, topic: str, records: Sequence[Record], generation: int, encoder: RowEncoder) -> None:
-        """Turn records into rows and put them into their lane's batch.
+    def _take_in(self, polled: Polled, encoders: Mapping[str, tuple[int, RowEncoder]]) -> None:
+        """Hand what was polled to each route that reads its topic."""
+        for topic, records in polled.records.items():
+            for intake in self._intakes[topic]:
+                if intake.route in encoders:
+                    intake.take(records, *encoders[intake.route])
+        for partition, offset in polled.ends.items():
+            for intake in self._intakes[partition.topic]:
+                intake.note_end(partition, offset)
+        for intake in self._all_intakes():
+            if intake.route in encoders:
+                intake.put_ends(encoders[intake.route][0])
 
-        `generation` is the one this turn began with: what was revoked while we polled is dropped by `put`.
-        """
-        assert topic not in self._waiting, "records that came later must not overtake those that wait"
-        values = [record.value() for record in records]
-        rows: list[bytes] = []
-        refused = encoder.encode(values, rows)
-        record_bytes = sum(map(len, filter(None, values)))
-        self._put(topic, generation, Chunk(records, rows, refused, record_bytes))
-
-    def _put(self, topic: str, generation: int, chunk: Chunk) -> None:
-        rest = self._handover.put(topic, generation, chunk)
-        if rest is not None:
-            _, _, since = self._waiting.get(topic, (0, None, time.monotonic()))
-            self._waiting[topic] = generation, rest, since
-            return
-        self._waiting.pop(topic, None)
-        if topic in self._paused:
-            self._paused.discard(topic)
-            self._source.resume(topic)
-            self._watch.suspect()  # who did not fetch for a while may have missed that the topic was made anew
+    def _all_intakes(self) -> Iterator[Intake]:
+        return chain.from_iterable(self._intakes.values())
 
     def _must_wait(self) -> bool:
         """Try again what found no room; True while the loop must not poll, because it would only find more of it."""
-        if not self._waiting:
-            return False
-        for topic, (generation, chunk, _) in list(self._waiting.items()):
-            self._put(topic, generation, chunk)
-        now = time.monotonic()
-        for topic, (_, _, since) in self._waiting.items():
-            if topic not in self._paused and now - since > PATIENCE_SECONDS:
-                self._source.pause(topic)
-                self._paused.add(topic)
-        if self._waiting.keys() <= self._paused:
-            return False
-        self._handover.wait_for_room(TURN_SECONDS)
-        return True
+        waiting = False
+        for intake in self._all_intakes():
+            intake.retry()
+            if intake.is_waiting:
+                waiting = True
+                if intake.waits_seconds > PATIENCE_SECONDS:
+                    self._handover.park(intake.route)  # the next turn begins without it
+        if waiting:
+            self._handover.wait_for_room(TURN_SECONDS)
+        return waiting
 
-    def _take_turn(self) -> dict[str, tuple[int, RowEncoder]]:
+    def _take_turn(self) -> Mapping[str, tuple[int, RowEncoder]]:
         """Do what the flusher decided: stop reading what is lost, read what is claimed."""
         turn = self._handover.turn()
-        if turn.revoked:
-            self._source.unassign(turn.revoked)
-            for topic in {partition.topic for partition in turn.revoked}:
-                self._waiting.pop(topic, None)
-                self._paused.discard(topic)
-            self._undiagnosed.difference_update(turn.revoked)
-            for partition in turn.revoked:
-                self._ends.pop(partition, None)
-        if turn.granted:
-            self._source.assign(turn.granted)
-            for topic in self._paused.intersection(partition.topic for partition in turn.granted):
-                self._source.pause(topic)  # the lane still has no room, for its new partitions either
+        for topic, reading in turn.readings.items():
+            self._source.read(topic, reading.starts)
+            for intake in self._intakes[topic]:
+                intake.begin(reading.floors.get(intake.route, {}))
+            self._undiagnosed = {partition for partition in self._undiagnosed if partition.topic != topic}
+            self._watch.suspect()  # who did not fetch for a while may have missed that the topic was made anew
         return turn.encoders
 
     def _watch_topics(self) -> None:
@@ -187,22 +174,24 @@ class Worker:
             self._source.brokers_changed = False
             self._watch.suspect()
         if self._watch.look():
+            self._source.note_answer()
             if self._config.kafka.assignment == "pinned":
                 self._want(self._pinned())
             gaps = self._made_anew()
-            for partition in sorted(self._undiagnosed - {gap.partition for gap in gaps}):
+            for partition in sorted(self._undiagnosed - {gap.partition for _, gap in gaps}):
                 self._slot.beat()
                 gaps += self._diagnose(partition)
             self._report(gaps)
             self._forget_gone()
 
-    def _made_anew(self) -> list[Gap]:
+    def _made_anew(self) -> list[tuple[str, Gap]]:
         """Return the partitions whose topic has another id now; the flusher knows where they stand."""
         known = self._watch.known
         return [
-            Gap(partition, GapKind.RECREATED, 0, 0, 0, known[partition.topic].topic_id)
+            (intake.route, Gap(partition, GapKind.RECREATED, 0, 0, 0, known[partition.topic].topic_id))
             for partition, topic_id in self._wanted.items()
             if partition.topic in known and known[partition.topic].topic_id != topic_id and not self._is_gone(partition)
+            for intake in self._intakes[partition.topic]
         ]
 
     def _forget_gone(self) -> None:
@@ -240,53 +229,46 @@ class Worker:
             self._undiagnosed |= doubtful
             self._watch.suspect()
 
-    def _diagnose(self, partition: Partition) -> list[Gap]:
-        """Find out why a partition is doubtful; if its offset is there after all, read on."""
-        lane = self._handover.lanes[partition.topic]
-        position = lane.batches.reached.get(partition)
-        if position is None:  # revoked meanwhile: the next claim looks at everything anew
-            self._undiagnosed.discard(partition)
+    def _diagnose(self, partition: Partition) -> list[tuple[str, Gap]]:
+        """Find out for which routes an offset is not there; if for none, read on."""
+        if any(intake.is_waiting for intake in self._intakes[partition.topic]):
             return []
-        if partition.topic in self._waiting:
-            return []
+        positions = self._handover.reached(partition)
         try:
-            gap = self._watch.diagnose(partition, position, self._wanted[partition])
+            gaps = self._watch.diagnose(partition, positions, self._wanted[partition]) if positions else {}
         except KbatchError as error:
             log.warning("partition not diagnosed yet", extra={"action": "diagnose", "error": str(error)})
             self._watch.suspect()
             return []
         self._undiagnosed.discard(partition)
-        if gap is not None:
-            return [gap]
-        self._source.assign({partition: position})
-        return []
+        if not gaps:
+            self._handover.read_anew(partition.topic)
+        return list(gaps.items())
 
-    def _report(self, gaps: Collection[Gap]) -> None:
+    def _report(self, gaps: Collection[tuple[str, Gap]]) -> None:
         """Let what was read before the gaps be flushed, then tell the flusher of them."""
         if not gaps:
             return
-        topics = {gap.partition.topic for gap in gaps}
+        topics = {gap.partition.topic for _, gap in gaps}
         self._flush_out(FlushReason.LINGER, time.monotonic() + PATIENCE_SECONDS, topics)
-        for gap in gaps:
+        for route, gap in gaps:
             self._wanted[gap.partition] = gap.topic_id
-            self._handover.report(gap)
-
-    def _put_ends(self, ends: dict[Partition, int], encoders: dict[str, tuple[int, RowEncoder]]) -> None:
-        """Let progress reach the ends; not past records of the lane that are still waiting for room."""
-        self._ends.update(ends)
-        for topic in {partition.topic for partition in self._ends} - self._waiting.keys():
-            generation, _ = encoders[topic]
-            reached = {partition: offset for partition, offset in self._ends.items() if partition.topic == topic}
-            if self._handover.put_ends(topic, generation, reached):
-                self._ends = {partition: offset for partition, offset in self._ends.items() if partition not in reached}
+            self._handover.report(route, gap)
 
     def _show_committed(self) -> None:
         now = time.monotonic()
         if now >= self._show_at:
             self._show_at = now + SHOW_SECONDS
+            tell_repeats()
             committed = self._handover.committed()
             if committed:
                 self._source.show_committed(committed)
+
+    def _log_state(self) -> None:
+        """Write into the log where each lane stands."""
+        self._state_asked = False
+        for lane in self._handover.describe():
+            log.info("lane", extra={"action": "lane_state", **lane})
 
     def _collect_garbage(self) -> None:
         """Free what errors may have left in cycles; takes some milliseconds."""

@@ -1,6 +1,6 @@
-"""A child process that dies with its parent.
+"""A child process that dies with its parent, and one that runs an errand.
 
-Called by the supervisor for the start-up checks and for each worker. `fork` is plain os.fork(): what the parent has
+Called by the supervisor for each child. `fork` is plain os.fork(): what the parent has
 loaded is shared, and nothing in it has made a thread or a socket yet.
 """
 
@@ -34,6 +34,43 @@ def fork(run: Callable[[], int]) -> int:
     if not pid:
         _run_child(parent, run)
     return pid
+
+
+class Errand:
+    """A short-lived child that does one thing and says by its exit code how it went; at most one at a time."""
+
+    def __init__(self, run: Callable[[], int]) -> None:
+        """Prepare; `start` runs it, as often as wanted."""
+        self.run = run
+        self._pid: int | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has been started and its end has not been seen."""
+        return self._pid is not None
+
+    def start(self) -> None:
+        """Begin; OSError when there is no memory or no process left."""
+        assert self._pid is None
+        self._pid = fork(self.run)
+
+    def ended(self) -> int | None:
+        """Return its exit code, once, when it has ended; EX_SOFTWARE when a signal ended it."""
+        if self._pid is None:
+            return None
+        pid, status = os.waitpid(self._pid, os.WNOHANG)
+        if not pid:
+            return None
+        self._pid = None
+        code = os.waitstatus_to_exitcode(status)
+        return code if code >= 0 else EX_SOFTWARE
+
+    def kill(self) -> None:
+        """End it now, if it runs; its outcome does not matter any more."""
+        if self._pid is not None:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            self._pid = None
 
 
 def _run_child(parent: int, run: Callable[[], int]) -> NoReturn:

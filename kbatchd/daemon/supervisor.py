@@ -1,8 +1,10 @@
-"""The supervisor: forks the workers and watches them, nothing else.
+"""The supervisor: forks the workers, the gateways and the monitor and watches them, nothing else.
 
 One thread, no Kafka client, no PostgreSQL connection, no event loop, so that every fork starts from a clean process. It
 blocks its signals and takes them one by one with sigtimedwait(): there are no handlers, and nothing happens in between.
-What a worker does is a function it is given. The command line calls `run`.
+What a child does is a function it is given. The command line calls `run`.
+
+SIGTERM and SIGINT stop it, SIGHUP reads the file anew, SIGUSR1 writes what it knows into the log.
 """
 
 from __future__ import annotations
@@ -12,140 +14,153 @@ import logging
 import os
 import signal
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from kbatchd import systemd
-from kbatchd.daemon.process import fork
-from kbatchd.errors import EX_CONFIG, EX_OK, EX_SOFTWARE
-from kbatchd.stats import Field, Slot, Slots, State
+from kbatchd.daemon.children import Child, Children
+from kbatchd.daemon.process import Errand
+from kbatchd.errors import EX_CONFIG, EX_OK, EX_UNAVAILABLE
+from kbatchd.stats import Count, Field, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from kbatchd.config import Workers
+    from kbatchd.daemon.plan import Plan
 
 log = logging.getLogger(__name__)
 
-_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1}
 
-#: The longest pause between two looks at the workers.
+#: The longest pause between two looks at the children.
 TURN_SECONDS = 0.2
 
-#: How long a worker that was aborted may take to write its traceback before it is killed.
-ABORT_SECONDS = 2.0
 
-#: When our own turns were this far apart we were stopped, and so perhaps were the workers: their silence begins anew.
-PAUSED_SECONDS = 2.0
-
-#: A worker that lived this long has not failed at the start: its next failure is a first one.
-STABLE_SECONDS = 10.0
-
-FIRST_BACKOFF_SECONDS = 0.1
+#: How often the old is pruned; the first time not in the midst of a start.
+PRUNE_SECONDS, FIRST_PRUNE_SECONDS = 3_600.0, 10.0
 
 
-@dataclass(slots=True)
-class Child:
-    """One worker's place: the process in it, if any, and its history."""
+class Reload(Protocol):
+    """The file, read anew: in a child, since that takes time, and may fail in any way."""
 
-    index: int
-    slot: Slot
-    pid: int | None = None
-    started_at: float = 0.0
-    start_at: float = 0.0
-    failures: int = 0
-    aborted_at: float = 0.0
+    def read(self) -> int:
+        """Read and check it in a process of its own; EX_OK when it is good."""
+
+    def plan(self) -> Plan:
+        """Return the plan that the last good `read` has found, in the supervisor."""
 
 
 class Supervisor:
-    """Keeps `workers.count` processes running `run_worker(index, slot)`, which returns an exit code.
+    """Keeps the processes of a plan running, and changes over to the next one when the file is read anew."""
 
-    `check` runs once before them, in a process of its own, and must return 0.
-    """
-
-    def __init__(self, workers: Workers, check: Callable[[], int], run_worker: Callable[[int, Slot], int]) -> None:
-        self._workers = workers
-        self._check = check
-        self._run_worker = run_worker
-        self._slots = Slots(workers.count)
-        self._children = [Child(index, self._slots[index]) for index in range(workers.count)]
+    def __init__(self, plan: Plan, reload: Reload | None = None) -> None:
+        """Prepare; without `reload` SIGHUP is only passed on."""
+        self._plan = plan
+        self._children = Children(plan)
+        self._check = Errand(plan.check)
+        self._check_at = 0.0
+        self._check_failures = 0
+        self._checked = False
+        self._prune = Errand(plan.prune)
+        self._prune_at = time.monotonic() + FIRST_PRUNE_SECONDS
+        self._reload = reload
+        self._reading = Errand(reload.read) if reload else None
+        self._reload_asked = self._reloading = False
         self._exit_code: int | None = None
         self._status = ""
         self._ready = False
         watchdog = systemd.watchdog_interval_seconds()
         self._watchdog_seconds = watchdog / 3 if watchdog else None
         self._watchdog_at = 0.0
-        #: When the workers were last looked at; since when we ourselves go round without a break.
-        self._looked_at = self._awake_since = time.monotonic()
 
     def run(self) -> int:
-        """Run until SIGTERM or SIGINT, or until a worker says that the configuration is wrong; return the exit code."""
+        """Run until SIGTERM or SIGINT, or until a child says that the configuration is wrong; return the exit code."""
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, it would hide how our children end
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        code = self._run_check()
-        if code is not None:
-            return code
-        gc.freeze()  # the collector must not touch, and so copy, the pages that all workers share
+        gc.freeze()  # the collector must not touch, and so copy, the pages that all children share
+        systemd.status("start-up checks: Kafka and PostgreSQL must answer")
         while self._exit_code is None:
-            self._start_due()
-            self._replace_silent()
+            self._start_errands()
+            self._children.turn(self._may_start)
+            self._finish_reload()
             self._tell_systemd()
             self._wait_for_signal(TURN_SECONDS)
         return self._stop()
 
-    def _run_check(self) -> int | None:
-        """Run the start-up checks; None if all is well, else the exit code."""
-        systemd.status("start-up checks: Kafka and PostgreSQL must answer")
-        pid = fork(self._check)
-        while True:
-            self._tell_watchdog()
-            got = _next_signal(TURN_SECONDS)
-            if got in {signal.SIGTERM, signal.SIGINT}:  # first: it must not get lost when the checks end just now
-                systemd.stopping("stopping")
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                return EX_OK
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                code = os.waitstatus_to_exitcode(status)
-                return None if code == EX_OK else code if code > 0 else EX_SOFTWARE
+    def _may_start(self, child: Child) -> bool:
+        return self._checked or child.group.at_once
 
-    def _start_due(self) -> None:
-        now = time.monotonic()
-        for child in self._children:
-            if child.pid is None and child.start_at <= now:
-                self._start(child)
+    @property
+    def _some_at_once(self) -> bool:
+        return any(group.at_once and group.is_vital for group in self._plan.groups)
 
-    def _start(self, child: Child) -> None:
-        child.slot.reset()
-        child.started_at = time.monotonic()
-        child.aborted_at = 0.0
+    def _start_errands(self) -> None:
+        """Check, or read the file anew, not both at a time: they would say the same things twice."""
+        if self._reading is not None and self._reload_asked and not self._reading.is_running:
+            self._reload_asked = False
+            self._check.kill()
+            self._begin(self._reading)
+        reading = self._reading is not None and self._reading.is_running
+        if not (self._checked or reading or self._check.is_running) and self._check_at <= time.monotonic():
+            self._begin(self._check)
+
+        if self._ready and self._checked and not self._prune.is_running and self._prune_at <= time.monotonic():
+            self._prune_at = time.monotonic() + PRUNE_SECONDS
+            self._begin(self._prune)
+
+    def _begin(self, errand: Errand) -> None:
         try:
-            child.pid = fork(lambda: self._run_worker(child.index, child.slot))
+            errand.start()
         except OSError as error:  # no memory or no process left, for now
-            child.start_at = time.monotonic() + self._backoff_seconds(child)
-            log.error("worker not started", extra={"action": "fork_failed", "worker": child.index, "error": str(error)})
-            return
-        log.info("worker started", extra={"action": "worker_started", "worker": child.index, "pid": child.pid})
+            log.error("process not started", extra={"action": "fork_failed", "error": str(error)})
+            self._check_at = time.monotonic() + self._plan.restart_backoff_max_seconds
+            if errand is self._reading:
+                self._refuse_reload()
 
-    def _replace_silent(self) -> None:
-        """Abort a worker whose poll loop has stopped beating, so that it says where; then kill it."""
-        now = time.monotonic()
-        if now - self._looked_at > PAUSED_SECONDS:
-            self._awake_since = now
-        self._looked_at = now
-        for child in self._children:
-            if child.pid is None:
-                continue
-            silence = min(child.slot.silence_seconds(), now - self._awake_since)
-            if child.aborted_at and now - child.aborted_at > ABORT_SECONDS:
-                os.kill(child.pid, signal.SIGKILL)
-            elif not child.aborted_at and silence > self._workers.heartbeat_timeout_seconds:
-                log.error(
-                    "worker is silent", extra={"action": "worker_silent", "worker": child.index, "pid": child.pid}
-                )
-                os.kill(child.pid, signal.SIGABRT)
-                child.aborted_at = now
+    def _end_check(self, code: int) -> None:
+        """Take note of the end of the start-up checks: all is well, or this is the end, or they are run again."""
+        if code == EX_OK:
+            self._checked = True
+        elif code == EX_UNAVAILABLE and self._some_at_once:
+            self._check_failures += 1
+            self._check_at = time.monotonic() + self._plan.restart_backoff_max_seconds
+            log.warning(
+                "start-up checks are run again", extra={"action": "check_again", "failures": self._check_failures}
+            )
+        else:
+            self._exit_code = code
+
+    def _ask_reload(self) -> None:
+        """Read the file anew, as soon as the last reading is over."""
+        self._children.pass_on(signal.SIGHUP)
+        if self._reload is None:
+            return
+        log.info("reloading", extra={"action": "reloading"})
+        systemd.reloading("reading the file anew")
+        self._reload_asked = True
+
+    def _end_reading(self, code: int) -> None:
+        if code != EX_OK or self._reload is None:
+            self._refuse_reload()
+            return
+        self._plan = self._reload.plan()
+        self._check.run, self._prune.run = self._plan.check, self._plan.prune
+        self._checked = self._reloading = True  # reading the file anew checks it as well
+        self._children.adopt(self._plan)
+
+    def _refuse_reload(self) -> None:
+        log.error("reload refused, the former settings stay", extra={"action": "reload_refused"})
+        self._check_at = 0.0
+        self._end_reload()
+
+    def _finish_reload(self) -> None:
+        if self._reloading and not self._children.former and all(child.is_ready for child in self._children.vital):
+            self._reloading = False
+            log.info("reloaded", extra={"action": "reloaded"})
+            self._end_reload()
+
+    def _end_reload(self) -> None:
+        """Tell systemd that it is over, unless the next one has been asked for, or the start is not over yet."""
+        if self._ready and not self._reload_asked:
+            self._status = self._describe()
+            systemd.ready(self._status)
 
     def _wait_for_signal(self, seconds: float) -> None:
         got = _next_signal(seconds)
@@ -153,76 +168,70 @@ class Supervisor:
             return
         if got == signal.SIGCHLD:
             self._reap()
+        elif got == signal.SIGHUP:
+            self._ask_reload()
+        elif got == signal.SIGUSR1:
+            self._dump()
         else:
             log.info("stopping", extra={"action": "stopping", "signal": got.name})
             self._exit_code = EX_OK
 
     def _reap(self) -> None:
-        """Take note of every worker that has ended, and when its place is to be filled again."""
-        for child in self._children:
-            if child.pid is None:
-                continue
-            pid, status = os.waitpid(child.pid, os.WNOHANG)
-            if not pid:
-                continue
-            child.pid = None
-            code = os.waitstatus_to_exitcode(status)
-            if code == EX_CONFIG:
-                self._exit_code = EX_CONFIG
-            if self._exit_code is not None:
-                continue
-            child.slot.reset()
-            pause = self._backoff_seconds(child)
-            child.start_at = time.monotonic() + pause
-            log.warning(
-                "worker ended",
-                extra={
-                    "action": "worker_ended",
-                    "worker": child.index,
-                    "pid": pid,
-                    "exit_code": code,
-                    "restart_seconds": pause,
-                },
-            )
+        """Take note of everything that has ended."""
+        self._prune.ended()  # however it went, the next time comes
+        for errand, end in ((self._check, self._end_check), (self._reading, self._end_reading)):
+            code = errand.ended() if errand else None
+            if code is not None:
+                end(code)
+        if self._children.reap() is not None:
+            self._exit_code = EX_CONFIG
 
-    def _backoff_seconds(self, child: Child) -> float:
-        """Count a failure; return how long its place stays empty."""
-        child.failures = 1 if time.monotonic() - child.started_at > STABLE_SECONDS else child.failures + 1
-        pause = FIRST_BACKOFF_SECONDS * 2.0 ** min(child.failures - 1, 20)
-        return min(self._workers.restart_backoff_max_seconds, pause)
+    def _dump(self) -> None:
+        """Write what is known of each child into the log; those that can add what they know themselves."""
+        log.info("state", extra={"action": "state", "pid": os.getpid(), "status": self._describe()})
+        now = time.monotonic()
+        for child in (*self._children.present, *self._children.former):
+            slot = child.slot
+            about: dict[str, object] = {
+                field.name.lower(): slot[field] for field in Field if field not in {Field.BEAT, Field.STATE}
+            }
+            about.update({str(count): slot.total(count) for count in Count})
+            about["state"] = State(slot[Field.STATE]).name.lower() if child.pid else "not running"
+            about["silence_seconds"] = round(slot.silence_seconds(), 3)
+            if child.pid:
+                about["runs_seconds"] = round(now - child.started_at)
+            child.log(logging.INFO, "state", failures=child.failures, former=child in self._children.former, **about)
+        self._children.pass_on(signal.SIGUSR1)
 
     def _stop(self) -> int:
-        """Stop all workers; return the exit code."""
+        """Stop all children; return the exit code."""
         # 1. systemd shall know that the end is wanted.
         systemd.stopping("stopping")
-        # 2. Every worker flushes what it has read.
-        for child in self._children:
-            if child.pid is not None:
-                os.kill(child.pid, signal.SIGTERM)
-        deadline = time.monotonic() + self._workers.grace_seconds + 1.0
-        while time.monotonic() < deadline and any(child.pid is not None for child in self._children):
-            self._wait_for_children()
-        # 3. Who does not come to an end is ended: what it had not flushed will be read again.
-        for child in self._children:
-            if child.pid is not None:
-                log.error("worker killed", extra={"action": "worker_killed", "worker": child.index, "pid": child.pid})
-                os.kill(child.pid, signal.SIGKILL)
-                os.waitpid(child.pid, 0)
+        for errand in (self._check, self._reading, self._prune):
+            if errand is not None:
+                errand.kill()
+        # 2. The gateways answer what is in flight, some of it when the workers have flushed it.
+        # 3. Every worker flushes what it has read.
+        # 4. The monitor has told of it all.
+        self._children.stop(self._wait_for_children)
         log.info("stopped", extra={"action": "stopped"})
         return self._exit_code or EX_OK
 
     def _wait_for_children(self) -> None:
         self._tell_watchdog()
         signal.sigtimedwait({signal.SIGCHLD}, TURN_SECONDS)
-        self._reap()
 
     def _tell_systemd(self) -> None:
-        """READY once every worker has claimed its partitions or stands by; after that only what changes."""
+        """READY once every worker has claimed its partitions or stands by; after that only what changes.
+
+        With a server away, gateways that work without it are enough.
+        """
         self._tell_watchdog()
-        states = [State(slot[Field.STATE]) for slot in (child.slot for child in self._children)]
-        if not self._ready and State.STARTING in states:
+        present = self._children.vital
+        needed = present if self._checked else [c for c in present if c.group.at_once and self._check_failures]
+        if not self._ready and not (needed and all(child.is_ready for child in needed)):
             return
-        status = self._describe(states)
+        status = self._describe()
         if status == self._status:
             return
         self._status = status
@@ -233,13 +242,16 @@ class Supervisor:
             log.info("ready", extra={"action": "ready", "status": status})
             systemd.ready(status)
 
-    def _describe(self, states: list[State]) -> str:
-        slots = [child.slot for child in self._children]
-        standby = " (standby)" if State.STANDBY in states else ""
+    def _describe(self) -> str:
+        gateways = f", {len(self._children.of('gateway'))} gateways" * bool(self._children.of("gateway"))
+        if not self._checked:
+            return f"no workers yet: Kafka or PostgreSQL does not answer{gateways}"
+        slots = [child.slot for child in self._children.of("worker")]
+        standby = " (standby)" if State.STANDBY in [slot[Field.STATE] for slot in slots] else ""
         claimed, halted = sum(slot[Field.CLAIMED] for slot in slots), sum(slot[Field.HALTED] for slot in slots)
         waiting = sum(1 for slot in slots if slot[Field.POSTGRES_WAIT_SINCE])
         trouble = f", {halted} halted" * bool(halted) + f", {waiting} workers wait for PostgreSQL" * bool(waiting)
-        return f"{len(slots)} workers, {claimed} partitions claimed{standby}{trouble}"
+        return f"{len(slots)} workers, {claimed} partitions claimed{standby}{trouble}{gateways}"
 
     def _tell_watchdog(self) -> None:
         """Show that this loop goes round; it sees to it that the workers' loops do, whatever the servers do."""

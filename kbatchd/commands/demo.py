@@ -7,6 +7,7 @@ main thread of the command line's process; whatever ends it, Ctrl-C included, st
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ from kbatchd.devstack.postgres import GivenPostgres, postgres_server
 from kbatchd.devstack.process import spawn, tail
 from kbatchd.devstack.requests import generate, send
 from kbatchd.errors import EX_OK, EX_SOFTWARE, ConfigError, KbatchError
+from kbatchd.shipped import shipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,9 +141,10 @@ class View:
             print(f"  {seconds:5.1f} s  {sent:,} records in Kafka, {rows:,} rows in the table", flush=True)
 
 
-def run(records: int = 300_000, keep: bool = False) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Run the demo; return 0 only if it has proven that each record became one row."""
-    keep = keep or os.environ.get("KEEP", "0") not in {"", "0"}
+    records: int = arguments.records
+    keep = arguments.keep or os.environ.get("KEEP", "0") not in {"", "0"}
     console = Console(highlight=False, soft_wrap=True)
     with _orderly_end() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kbatchd-demo-")))
@@ -194,7 +197,7 @@ def _write_config(directory: Path, kafka: Kafka | GivenKafka, postgres: Postgres
     """Write a copy of config/demo.toml with the servers' addresses; return it and the topic's name."""
     # Somebody else's Kafka may well have a topic of that name.
     topic = f"requests-{uuid.uuid4().hex[:8]}" if isinstance(kafka, GivenKafka) else "requests"
-    text = _shipped("config/demo.toml")
+    text = shipped("config/demo.toml").read_text()
     for old, new in (
         (ADDRESS_IN_FILE, json.dumps(kafka.bootstrap_servers)),
         (DSN_IN_FILE, json.dumps(postgres.dsn)),
@@ -213,7 +216,7 @@ def _prepare(console: Console, config: Path, dsn: str) -> None:
     console.print("Making the table from sql/examples/requests.sql")
     with psycopg.connect(dsn) as connection:
         try:
-            connection.execute(_shipped("sql/examples/requests.sql").encode())
+            connection.execute(shipped("sql/examples/requests.sql").read_text().encode())
         except psycopg.errors.DuplicateTable as error:
             raise ConfigError("KBATCHD_DSN: the database has a table requests; give the demo an empty one") from error
     for command in ("migrate", "create-topic"):
@@ -305,7 +308,8 @@ Everything is still running. To look around, from another terminal:
       SELECT * FROM requests LIMIT 10;
       SELECT * FROM kbatchd.progress;
       SELECT * FROM kbatchd.batches ORDER BY id DESC LIMIT 10;
-  {sys.executable} -m kbatchd progress show --config {config}
+  {sys.executable} -m kbatchd status --config {config} --watch
+  http://127.0.0.1:9464/ is the status page
 Kafka answers at {kafka.bootstrap_servers}; the daemon's log is {config.with_name("kbatchd.log")}
 Ctrl-C stops it all."""  # noqa: S608 - for the eye
     )
@@ -313,10 +317,3 @@ Ctrl-C stops it all."""  # noqa: S608 - for the eye
         signal.pause()
     except KeyboardInterrupt:
         console.print()
-
-
-def _shipped(path: str) -> str:
-    """Read a file that the wheel holds in the package and a checkout beside it."""
-    package = Path(__file__).parent
-    shipped = package / path
-    return (shipped if shipped.exists() else package.parent / path).read_text()

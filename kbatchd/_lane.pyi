@@ -1,0 +1,6 @@
+from collections.abc import Sequence
+from typing import Self
+
+class Lane:
+    def __new__(cls, columns: Sequence[tuple[str, str, int, bool]], /) -> Self: ...
+    def encode(self, values: Sequence[bytes | None], start: int, rows: list[bytes], /) -> int: ...

@@ -1,0 +1,197 @@
+"""The live preflight: all that can be found wrong with the file's servers, tables, topics and records, at once.
+
+Beyond what the daemon's own start insists on (inspection.py) it looks at what will hurt later, and tries real records
+(trial.py). Whatever is away is told, and the rest is asked all the same. Nothing is left behind: no consumer group, no
+row, no lock. Called by `kbatchd check`, in its main thread.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from kbatchd import catalogue, excerpt, inspection, progress, topics, trial
+from kbatchd.errors import ConfigError, KbatchError
+from kbatchd.findings import Finding, Level, fault
+from kbatchd.model import GapKind, Partition
+from kbatchd.postgres import connect
+from kbatchd.watch import judge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from kbatchd.config import Config, Route
+    from kbatchd.postgres import Connection
+    from kbatchd.topics import TopicDescription
+
+#: How long a server may take to answer: this is asked by somebody who waits.
+TIMEOUT_SECONDS = 10.0
+
+#: Records of each route that are tried.
+RECORDS = 1_000
+
+_ROLE_SQL = "SELECT current_setting('transaction_read_only') = 'on', quote_ident(current_user)"
+
+_RELATION_SQL = "SELECT relpersistence = 'u' FROM pg_catalog.pg_class WHERE oid = %s"
+
+#: Sequences behind the defaults of columns that no record feeds.
+_SEQUENCES_SQL = """
+SELECT s.oid::regclass::text
+FROM pg_catalog.pg_attrdef d
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+    JOIN pg_catalog.pg_depend p ON p.classid = 'pg_attrdef'::regclass AND p.objid = d.oid
+        AND p.refclassid = 'pg_class'::regclass
+    JOIN pg_catalog.pg_class s ON s.oid = p.refobjid
+WHERE d.adrelid = %s AND a.attname <> ALL(%s)
+    AND CASE WHEN s.relkind = 'S' THEN NOT has_sequence_privilege(s.oid, 'USAGE') ELSE false END
+"""
+
+
+class Checkup:
+    """One look at everything."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._admin: topics.Admin | None = None
+        self._topics: Mapping[str, TopicDescription | None] = {}
+        #: Where each partition stands, by route.
+        self._progress: dict[str, list[progress.ProgressRow]] = {}
+
+    def run(self) -> Iterator[Finding]:
+        """Yield what is found: servers first, then each route."""
+        yield from self._kafka()
+        try:
+            connection = connect(self._config.postgres, "kbatchd check")
+        except KbatchError as error:
+            for line in str(error).splitlines():
+                found = fault("postgres", line)
+                yield found if isinstance(error, ConfigError) else found._replace(what=line, remedy=_UNREACHABLE)
+            for route in self._config.route:
+                yield from self._topic(route)
+            return
+        with connection:
+            yield from _told("postgres", self._postgres(connection))
+            for route in self._config.route:
+                yield from self._topic(route)
+                yield from _told(f"route {route.name}", self._table(connection, route))
+
+    def _kafka(self) -> Iterator[Finding]:
+        config = self._config
+        for where, what in topics.check_librdkafka(config.kafka.librdkafka).items():
+            yield Finding(Level.FAULT, "kafka", f"{'.'.join(map(str, where))}: {what}", "mend it in the file")
+        try:
+            self._admin = topics.make_admin(config.kafka)
+            self._topics = topics.describe(self._admin, {route.topic for route in config.route}, TIMEOUT_SECONDS)
+        except KbatchError as error:
+            self._admin = None
+            found = fault("kafka", str(error))
+            known = isinstance(error, ConfigError)
+            yield found if known else found._replace(what=str(error), remedy=_UNREACHABLE)
+
+    def _postgres(self, connection: Connection) -> Iterator[Finding]:
+        found = [fault("postgres", text) for text in inspection.server_faults(connection, self._config)]
+        yield from found
+        row = connection.execute(_ROLE_SQL).fetchone()
+        if row and row[0]:
+            remedy = f"lead postgres.dsn to the primary, or: ALTER ROLE {row[1]} RESET default_transaction_read_only"
+            yield Finding(Level.FAULT, "postgres", "the session is read-only: a standby, or a role's setting", remedy)
+        try:
+            for standing in progress.show(connection, self._config.pipeline):
+                self._progress.setdefault(standing.route, []).append(standing)
+        except psycopg.Error:
+            if not found:  # else it has been told
+                raise
+
+    def _topic(self, route: Route) -> Iterator[Finding]:
+        where = f"route {route.name}"
+        if self._admin is None:
+            return
+        topic = self._topics[route.topic]
+        if topic is None:
+            yield from (fault(where, text) for text in inspection.topic_faults(route, self._topics))
+            return
+        workers = self._config.workers.count
+        partitions = sum(known.partitions for known in self._topics.values() if known)
+        if self._config.kafka.assignment == "pinned" and workers > partitions:
+            yield Finding(
+                Level.WARNING,
+                "file",
+                f"{workers} workers, and {partitions} partitions of all topics together: some have nothing to do",
+                "lower workers.count, or give the topics more partitions",
+            )
+        if route.mode == "append" and topics.is_compacted(self._admin, topic.topic, TIMEOUT_SECONDS):
+            what = f"topic {topic.topic} is compacted: Kafka may delete records that have not been read yet"
+            yield Finding(
+                Level.WARNING, where, what, 'make the route mode = "upsert", or the topic cleanup.policy=delete'
+            )
+        yield from self._standing(where, route, topic)
+
+    def _standing(self, where: str, route: Route, topic: TopicDescription) -> Iterator[Finding]:
+        """Compare progress with the topic as it is."""
+        assert self._admin is not None
+        rows = [row for row in self._progress.get(route.name, ()) if row.topic == route.topic]
+        gone = [row.partition for row in rows if row.partition >= topic.partitions]
+        if gone:
+            what = f"progress knows of partition {gone[0]}, and topic {topic.topic} has only {topic.partitions}"
+            yield Finding(Level.WARNING, where, what, "look whether the topic was made anew")
+        try:
+            marks = excerpt.marks(self._admin, topic, TIMEOUT_SECONDS)
+        except KbatchError as error:
+            yield Finding(Level.FAULT, where, str(error), _UNREACHABLE)
+            return
+        for row in rows:
+            low, high = marks.get(Partition(row.topic, row.partition), (0, row.next_offset))
+            gap = judge(Partition(row.topic, row.partition), row.next_offset, row.topic_id, topic.topic_id, low, high)
+            if gap is not None:
+                level = Level.WARNING if route.on_gap == "record" and gap.kind is GapKind.RETENTION else Level.FAULT
+                yield Finding(level, where, str(gap), f"`kbatchd progress accept --config FILE {route.name}`")
+
+    def _table(self, connection: Connection, route: Route) -> Iterator[Finding]:
+        where = f"route {route.name}"
+        found = [fault(where, text) for text in inspection.table_faults(connection, self._config, route)]
+        try:
+            table = catalogue.read_table(connection, route.table)
+        except ConfigError:  # it is among the faults
+            yield from found
+            return
+        found += _sequence_faults(connection, where, route, table)
+        yield from found
+        unlogged = connection.execute(_RELATION_SQL, (table.oid,)).fetchone()
+        if unlogged and unlogged[0]:
+            what = f"table {table} is UNLOGGED: a crash of PostgreSQL empties it, and its records are not read again"
+            yield Finding(Level.WARNING, where, what, f"ALTER TABLE {table.quoted} SET LOGGED")
+        if not found:
+            yield from self._records(connection, where, route)
+
+    def _records(self, connection: Connection, where: str, route: Route) -> Iterator[Finding]:
+        topic = self._topics.get(route.topic)
+        if self._admin is None or topic is None:
+            return
+        try:
+            records = excerpt.read(self._config.kafka, excerpt.marks(self._admin, topic, TIMEOUT_SECONDS), RECORDS)
+        except KbatchError as error:
+            yield Finding(Level.FAULT, where, str(error), _UNREACHABLE)
+            return
+        offsets = {row.partition: row.next_offset for row in self._progress.get(route.name, ())}
+        if records:
+            yield from trial.run(connection, self._config.pipeline, route, records, offsets)
+
+
+def _told(where: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """Make a finding of what PostgreSQL has against a question: the other findings must not go with it."""
+    try:
+        yield from findings
+    except psycopg.Error as error:
+        text = " ".join(str(error).split())
+        yield Finding(Level.FAULT, where, f"PostgreSQL refuses a question: {text}", "mend the cause, and check again")
+
+
+def _sequence_faults(connection: Connection, where: str, route: Route, table: catalogue.Table) -> Iterator[Finding]:
+    fed = [column.name for column in table.columns if column.name not in route.omit]
+    for (sequence,) in connection.execute(_SEQUENCES_SQL, (table.oid, fed)):
+        what = f"no right to USAGE on sequence {sequence}, which a default of table {table} needs"
+        yield Finding(Level.FAULT, where, what, f"GRANT USAGE ON SEQUENCE {sequence} TO {table.user}")
+
+
+_UNREACHABLE = "see that it runs and can be reached from here, or mend its address in the file"

@@ -1,0 +1,40 @@
+"""`kbatchd check`: everything that can be found wrong, with its remedy, in one table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import orjson
+
+from kbatchd import log
+from kbatchd.checkup import Checkup
+from kbatchd.commands import print_table
+from kbatchd.config import load
+from kbatchd.errors import EX_CONFIG, EX_OK, ConfigError
+from kbatchd.findings import Finding, Level, fault
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Look at everything; print what was found."""
+    if arguments.config is None:
+        arguments.parser.error("--config FILE is required")
+    log.setup("error", "kbatchd")
+    try:
+        config = load(arguments.config)
+    except ConfigError as error:
+        found = [fault("file", text) for text in error.faults]
+    else:
+        found = list(dict.fromkeys(Checkup(config).run()))
+    if arguments.json:
+        for finding in found:
+            sys.stdout.buffer.write(orjson.dumps(finding._asdict(), option=orjson.OPT_APPEND_NEWLINE))
+    elif found:
+        print_table(Finding._fields, [[_line(text) for text in finding] for finding in found])
+    else:
+        print(f"{arguments.config}: no fault found")
+    return EX_CONFIG if any(finding.level is Level.FAULT for finding in found) else EX_OK
+
+
+def _line(text: str) -> str:
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -1,0 +1,208 @@
+"""`kbatchd dead-letters list|show|replay|discard`: what was refused, looked at, tried again, or let go."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+
+from kbatchd import letters, log
+from kbatchd.commands import load_config, print_table
+from kbatchd.config import Config
+from kbatchd.errors import EX_DATA, EX_OK, ConfigError
+from kbatchd.letters import Choice, Letter
+from kbatchd.migrations import check_version
+from kbatchd.model import Refusal
+from kbatchd.postgres import Connection, connect, explained
+from kbatchd.replay import Replay
+
+#: A table for people is read as a whole; NDJSON may be of any length.
+MAX_LISTED = 1_000
+
+_COLUMNS = ("id", "route", "partition", "offset", "refused_at", "state", "code", "column", "message")
+
+
+def list_letters(arguments: argparse.Namespace) -> int:
+    """Print a line a letter: for people, or NDJSON with all of it."""
+    config = load_config(arguments)
+    with connect(config.postgres, "kbatchd dead-letters list") as connection, explained():
+        check_version(connection)
+        chosen = _chosen(connection, config, _choice(arguments, whole=arguments.all))
+        if arguments.ndjson:
+            for letter in chosen:
+                sys.stdout.buffer.write(orjson.dumps(letter.as_json(), option=orjson.OPT_APPEND_NEWLINE))
+            return EX_OK
+        lines = [_line(letter) for letter, _ in zip(chosen, range(MAX_LISTED), strict=False)]
+        more = next(chosen, None) is not None
+    print_table(_COLUMNS, lines, frozenset({"id", "partition", "offset"}))
+    if more:
+        log.complain([f"these are the first {MAX_LISTED}; --route, --code and others choose, --ndjson prints all"])
+    return EX_OK
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Print letters whole."""
+    config = load_config(arguments)
+    with connect(config.postgres, "kbatchd dead-letters show") as connection, explained():
+        check_version(connection)
+        choice = _choice(arguments, whole=arguments.all or bool(arguments.ids))
+        for number, letter in enumerate(_chosen(connection, config, choice)):
+            print("\n" * bool(number) + "\n".join(_whole(letter)))
+    return EX_OK
+
+
+def replay(arguments: argparse.Namespace) -> int:
+    """Encode and insert letters again, and mark them in the same transaction."""
+    config = load_config(arguments)
+    corrected = None if arguments.value is None else _read(arguments.value)
+    choice = _choice(arguments)
+    with connect(config.postgres, "kbatchd dead-letters replay") as connection, explained():
+        check_version(connection)
+        found = _tell_of_missing(connection, config, choice)
+        if corrected is not None and len(found) != 1:
+            raise ConfigError(f"--value is for one open letter, and {len(found)} are chosen; name one by its id")
+        tally = _Tally()
+        for route in letters.routes(connection, config.pipeline, choice):
+            way = _make_replay(connection, config, route, overwrite=arguments.overwrite)
+            chosen = replace(choice, route=route)
+            backwards = way is not None and way.newest_first
+            for page in letters.read(connection, config.pipeline, chosen, newest_first=backwards):
+                tally.replay(route, way, page, corrected)
+    return tally.report()
+
+
+def discard(arguments: argparse.Namespace) -> int:
+    """Mark letters as discarded, or delete them."""
+    config = load_config(arguments)
+    choice = _choice(arguments)
+    with connect(config.postgres, "kbatchd dead-letters discard") as connection, explained():
+        check_version(connection)
+        # By their ids: those that come while somebody ponders are not meant.
+        choice = replace(choice, ids=tuple(_tell_of_missing(connection, config, choice)))
+        what = "delete" if arguments.delete else "discard"
+        if choice.ids and not arguments.yes and not _agrees(arguments, f"{what} {_letters(len(choice.ids))}?"):
+            print("nothing was changed")
+            return EX_OK
+        done = letters.discard(connection, config.pipeline, choice, delete=arguments.delete)
+    print(f"{_letters(done)} {what}{'d' if arguments.delete else 'ed'}")
+    return EX_OK
+
+
+class _Tally:
+    """What became of the letters of each route."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, list[int]] = {}
+        self._examples: dict[str, Refusal] = {}
+
+    def replay(self, route: str, way: Replay | None, page: list[Letter], corrected: bytes | None) -> None:
+        """Replay letters of one route; without a way to do that they stay as they are."""
+        counts = self._counts.setdefault(route, [0, 0])
+        if way is None:
+            counts[1] += len(page)
+            return
+        outcome = way.run(page, corrected)
+        counts[0] += outcome.rows
+        counts[1] += outcome.dead_letters
+        if outcome.reason is not None:
+            self._examples.setdefault(route, outcome.reason)
+
+    def report(self) -> int:
+        """Print it; return the exit code."""
+        if not self._counts:
+            print("no open dead letter is chosen")
+        for name, (replayed, kept) in self._counts.items():
+            example = f"; for example {self._examples[name]}" if name in self._examples else ""
+            print(f"route {name}: {_letters(replayed)} replayed" + (f", {kept} not{example}" if kept else ""))
+        return EX_DATA if any(kept for _, kept in self._counts.values()) else EX_OK
+
+
+def _make_replay(connection: Connection, config: Config, name: str, *, overwrite: bool) -> Replay | None:
+    route = next((route for route in config.route if route.name == name), None)
+    if route is None:
+        log.complain([f"route {name}: is not in the file, so its letters cannot be replayed"])
+        return None
+    try:
+        return Replay(connection, config.pipeline, route, overwrite=overwrite)
+    except ConfigError as error:
+        log.complain([f"route {name}: {fault}" for fault in error.faults])
+        return None
+
+
+def _choice(arguments: argparse.Namespace, *, whole: bool = False) -> Choice:
+    first, last = arguments.offsets or (None, None)
+    return Choice(
+        ids=tuple(arguments.ids) or None,
+        route=arguments.route,
+        code=arguments.code,
+        column=arguments.column,
+        partition=arguments.partition,
+        first_offset=first,
+        last_offset=last,
+        since=arguments.since,
+        until=arguments.until,
+        state=None if whole else "open",
+    )
+
+
+def _chosen(connection: Connection, config: Config, choice: Choice) -> Iterator[Letter]:
+    _tell_of_missing(connection, config, choice)
+    for page in letters.read(connection, config.pipeline, choice):
+        yield from page
+
+
+def _tell_of_missing(connection: Connection, config: Config, choice: Choice) -> list[int]:
+    """Return the ids of the chosen; complain of those asked for that are not among them: a slip must not pass."""
+    found = letters.known(connection, config.pipeline, choice)
+    missing = set(choice.ids or ()).difference(found)
+    if missing:
+        kind = "open " if choice.state else ""
+        log.complain([f"there is no {kind}dead letter {', '.join(map(str, sorted(missing)))} among those chosen"])
+    return found
+
+
+def _read(name: str) -> bytes:
+    if name == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
+
+
+def _agrees(arguments: argparse.Namespace, question: str) -> bool:
+    if not sys.stdin.isatty():
+        arguments.parser.error("nobody is there to be asked: say --yes")
+    return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
+
+
+def _letters(count: int) -> str:
+    return f"{count} dead letter" if count == 1 else f"{count:,} dead letters"
+
+
+def _line(letter: Letter) -> list[str]:
+    values = (getattr(letter, name) for name in _COLUMNS)
+    return [_cell(value) for value in values]
+
+
+def _cell(value: object) -> str:
+    """Show a value in one line; a message may have any text of a record in it."""
+    if value is None:
+        return "-"
+    text = value.isoformat(timespec="seconds") if hasattr(value, "isoformat") else str(value)
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def _whole(letter: Letter) -> Iterator[str]:
+    for name, value in letter.as_json().items():
+        if name not in {"headers", "value", "value_base64"}:
+            yield f"{name + ':':<14}{_cell(value)}"
+    for header in letter.headers or ():
+        yield f"{'header:':<14}{_cell(header[0])} = {_cell(header[1])} (base64)"
+    value = letter.as_json().get("value", letter.as_json().get("value_base64"))
+    kind = "value:" if letter.value is None or "value" in letter.as_json() else "base64:"
+    yield f"{kind:<14}{'none (a tombstone)' if value is None else value}"

@@ -1,0 +1,142 @@
+"""`kbatchd progress show|set|accept`: where partitions stand, and how somebody moves them by hand."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kbatchd import log, progress, topics
+from kbatchd.commands import load_config, print_table, route_named
+from kbatchd.config import Config, Route
+from kbatchd.errors import EX_OK, ConfigError, KbatchError
+from kbatchd.migrations import check_version
+from kbatchd.model import Partition
+from kbatchd.postgres import connect, explained
+from kbatchd.progress import Owner, ProgressRow
+from kbatchd.watch import judge
+
+#: How long `progress show` waits for Kafka, which it can do without.
+LAG_TIMEOUT_SECONDS = 5.0
+
+
+class _Lag(NamedTuple):
+    """What Kafka adds to a line of progress; None where it does not know."""
+
+    end: int | None
+    lag: int | None
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Print where each partition stands, and its lag when Kafka answers."""
+    config = load_config(arguments)
+    with connect(config.postgres, "kbatchd progress show") as connection, explained():
+        check_version(connection)
+        rows = progress.show(connection, config.pipeline)
+    try:
+        lags = _lags(config, rows)
+    except KbatchError as error:
+        log.complain([f"the lag is not known: {error}"])
+        lags = [_Lag(None, None)] * len(rows)
+    _print_progress(rows, lags)
+    return EX_OK
+
+
+def set_one(arguments: argparse.Namespace) -> int:
+    """Move one partition, forward or back."""
+    config = load_config(arguments)
+    route = route_named(config, arguments.route)
+    partition = Partition(route.topic, arguments.partition)
+    with connect(config.postgres, "kbatchd progress set") as connection, explained():
+        check_version(connection)
+        rows = [row for row in progress.show(connection, config.pipeline) if row.route == route.name]
+        _chosen(route, rows, [partition.number])
+        _refuse_outside(config, partition, arguments.next_offset)
+        before = progress.set_progress(connection, _owner(config, route), partition, arguments.next_offset)
+    print(f"{partition}: next_offset was {before}, is {arguments.next_offset}")
+    return EX_OK
+
+
+def accept(arguments: argparse.Namespace) -> int:
+    """Let halted partitions go on behind their gaps."""
+    config = load_config(arguments)
+    route = route_named(config, arguments.route)
+    admin = topics.make_admin(config.kafka)
+    topic = topics.describe(admin, [route.topic], config.startup_timeout_seconds)[route.topic]
+    if topic is None:
+        raise ConfigError(f"route {route.name}: topic {route.topic} does not exist; `kbatchd create-topic` makes it")
+    with connect(config.postgres, "kbatchd progress accept") as connection, explained():
+        check_version(connection)
+        rows = [row for row in progress.show(connection, config.pipeline) if row.route == route.name]
+        for row in _chosen(route, rows, arguments.partition):
+            partition = Partition(row.topic, row.partition)
+            if row.partition >= topic.partitions:
+                print(f"{partition}: the topic has only {topic.partitions} partitions now; nothing can be read of it")
+                continue
+            low, high = topics.watermarks(admin, [partition])[partition]
+            gap = judge(partition, row.next_offset, row.topic_id, topic.topic_id, low, high)
+            if gap is None:
+                print(f"{partition}: there is nothing to accept")
+            else:
+                progress.accept(connection, _owner(config, route), gap, row.epoch)
+                print(f"accepted {gap}")
+    return EX_OK
+
+
+def _owner(config: Config, route: Route) -> Owner:
+    return Owner(config.pipeline, route.name, route.topic, route.table, "kbatchd progress")
+
+
+def _chosen(route: Route, rows: Sequence[ProgressRow], numbers: Sequence[int]) -> list[ProgressRow]:
+    unknown = set(numbers) - {row.partition for row in rows}
+    if unknown or not rows:
+        which = ", ".join(map(str, sorted(unknown))) or "any partition"
+        raise ConfigError(f"route {route.name}: there is no progress of {which}; see `kbatchd progress show`")
+    return [row for row in rows if not numbers or row.partition in numbers]
+
+
+def _refuse_outside(config: Config, partition: Partition, next_offset: int) -> None:
+    """Refuse an offset that is not in the topic: from there nothing could be read."""
+    low, high = topics.watermarks(topics.make_admin(config.kafka), [partition])[partition]
+    if not low <= next_offset <= high:
+        raise ConfigError(f"{partition}: offset {next_offset} is not in the topic, which has {low} to {high}")
+
+
+def _lags(config: Config, rows: Sequence[ProgressRow]) -> list[_Lag]:
+    """Ask Kafka for the ends of those partitions that are still the ones progress speaks of."""
+    admin = topics.make_admin(config.kafka)
+    known = topics.describe(admin, {row.topic for row in rows}, LAG_TIMEOUT_SECONDS)
+    same = [
+        Partition(row.topic, row.partition)
+        for row in rows
+        if (topic := known[row.topic]) and topic.topic_id == row.topic_id and row.partition < topic.partitions
+    ]
+    ends = topics.list_offsets(admin, same, "latest", LAG_TIMEOUT_SECONDS)
+    lags = []
+    for row in rows:
+        end = ends.get(Partition(row.topic, row.partition))
+        lags.append(_Lag(end, None if end is None else end - row.next_offset))
+    return lags
+
+
+def _print_progress(rows: Sequence[ProgressRow], lags: Sequence[_Lag]) -> None:
+    """Print a table for people; tab-separated lines, nothing cut, for programs."""
+    names = ("route", "topic", "partition", "next_offset", "end", "lag", "epoch", "owner", "target", "updated_at")
+    lines = [
+        [
+            "-" if value is None else str(value)
+            for value in (
+                row.route,
+                row.topic,
+                row.partition,
+                row.next_offset,
+                *lag,
+                row.epoch,
+                row.owner,
+                row.target,
+                row.updated_at.isoformat(timespec="seconds"),
+            )
+        ]
+        for row, lag in zip(rows, lags, strict=True)
+    ]
+    print_table(names, lines, frozenset({"partition", "next_offset", "end", "lag", "epoch"}))

@@ -1,0 +1,244 @@
+"""`kbatchd status`: how the pipeline is doing, from PostgreSQL and Kafka alone.
+
+So it works from any host, with the daemon up or not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from kbatchd import ledger, topics
+from kbatchd.commands import load_config, print_table
+from kbatchd.config import Config
+from kbatchd.errors import EX_OK, KbatchError
+from kbatchd.lag import Oldest, PartitionLag, PartitionState, survey
+from kbatchd.migrations import check_version
+from kbatchd.postgres import Connection, Error, connect, explained
+
+#: How long Kafka may take to answer: what PostgreSQL knows is shown without it.
+KAFKA_SECONDS = 5.0
+
+#: Between two looks of --watch.
+WATCH_SECONDS = 2.0
+
+#: The ledger's last minute tells the rate.
+RATE_SECONDS = 60.0
+
+_PARTITIONS = ("route", "partition", "owner", "next_offset", "end", "lag", "oldest waits", "moved", "state")
+_ROUTES = ("route", "table", "rows/s", "lag", "oldest waits", "dead letters", "state")
+_NUMBERS = frozenset({"partition", "next_offset", "end", "lag", "oldest waits", "moved", "rows/s", "dead letters"})
+
+
+@dataclass(slots=True)
+class Look:
+    """What one look has found."""
+
+    at: float
+    lags: Sequence[PartitionLag] = ()
+    waits: dict[tuple[str, int], float | None] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
+    dead_letters: dict[str, int] = field(default_factory=dict)
+    #: What could not be asked, in words.
+    trouble: list[str] = field(default_factory=list)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print how the pipeline is doing, once or until interrupted."""
+    config = load_config(arguments)
+    with contextlib.closing(Lookout(config)) as lookout:
+        if not arguments.watch:
+            _print(config, lookout.look(), as_json=arguments.json)
+            return EX_OK
+        with contextlib.suppress(KeyboardInterrupt):
+            _watch(config, lookout, as_json=arguments.json)
+    return EX_OK
+
+
+class Lookout:
+    """Asks PostgreSQL and Kafka; keeps its connections from one look to the next."""
+
+    def __init__(self, config: Config) -> None:
+        """Connect to nothing yet."""
+        self._config = config
+        self._connection: Connection | None = None
+        self._admin: topics.Admin | None = None
+        self._oldest: Oldest | None = None
+
+    def look(self) -> Look:
+        """Ask both. Raises KbatchError without PostgreSQL, which has the truth; Kafka's part may be missing."""
+        if self._connection is None or self._connection.broken:
+            self._connection = connect(self._config.postgres, "kbatchd status")
+        look = Look(time.time())
+        with explained():
+            check_version(self._connection)
+            claimed = ledger.read_claimed(self._connection, self._config.pipeline)
+            for each in ledger.read_bins(self._connection, self._config.pipeline, look.at - RATE_SECONDS, RATE_SECONDS):
+                look.rates[each.route] = look.rates.get(each.route, 0.0) + each.rows / RATE_SECONDS
+            for cause in ledger.read_causes(self._connection, self._config.pipeline):
+                look.dead_letters[cause.route] = look.dead_letters.get(cause.route, 0) + cause.count
+        look.lags = [PartitionLag(row, PartitionState.UNKNOWN, None, None) for row in claimed]
+        try:
+            self._ask_kafka(look, claimed)
+        except KbatchError as error:
+            look.trouble.append(f"the lag is not known: {error}")
+        return look
+
+    def _ask_kafka(self, look: Look, claimed: Sequence[ledger.Claimed]) -> None:
+        if self._admin is None:
+            self._admin = topics.make_admin(self._config.kafka)
+        look.lags = survey(self._admin, claimed, KAFKA_SECONDS)
+        if self._oldest is None and any(lag.records for lag in look.lags):
+            names = {route.topic for route in self._config.route}
+            self._oldest = Oldest(self._config.kafka, f"{self._config.pipeline}-status", names)
+        times = self._oldest.times(look.lags) if self._oldest else {}
+        look.waits = {
+            (lag.progress.route, lag.progress.partition): lag.waits(times.get((lag.progress.route, lag.partition)))
+            for lag in look.lags
+        }
+
+    def close(self) -> None:
+        """Leave."""
+        if self._connection is not None:
+            self._connection.close()
+        if self._oldest is not None:
+            self._oldest.close()
+
+
+def _watch(config: Config, lookout: Lookout, *, as_json: bool) -> None:
+    """Look again and again; in place at a terminal. A server that is away is waited for."""
+    in_place = sys.stdout.isatty() and not as_json
+    with _other_screen() if in_place else contextlib.nullcontext():
+        while True:
+            try:
+                look = lookout.look()
+            except (KbatchError, Error) as error:
+                look = Look(time.time(), trouble=[" ".join(str(error).split())])
+            if in_place:
+                print("\x1b[H\x1b[2J", end="")
+            _print(config, look, as_json=as_json)
+            sys.stdout.flush()
+            time.sleep(WATCH_SECONDS)
+
+
+@contextlib.contextmanager
+def _other_screen() -> Iterator[None]:
+    """Use the terminal's other screen, without its cursor, and give the first one back at the end."""
+    print("\x1b[?1049h\x1b[?25l", end="")
+    try:
+        yield
+    finally:
+        print("\x1b[?25h\x1b[?1049l", end="", flush=True)
+
+
+def _print(config: Config, look: Look, *, as_json: bool) -> None:
+    if as_json:
+        print(orjson.dumps(_document(config, look)).decode())
+        return
+    document = _document(config, look)
+    print(f"pipeline {config.pipeline}, {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(look.at))}")
+    for text in look.trouble:
+        print(f"! {text}")
+    print_table(_ROUTES, [_route_line(route) for route in document["routes"]], _NUMBERS)
+    print()
+    print_table(_PARTITIONS, [_partition_line(each, look.at) for each in document["partitions"]], _NUMBERS)
+
+
+def _document(config: Config, look: Look) -> dict[str, Any]:
+    partitions = [_partition(lag, look) for lag in look.lags]
+    return {
+        "pipeline": config.pipeline,
+        "at": look.at,
+        "trouble": look.trouble,
+        "routes": [_route(config, name, partitions, look) for name in (route.name for route in config.route)],
+        "partitions": partitions,
+    }
+
+
+def _route(config: Config, name: str, partitions: Sequence[dict[str, Any]], look: Look) -> dict[str, Any]:
+    own = [partition for partition in partitions if partition["route"] == name]
+    lags = [partition["lag"] for partition in own]
+    waits = [partition["lag_seconds"] for partition in own if partition["lag_seconds"] is not None]
+    faults = sorted({partition["state"] for partition in own} - {"ok", "unknown"})
+    return {
+        "route": name,
+        "table": next(route.table for route in config.route if route.name == name),
+        "rows_per_second": round(look.rates.get(name, 0.0), 1),
+        "lag": None if not lags or None in lags else sum(lags),
+        "lag_seconds": max(waits, default=None),
+        "dead_letters": look.dead_letters.get(name, 0),
+        "state": ", ".join([_activity(own), *faults]),
+    }
+
+
+def _activity(partitions: Sequence[dict[str, Any]]) -> str:
+    """Say whether anybody works on a route."""
+    held = [partition["held"] for partition in partitions]
+    if not held:
+        return "no progress yet"
+    return "ok" if all(held) else "partly stopped" if any(held) else "stopped"
+
+
+def _partition(lag: PartitionLag, look: Look) -> dict[str, Any]:
+    claimed = lag.progress
+    return {
+        "route": claimed.route,
+        "topic": claimed.topic,
+        "partition": claimed.partition,
+        "owner": claimed.owner,
+        "held": claimed.is_held,
+        "next_offset": claimed.next_offset,
+        "start": lag.start,
+        "end": lag.end,
+        "lag": lag.records,
+        "lag_seconds": look.waits.get((claimed.route, claimed.partition)),
+        "updated_at": claimed.updated_at.timestamp(),
+        "state": str(lag.state),
+    }
+
+
+def _route_line(route: dict[str, Any]) -> list[str]:
+    return [
+        route["route"],
+        route["table"],
+        f"{route['rows_per_second']:.0f}",
+        _known(route["lag"]),
+        _age(route["lag_seconds"]),
+        str(route["dead_letters"]),
+        route["state"],
+    ]
+
+
+def _partition_line(each: dict[str, Any], now: float) -> list[str]:
+    return [
+        each["route"],
+        str(each["partition"]),
+        each["owner"] or "-" if each["held"] else "nobody",
+        str(each["next_offset"]),
+        _known(each["end"]),
+        _known(each["lag"]),
+        _age(each["lag_seconds"]),
+        _age(max(0.0, now - each["updated_at"])),
+        each["state"],
+    ]
+
+
+def _known(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _age(seconds: float | None) -> str:
+    """Write a time for people: two units at most would be too many."""
+    if seconds is None:
+        return "-"
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.1f} s"

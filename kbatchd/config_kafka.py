@@ -1,0 +1,175 @@
+"""`[kafka]`: how the brokers are reached, who we are to them, and how we know them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, PrivateAttr, SecretStr, ValidationInfo, field_validator, model_validator
+
+from kbatchd.config_faults import fault
+from kbatchd.config_table import (
+    Beside,
+    Command,
+    Name,
+    Properties,
+    Table,
+    password_file,
+    private,
+    read_password,
+    readable,
+)
+
+#: The systemd credential that holds the SASL password: `LoadCredential=kafka_password:/path`.
+CREDENTIAL = "kafka_password"
+
+#: Of librdkafka's properties those that are secrets; a private key is one as well.
+_SECRETS = {
+    "sasl.password",
+    "sasl.oauthbearer.client.secret",
+    "sasl.oauthbearer.config",
+    "ssl.key.password",
+    "ssl.key.pem",
+    "ssl.keystore.password",
+}
+
+
+class Kafka(Table):
+    """`[kafka]`: where the records come from. `client` is what librdkafka is given; it alone holds the password."""
+
+    bootstrap_servers: Name = Field(description="Brokers to start from: host:port, more after commas. Required.")
+    assignment: Literal["pinned", "group"] = Field(
+        default="pinned",
+        description='"pinned": worker i of N owns its partitions; "group": Kafka shares them among all daemons.',
+    )
+    group_id: Name = Field(
+        default="", description="Consumer group; offsets go there for display. Default: the pipeline."
+    )
+    tls: bool = Field(default=False, description="Speak TLS, and check the brokers' names and certificates.")
+    tls_ca_file: Beside | None = Field(
+        default=None,
+        strict=False,
+        description="Who signs the brokers' certificates, in PEM. Default: the system's list.",
+    )
+    tls_certificate_file: Beside | None = Field(
+        default=None, strict=False, description="Our own certificate in PEM, where the brokers ask for one."
+    )
+    tls_key_file: Beside | None = Field(
+        default=None, strict=False, description="Its key in PEM, without a password, mode 0600 or 0400."
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        default=None, description="How to log in. Default: not at all."
+    )
+    sasl_username: Name | None = Field(default=None, description="Who we are.")
+    password_file: Beside | None = Field(
+        default=None,
+        strict=False,
+        description=f"File with the SASL password, mode 0600 or 0400. Default: the systemd credential {CREDENTIAL}.",
+    )
+    password_command: Command | None = Field(
+        default=None,
+        strict=False,
+        description="Program and arguments whose output is the password; run without a shell, at a start and a reload.",
+    )
+    librdkafka: Properties = Field(
+        default={}, description="Any other librdkafka property, with its dots; what kbatchd itself sets wins."
+    )
+    allow_insecure: bool = Field(
+        default=False,
+        validate_default=True,
+        description="Let SASL do without TLS, or TLS without checking whom it speaks to.",
+    )
+
+    _password: SecretStr | None = PrivateAttr(default=None)
+
+    @property
+    def client(self) -> dict[str, str | int | float | bool]:
+        """What every client is made with, the password among it: hand it to librdkafka, never to a log."""
+        ours: dict[str, Any] = {
+            "bootstrap.servers": self.bootstrap_servers,
+            "security.protocol": _protocol(tls=self.tls, sasl=self.sasl_mechanism) if self._is_ours else None,
+            "ssl.ca.location": self.tls_ca_file and str(self.tls_ca_file),
+            "ssl.certificate.location": self.tls_certificate_file and str(self.tls_certificate_file),
+            "ssl.key.location": self.tls_key_file and str(self.tls_key_file),
+            "sasl.mechanism": self.sasl_mechanism,
+            "sasl.username": self.sasl_username,
+            "sasl.password": self._password and self._password.get_secret_value(),
+        }
+        return {**self.librdkafka, **{name: value for name, value in ours.items() if value is not None}}
+
+    @property
+    def _is_ours(self) -> bool:
+        """Whether these keys choose the protocol, and not librdkafka's own."""
+        return self.tls or self.sasl_mechanism is not None
+
+    @field_validator("tls_ca_file", "tls_certificate_file")
+    @classmethod
+    def _is_readable(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if readable(path) is not None and not info.data.get("tls", True):
+            raise fault("goes with tls = true")
+        return path
+
+    @field_validator("tls_key_file")
+    @classmethod
+    def _key_is_private(cls, path: Path | None) -> Path | None:
+        return private(path)
+
+    @field_validator("password_file")
+    @classmethod
+    def _password_file_is_private(cls, path: Path | None) -> Path | None:
+        return password_file(path)
+
+    @field_validator("librdkafka")
+    @classmethod
+    def _holds_no_secret(cls, properties: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
+        secret = sorted(_SECRETS & properties.keys())
+        if secret:
+            raise fault(
+                f"holds {', '.join(secret)}; put a password into kafka.password_file, kafka.password_command or the "
+                f"systemd credential {CREDENTIAL}, and a key into a file of its own"
+            )
+        return properties
+
+    @field_validator("allow_insecure")
+    @classmethod
+    def _is_secure(cls, allow: bool, info: ValidationInfo) -> bool:
+        properties = info.data.get("librdkafka", {})
+        tls, sasl = info.data.get("tls", False), info.data.get("sasl_mechanism")
+        chosen = _protocol(tls=tls, sasl=sasl) if tls or sasl else str(properties.get("security.protocol", "")).lower()
+        unchecked = [
+            name
+            for name, value in (
+                ("enable.ssl.certificate.verification", "false"),
+                ("ssl.endpoint.identification.algorithm", "none"),
+            )
+            if str(properties.get(name, "")).lower() == value
+        ]
+        if allow:
+            return allow
+        if chosen == "sasl_plaintext":
+            raise fault("is false, and SASL without TLS shows the login to the network; set kafka.tls, or this to true")
+        if chosen.endswith("ssl") and unchecked:
+            raise fault(
+                f"is false, and {', '.join(unchecked)} lets anybody pass for a broker; take it out, or set this to true"
+            )
+        return allow
+
+    @model_validator(mode="after")
+    def _read_password(self) -> Self:
+        if (self.sasl_mechanism is None) != (self.sasl_username is None):
+            raise fault("has one of sasl_mechanism and sasl_username; allowed: both or none")
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            raise fault("has one of tls_certificate_file and tls_key_file; allowed: both or none")
+        password = read_password(self.password_file, self.password_command, CREDENTIAL)
+        if self.sasl_mechanism is not None and password is None:
+            raise fault(
+                f"has sasl_mechanism and no password; allowed: password_file, password_command, or the credential "
+                f"{CREDENTIAL}"
+            )
+        # For a mechanism of librdkafka's own as well.
+        self._password = SecretStr(password) if password is not None else None
+        return self
+
+
+def _protocol(*, tls: bool, sasl: str | None) -> str:
+    return ("sasl_" * (sasl is not None)) + ("ssl" if tls else "plaintext")

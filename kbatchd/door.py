@@ -1,0 +1,68 @@
+"""The door: whether a record would become a row, asked before it is in Kafka.
+
+It is the worker's own row encoder, its rows thrown away: what passes here is no dead letter of the encoder later. A
+record's key is a field of it. Used by the gateway's event loop and by `kbatchd produce`; no I/O.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import orjson
+
+from kbatchd.exact import loads, number_literal
+from kbatchd.model import Refusal
+from kbatchd.rows import build_encoder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kbatchd.catalogue import Column
+    from kbatchd.config_mapping import RouteMapping
+
+
+class Door:
+    """Checks the records of one route."""
+
+    def __init__(
+        self, columns: Sequence[Column] | None, key_field: str | None, mapping: RouteMapping | None = None
+    ) -> None:
+        """Check against the columns that a record feeds; with None, only whether a record is a JSON object."""
+        self._encoder = None if columns is None else build_encoder(columns, mapping, at_the_door=True)
+        self._key_field = key_field
+
+    def check(self, values: Sequence[bytes]) -> list[tuple[int, Refusal]]:
+        """Return the records that would be refused, as (index, why), in order."""
+        if self._encoder is not None:
+            return self._encoder.encode((), values, []).refused
+        return [(index, refusal) for index, value in enumerate(values) if (refusal := _not_an_object(value))]
+
+    def keys(self, values: Sequence[bytes]) -> tuple[list[bytes | None], list[tuple[int, Refusal]]]:
+        """Return the keys of records that have passed `check`, and those whose key field is no string or integer.
+
+        A record without the field, or with null in it, has no key.
+        """
+        keys: list[bytes | None] = [None] * len(values)
+        refusals: list[tuple[int, Refusal]] = []
+        if self._key_field is None:
+            return keys, refusals
+        for index, value in enumerate(values):
+            key = cast("dict[str, object]", loads(value)).get(self._key_field)
+            if type(key) is str:
+                keys[index] = key.encode()
+            elif type(key) is int:
+                keys[index] = b"%d" % key
+            elif type(key) is float and (digits := number_literal(value, self._key_field)).lstrip("-").isdigit():
+                keys[index] = digits.encode()  # an integer of more than 64 bits
+            elif key is not None:
+                what = "the record's key must be a string or an integer"
+                refusals.append((index, Refusal("wrong_type", self._key_field, what)))
+        return keys, refusals
+
+
+def _not_an_object(value: bytes) -> Refusal | None:
+    try:
+        record = loads(value)
+    except orjson.JSONDecodeError as error:
+        return Refusal("not_json", None, f"not JSON: {error}")
+    return None if type(record) is dict else Refusal("not_object", None, "expected an object")

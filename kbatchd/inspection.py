@@ -1,0 +1,100 @@
+"""What can be wrong with a server, a table or a topic: a line each, the remedy behind its last `; ` or `: `.
+
+The daemon's own start and `kbatchd check` ask the same questions here. Nothing is changed. Called in the start-up
+checks' process and in the command's main thread.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kbatchd import catalogue, migrations, progress
+from kbatchd.errors import ConfigError
+from kbatchd.postgres import MINIMUM_VERSION, Connection, Error
+from kbatchd.progress import Owner
+from kbatchd.targets import build_target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from kbatchd.config import Config, Route
+    from kbatchd.topics import TopicDescription
+
+#: What the workers need of the schema kbatchd, beside what pruning does.
+_PRIVILEGES = (
+    ("progress", "SELECT"),
+    ("progress", "INSERT"),
+    ("progress", "UPDATE"),
+    ("dead_letters", "INSERT"),
+    ("gaps", "INSERT"),
+    ("batches", "INSERT"),
+)
+
+#: There is no schema, no table, no right: `server_faults` has said so.
+_NO_PROGRESS = {"3F000", "42P01", "42501"}
+
+
+def server_faults(connection: Connection, config: Config) -> Iterator[str]:
+    """Say what is wrong with the server, the schema kbatchd, and our rights in it."""
+    if connection.info.server_version < MINIMUM_VERSION:
+        yield (
+            f"PostgreSQL {connection.info.server_version // 10000} is too old; "
+            f"upgrade it to {MINIMUM_VERSION // 10000} or later"
+        )
+        return
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        yield f"the database's encoding is {encoding}, and JSON's is UTF-8; create a database with ENCODING 'UTF8'"
+    try:
+        migrations.check_version(connection)
+    except ConfigError as error:
+        yield from error.faults
+        return
+    needed = [*_PRIVILEGES]
+    if config.ledger_keep_days:
+        needed += [("batches", "SELECT"), ("batches", "DELETE")]
+    if config.dead_letters_keep_days:
+        needed += [("dead_letters", "SELECT"), ("dead_letters", "DELETE")]
+    missing = connection.execute(
+        """
+        SELECT relation, privilege FROM unnest(%s::text[], %s::text[]) AS n(relation, privilege)
+        WHERE NOT has_table_privilege('kbatchd.' || relation, privilege)
+        """,
+        ([relation for relation, _ in needed], [privilege for _, privilege in needed]),
+    ).fetchall()
+    for relation, privilege in missing:
+        grant = f"GRANT {privilege} ON kbatchd.{relation} TO {_user(connection)}"
+        yield f"no right to {privilege} on kbatchd.{relation}; {grant}"
+
+
+def _user(connection: Connection) -> str:
+    row = connection.execute("SELECT quote_ident(current_user)").fetchone()
+    return str(row[0]) if row else ""
+
+
+def topic_faults(route: Route, descriptions: Mapping[str, TopicDescription | None]) -> Iterator[str]:
+    """Say that a route's topic is missing."""
+    if descriptions.get(route.topic) is None:
+        yield (
+            f"route {route.name}: topic {route.topic} does not exist; "
+            f"create it with `kbatchd create-topic --config FILE {route.name}`"
+        )
+
+
+def table_faults(connection: Connection, config: Config, route: Route) -> Iterator[str]:
+    """Say what is wrong with a route's table, and whether its progress was made for another one."""
+    try:
+        table = catalogue.read_table(connection, route.table)
+        build_target(config.pipeline, route, "check", table)
+        progress.refuse_other_target(connection, owner(config, route, table.quoted))
+    except ConfigError as error:
+        for fault in error.faults:
+            yield fault if fault.startswith("route ") else f"route {route.name}: {fault}"
+    except Error as error:
+        if error.sqlstate not in _NO_PROGRESS:
+            raise
+
+
+def owner(config: Config, route: Route, target: str) -> Owner:
+    """Name the owner of a route's progress for those who only look."""
+    return Owner(config.pipeline, route.name, route.topic, target, "check")

@@ -1,0 +1,192 @@
+"""Lag: how far each partition of a pipeline is behind its topic, from progress in PostgreSQL and the brokers' offsets.
+
+Nothing that a worker says of itself is used, so the answer is the same from any host, with the daemon up or down. The
+end of a partition is that of a reader of committed records (the last stable offset). What retention has deleted cannot
+be read any more: it is no lag, it is lost. Called by the monitor's watcher thread and by `kbatchd status`.
+"""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from kbatchd import topics
+from kbatchd.errors import KbatchError, ServerUnavailable
+from kbatchd.model import GapKind, Partition
+from kbatchd.source import Source
+from kbatchd.watch import judge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from kbatchd import config
+    from kbatchd.ledger import Claimed
+
+#: Partitions whose oldest waiting record is read in one look, and how long that may take. The others keep the time they
+#: had, and have their turn in the next looks.
+LOOKED_AT_PARTITIONS = 64
+LOOK_SECONDS = 1.0
+
+#: A look wants one record of each partition: no more than the broker's first batch is fetched.
+_FETCH_LITTLE = {"fetch.message.max.bytes": 1_024, "queued.min.messages": 1, "fetch.wait.max.ms": 50}
+
+
+class PartitionState(StrEnum):
+    """What progress and topic have to say of each other."""
+
+    OK = "ok"
+    RETENTION = "retention"  # records were deleted before they were read
+    TRUNCATION = "truncation"  # the topic ends below progress
+    RECREATED = "recreated"  # the topic is another one by now
+    MISSING = "missing"  # there is no such topic or partition
+    UNKNOWN = "unknown"  # the brokers do not say
+
+
+_STATES = {
+    GapKind.RETENTION: PartitionState.RETENTION,
+    GapKind.TRUNCATION: PartitionState.TRUNCATION,
+    GapKind.RECREATED: PartitionState.RECREATED,
+}
+
+
+class PartitionLag(NamedTuple):
+    """One partition of one route against its topic."""
+
+    progress: Claimed
+    state: PartitionState
+    #: The topic's first offset and its end; None where the brokers do not say.
+    start: int | None
+    end: int | None
+
+    @property
+    def partition(self) -> Partition:
+        """The partition."""
+        return Partition(self.progress.topic, self.progress.partition)
+
+    @property
+    def reads_from(self) -> int:
+        """The first offset that is there to be read: all of a topic that was made anew."""
+        next_offset = 0 if self.state is PartitionState.RECREATED else self.progress.next_offset
+        return max(next_offset, self.start or 0)
+
+    @property
+    def records(self) -> int | None:
+        """Offsets still to be read; None where the end is not known."""
+        return None if self.end is None else max(0, self.end - self.reads_from)
+
+    def waits(self, oldest: float | None) -> float | None:
+        """Return how long the oldest waiting record, of that time, has been waiting.
+
+        0 where none is, None where it is not known.
+        """
+        if self.records is None or (self.records and oldest is None):
+            return None
+        return max(0.0, round(time.time() - oldest, 3)) if self.records and oldest else 0.0
+
+    @property
+    def lost(self) -> int:
+        """Offsets that were deleted before they were read, and are not recorded as a gap yet."""
+        if self.state is not PartitionState.RETENTION or self.start is None:
+            return 0
+        return self.start - self.progress.next_offset
+
+
+def survey(admin: topics.Admin, rows: Sequence[Claimed], timeout_seconds: float) -> list[PartitionLag]:
+    """Ask the brokers where the partitions begin and end. Raises ServerUnavailable or ConfigError.
+
+    Progress was read before: a lag may count what came in the moment between, and never leaves out what was there.
+    """
+    known = topics.describe(admin, {row.topic for row in rows}, timeout_seconds)
+    asked = {
+        Partition(row.topic, row.partition)
+        for row in rows
+        if (topic := known[row.topic]) is not None and row.partition < topic.partitions
+    }
+    marks = _watermarks(admin, asked, timeout_seconds)
+    lags = []
+    for row in rows:
+        partition, topic = Partition(row.topic, row.partition), known[row.topic]
+        if topic is None or row.partition >= topic.partitions:
+            lags.append(PartitionLag(row, PartitionState.MISSING, None, None))
+        elif partition not in marks:
+            lags.append(PartitionLag(row, PartitionState.UNKNOWN, None, None))
+        else:
+            low, high = marks[partition]
+            gap = judge(partition, row.next_offset, row.topic_id, topic.topic_id, low, high)
+            lags.append(PartitionLag(row, _STATES[gap.kind] if gap else PartitionState.OK, low, high))
+    return lags
+
+
+def _watermarks(
+    admin: topics.Admin, partitions: Iterable[Partition], timeout_seconds: float
+) -> dict[Partition, tuple[int, int]]:
+    """Ask for all at once; where one of them has no leader, for each topic, to know at least the others."""
+    asked = sorted(partitions)
+    try:
+        return topics.watermarks(admin, asked, timeout_seconds)
+    except ServerUnavailable:
+        raise
+    except KbatchError:
+        marks: dict[Partition, tuple[int, int]] = {}
+        for topic in sorted({partition.topic for partition in asked}):
+            try:
+                marks |= topics.watermarks(admin, [p for p in asked if p.topic == topic], timeout_seconds)
+            except ServerUnavailable:
+                raise
+            except KbatchError:
+                continue
+        return marks
+
+
+class Oldest:
+    """Reads the first waiting record of partitions, for its time; a consumer that takes part in no group.
+
+    Remembers what it has read: a partition that stands still is read once.
+    """
+
+    def __init__(self, kafka: config.Kafka, client_id: str, names: Iterable[str]) -> None:
+        settings = kafka.model_copy(update={"librdkafka": {**kafka.librdkafka, **_FETCH_LITTLE}})
+        self._source = Source(settings, client_id, sorted(names))
+        #: By route and partition: the offset that was looked for, and the time of the record there, in seconds.
+        self._known: dict[tuple[str, Partition], tuple[int, float]] = {}
+
+    def times(self, lags: Sequence[PartitionLag]) -> dict[tuple[str, Partition], float]:
+        """Return since when records wait, by route and partition, of those that have some.
+
+        Of a partition whose turn has not come the time may be that of a record that is in the table by now.
+        """
+        waiting = {(lag.progress.route, lag.partition): lag.reads_from for lag in lags if lag.records}
+        self._known = {key: known for key, known in self._known.items() if key in waiting}
+        due = [key for key, offset in waiting.items() if self._known.get(key, (-1,))[0] != offset]
+        due.sort(key=lambda key: key in self._known)  # those never seen first
+        deadline = time.monotonic() + LOOK_SECONDS
+        due = due[:LOOKED_AT_PARTITIONS]
+        while due and time.monotonic() < deadline:
+            # Of a partition that several routes wait at, one offset at a time.
+            layer = {partition: (route, partition) for route, partition in reversed(due)}
+            found = self._look({partition: waiting[key] for partition, key in layer.items()}, deadline)
+            for partition, at in found.items():
+                self._known[layer[partition]] = (waiting[layer[partition]], at)
+            due = [key for key in due if key not in layer.values()]
+        return {key: at for key, (_, at) in self._known.items()}
+
+    def close(self) -> None:
+        """Free the consumer."""
+        self._source.close()
+
+    def _look(self, starts: Mapping[Partition, int], deadline: float) -> dict[Partition, float]:
+        self._source.assign(starts)
+        found: dict[Partition, float] = {}
+        missing = set(starts)
+        while missing and time.monotonic() < deadline:
+            polled = self._source.poll(LOOKED_AT_PARTITIONS, 0.05)
+            for record in (record for records in polled.records.values() for record in records):
+                partition = Partition(record.topic() or "", record.partition() or 0)
+                kind, at_ms = record.timestamp()
+                if partition in missing and kind:
+                    found[partition] = at_ms / 1e3
+                missing.discard(partition)
+            missing -= polled.ends.keys() | set(polled.out_of_range)
+        self._source.unassign(starts)
+        return found

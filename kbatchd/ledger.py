@@ -1,0 +1,157 @@
+"""What the schema kbatchd tells whoever looks: progress and its owners, the ledger, dead letters by cause, gaps.
+
+Only reads; each statement is bounded, whatever the tables have grown to. Called by the monitor's watcher thread and by
+`kbatchd status`, each on a connection of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from psycopg.rows import class_row
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    import psycopg
+
+#: So many of the youngest dead letters are sorted by cause, and so many causes are shown.
+DEAD_LETTERS_LOOKED_AT = 10_000
+MAX_CAUSES = 50
+
+#: So much of a dead letter's key and value is shown.
+SHOWN_BYTES = 2_048
+
+
+class Claimed(NamedTuple):
+    """One line of progress, and the session that has claimed it."""
+
+    route: str
+    topic: str
+    topic_id: str
+    partition: int
+    next_offset: int
+    epoch: int
+    owner: str | None
+    target: str
+    updated_at: datetime
+    #: When it was claimed; None: never.
+    claimed_at: datetime | None
+    #: Whether that session is still there.
+    is_held: bool
+
+
+class Bin(NamedTuple):
+    """What was committed for a route in some seconds from `at` on, a time in seconds since 1970."""
+
+    at: float
+    route: str
+    rows: int
+    dead_letters: int
+    #: The longest time from a batch's first record to its commit.
+    slowest_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Dead letters of one route, code and column, and the youngest of them."""
+
+    route: str
+    code: str
+    column: str | None
+    count: int
+    first_at: datetime
+    last_at: datetime
+    topic: str
+    partition: int
+    offset: int
+    message: str
+    key: bytes | None
+    value: bytes | None
+    value_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedGap:
+    """A line of kbatchd.gaps."""
+
+    route: str
+    topic: str
+    partition: int
+    kind: str
+    first_offset: int
+    last_offset: int
+    recorded_at: datetime
+
+
+def read_claimed(connection: psycopg.Connection, pipeline: str) -> list[Claimed]:
+    """Read all progress of a pipeline, and which of the sessions that claimed it are there."""
+    rows = connection.execute(
+        """
+        SELECT p.route, p.topic, p.topic_id, p.partition, p.next_offset, p.epoch, p.owner, p.target, p.updated_at,
+               p.claimed_at, a.pid IS NOT NULL
+        FROM kbatchd.progress AS p
+        LEFT JOIN pg_stat_activity AS a ON a.pid = p.backend_pid AND a.datname = current_database()
+                                       AND a.application_name = 'kbatchd ' || p.owner
+        WHERE p.pipeline = %s ORDER BY p.route, p.topic, p.partition
+        """,
+        (pipeline,),
+    )
+    return [Claimed(*row) for row in rows]
+
+
+def read_bins(connection: psycopg.Connection, pipeline: str, since: float, seconds: float) -> list[Bin]:
+    """Add up the ledger since a time, in bins of so many seconds."""
+    rows = connection.execute(
+        """
+        SELECT (floor(extract(epoch FROM committed_at) / %(seconds)s) * %(seconds)s)::float8 AS at, route,
+               sum(rows)::bigint, sum(dead_letters)::bigint,
+               max(fill_seconds + extract(epoch FROM committed_at - started_at))::float8
+        FROM kbatchd.batches
+        WHERE pipeline = %(pipeline)s AND committed_at >= to_timestamp(%(since)s)
+        GROUP BY 1, 2 ORDER BY 1, 2
+        """,
+        {"pipeline": pipeline, "since": since, "seconds": seconds},
+    )
+    return [Bin(*row) for row in rows]
+
+
+def read_causes(connection: psycopg.Connection, pipeline: str) -> list[Cause]:
+    """Sort the youngest dead letters by route, code and column; the most frequent first."""
+    with connection.cursor(row_factory=class_row(Cause)) as cursor:
+        return cursor.execute(
+            """
+            WITH young AS (
+                SELECT id, route, code, "column", refused_at FROM kbatchd.dead_letters
+                WHERE pipeline = %(pipeline)s ORDER BY id DESC LIMIT %(looked_at)s
+            ), causes AS (
+                SELECT route, code, "column", count(*), min(refused_at) AS first_at, max(refused_at) AS last_at,
+                       max(id) AS id
+                FROM young GROUP BY route, code, "column" ORDER BY count(*) DESC, max(id) DESC LIMIT %(causes)s
+            )
+            SELECT c.route, c.code, c."column", c.count, c.first_at, c.last_at, d.topic, d.partition, d."offset",
+                   left(d.message, %(bytes)s) AS message, substring(d.key FOR %(bytes)s) AS key,
+                   substring(d.value FOR %(bytes)s) AS value, octet_length(d.value) AS value_bytes
+            FROM causes AS c JOIN kbatchd.dead_letters AS d USING (id)
+            ORDER BY c.count DESC, c.id DESC
+            """,
+            {
+                "pipeline": pipeline,
+                "looked_at": DEAD_LETTERS_LOOKED_AT,
+                "causes": MAX_CAUSES,
+                "bytes": SHOWN_BYTES,
+            },
+        ).fetchall()
+
+
+def read_gaps(connection: psycopg.Connection, pipeline: str, count: int = 20) -> list[RecordedGap]:
+    """Read the youngest gaps."""
+    with connection.cursor(row_factory=class_row(RecordedGap)) as cursor:
+        return cursor.execute(
+            """
+            SELECT route, topic, partition, kind, first_offset, last_offset, recorded_at
+            FROM kbatchd.gaps WHERE pipeline = %s ORDER BY id DESC LIMIT %s
+            """,
+            (pipeline, count),
+        ).fetchall()

@@ -1,0 +1,302 @@
+"""The producer: records into Kafka, each acknowledged by all in-sync replicas before anybody hears that it is there.
+
+Made in a gateway process, after the fork, and used by its event loop alone: the loop itself collects librdkafka's
+delivery reports, every few milliseconds while records are under way. A thread that waits for them would take the
+interpreter from the loop for each handful. What is under way is counted, so that librdkafka's queue is never full in
+the middle of a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+import orjson
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from kbatchd.errors import ConfigError, KbatchError
+from kbatchd.model import OffsetRange, Partition
+from kbatchd.rdkafka_log import rdkafka_log
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from confluent_kafka import Message
+
+    from kbatchd import config
+
+log = logging.getLogger(__name__)
+
+Headers = list[tuple[str, str | bytes | None]]
+
+#: What exactness needs; the file's [kafka.librdkafka] cannot change these.
+_OURS: dict[str, str | int | float | bool] = {
+    "enable.idempotence": True,  # with acks=all: a retry within librdkafka is no second record, and none overtakes
+    "acks": "all",
+    "statistics.interval.ms": 250,  # tells whether a broker is up; 40 us each time
+}
+
+#: What it would like; the file may say otherwise.
+_DEFAULTS: dict[str, str | int | float | bool] = {
+    "linger.ms": 2,
+    "compression.type": "lz4",
+    "partitioner": "murmur2_random",  # the same partition for a key as Java's clients choose
+    "reconnect.backoff.max.ms": 500,
+    "socket.keepalive.enable": True,
+    "topic.metadata.refresh.interval.ms": 10_000,
+    "log.connection.close": False,
+}
+
+#: librdkafka's own default, which is the brokers' as well, less what a record's frame may take.
+_MESSAGE_MAX_BYTES = 1_000_000
+_FRAME_BYTES = 512
+
+#: How soon reports are collected while records are under way, and how often librdkafka is looked at otherwise.
+_COLLECT_SECONDS, _IDLE_SECONDS = 0.002, 0.1
+
+#: So many records of a request are handed to librdkafka before others have their turn: 1 ms.
+_RECORDS_PER_TURN = 1_000
+
+#: A record that waits this long for its acknowledgement means that Kafka is in trouble: no more are taken.
+STALL_SECONDS = 1.5
+
+#: How long a request may wait for brokers to come back: idle connections are closed, and made anew, within that.
+BLINK_SECONDS = 1.0
+
+
+class KafkaAway(KbatchError):
+    """Kafka cannot be reached, or does not answer; nothing was sent."""
+
+
+class QueueFull(KbatchError):
+    """More than `max_queued_records` or `max_queued_bytes` would wait for Kafka; nothing was sent."""
+
+
+class RecordTooLarge(KbatchError):
+    """A record is larger than Kafka takes (message.max.bytes); nothing was sent."""
+
+    def __init__(self, index: int, size: int, limit: int) -> None:
+        super().__init__(f"a record of {size} bytes; Kafka takes {limit}")
+        self.index = index
+
+
+class NotAcknowledged(KbatchError):
+    """Kafka did not acknowledge all records of a request.
+
+    `known` are those it did. `certain`: the others are not in the topic; else that is unknown.
+    """
+
+    def __init__(self, reason: str, known: list[OffsetRange], *, certain: bool) -> None:
+        super().__init__(reason)
+        self.known = known
+        self.certain = certain
+
+
+#: The brokers have refused the record itself: it is not in the topic.
+_CERTAIN = {
+    KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError.RECORD_LIST_TOO_LARGE,
+    KafkaError.INVALID_RECORD,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.POLICY_VIOLATION,
+}
+
+
+class _Sending:
+    """The records of one request that are under way."""
+
+    __slots__ = ("acknowledged", "errors", "future", "left", "sent_at", "size_bytes")
+
+    def __init__(self, count: int, size_bytes: int, future: asyncio.Future[None]) -> None:
+        self.left = count
+        self.size_bytes = size_bytes
+        self.future = future
+        self.sent_at = time.monotonic()
+        self.acknowledged: list[tuple[int, int]] = []
+        self.errors: list[KafkaError] = []
+
+    def report(self, error: KafkaError | None, message: Message) -> None:
+        """Take one delivery report."""
+        if error is None:
+            self.acknowledged.append((message.partition(), message.offset()))  # type: ignore[arg-type]
+        else:
+            self.errors.append(error)
+        self.left -= 1
+        if not self.left and not self.future.done():  # a client that hung up has cancelled it
+            self.future.set_result(None)
+
+
+class RecordProducer:
+    """An idempotent producer for an event loop."""
+
+    def __init__(self, kafka: config.Kafka, gateway: config.Gateway, client_id: str) -> None:
+        """Connect in the background; call from within the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._max_records, self._max_bytes = gateway.max_queued_records, gateway.max_queued_bytes
+        settings: dict[str, Any] = {
+            **_DEFAULTS,
+            **kafka.client,
+            **_OURS,
+            "client.id": client_id,
+            "delivery.timeout.ms": round(gateway.delivery_timeout_seconds * 1000),
+            # Never full: we count ourselves.
+            "queue.buffering.max.messages": 2 * gateway.max_queued_records,
+            "queue.buffering.max.kbytes": min(2_097_151, 2 * gateway.max_queued_bytes // 1024 + 1024),
+            "error_cb": self._on_error,
+            "stats_cb": self._on_statistics,
+        }
+        self.message_max_bytes = int(kafka.librdkafka.get("message.max.bytes", _MESSAGE_MAX_BYTES)) - _FRAME_BYTES
+        try:
+            self._producer = Producer(settings, logger=rdkafka_log)
+        except (KafkaException, TypeError, ValueError) as error:
+            raise ConfigError(f"kafka.librdkafka: {error}") from error
+        #: Set when librdkafka can go on no more: the process must be replaced.
+        self.fatal = asyncio.Event()
+        self._up = asyncio.Event()
+        self._down_at_us = 0
+        self._under_way: deque[_Sending] = deque()
+        self.queued_records = self.queued_bytes = 0
+        self._timer = self._loop.call_later(_IDLE_SECONDS, self._collect)
+        self._collects_soon = False
+
+    async def send(
+        self, topic: str, values: Sequence[bytes], keys: Sequence[bytes | None], headers: Headers | None
+    ) -> list[OffsetRange]:
+        """Send records; return where they are, once Kafka has acknowledged them all.
+
+        Raises KafkaAway, QueueFull or RecordTooLarge before anything is sent, NotAcknowledged after.
+        """
+        if not self._collects_soon:
+            self._producer.poll(0)  # librdkafka may have lost its brokers since the last look
+        if not self._up.is_set():
+            await self._wait_up()
+        self._refuse_beyond_limits(values, keys)
+        sending = _Sending(len(values), sum(map(len, values)), self._loop.create_future())
+        self._under_way.append(sending)
+        self.queued_records += len(values)
+        self.queued_bytes += sending.size_bytes
+        for start in range(0, len(values), _RECORDS_PER_TURN):
+            if start:
+                await asyncio.sleep(0)
+            end = start + _RECORDS_PER_TURN
+            self._produce(topic, values[start:end], keys[start:end], headers, sending)
+        if not self._collects_soon:
+            self._collects_soon = True
+            self._timer.cancel()
+            self._timer = self._loop.call_later(_COLLECT_SECONDS, self._collect)
+        await sending.future
+        ranges = _ranges(topic, sending.acknowledged)
+        if sending.errors:
+            certain = all(error.code() in _CERTAIN for error in sending.errors)
+            raise NotAcknowledged(sending.errors[0].str(), ranges, certain=certain)
+        return ranges
+
+    async def _wait_up(self) -> None:
+        try:
+            await asyncio.wait_for(self._up.wait(), BLINK_SECONDS)
+        except TimeoutError as error:
+            raise KafkaAway("no broker can be reached") from error
+
+    def _refuse_beyond_limits(self, values: Sequence[bytes], keys: Sequence[bytes | None]) -> None:
+        for index, value in enumerate(values):
+            size = len(value) + len(keys[index] or b"")
+            if size > self.message_max_bytes:
+                raise RecordTooLarge(index, size, self.message_max_bytes)
+        if self._under_way and time.monotonic() - self._under_way[0].sent_at > STALL_SECONDS:
+            raise KafkaAway(f"Kafka has acknowledged nothing for {STALL_SECONDS} s")
+        if self.queued_records + len(values) > self._max_records or self.queued_bytes > self._max_bytes:
+            raise QueueFull("too many records wait for Kafka")
+
+    def _produce(
+        self,
+        topic: str,
+        values: Sequence[bytes],
+        keys: Sequence[bytes | None],
+        headers: Headers | None,
+        sending: _Sending,
+    ) -> None:
+        produce, report = self._producer.produce, sending.report
+        sent = 0
+        try:
+            if headers is None:
+                for value, key in zip(values, keys, strict=True):
+                    produce(topic, value, key, on_delivery=report)
+                    sent += 1
+            else:
+                for value, key in zip(values, keys, strict=True):
+                    produce(topic, value, key, on_delivery=report, headers=headers)
+                    sent += 1
+        except (BufferError, KafkaException) as error:
+            self._give_up(sending, len(values) - sent, error)
+
+    def _give_up(self, sending: _Sending, rest: int, error: Exception) -> None:
+        """Count what librdkafka did not even take: it is broken for good, or the counts are wrong."""
+        reason = error.args[0] if isinstance(error, KafkaException) else KafkaError(KafkaError._QUEUE_FULL)  # noqa: SLF001
+        sending.errors += [reason] * rest
+        sending.left -= rest
+        if not sending.left and not sending.future.done():
+            sending.future.set_result(None)
+
+    def _collect(self) -> None:
+        """Take the delivery reports that have come, and forget the requests that are done."""
+        self._producer.poll(0)
+        under_way = self._under_way
+        while under_way and not under_way[0].left:
+            done = under_way.popleft()
+            self.queued_records -= len(done.acknowledged) + len(done.errors)
+            self.queued_bytes -= done.size_bytes
+        self._collects_soon = bool(under_way)
+        self._timer = self._loop.call_later(_COLLECT_SECONDS if under_way else _IDLE_SECONDS, self._collect)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            log.error("the producer cannot go on", extra={"action": "producer_fatal", "error": error.str()})
+            self.fatal.set()
+        elif error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
+            self._down_at_us = time.monotonic_ns() // 1000
+            self._note_up(up=False)
+
+    def _on_statistics(self, text: str) -> None:
+        statistics = orjson.loads(text)
+        # `ts` is the same clock: what was gathered before the last broker went says nothing.
+        if statistics["ts"] > self._down_at_us:
+            brokers = statistics["brokers"].values()
+            if any(broker["state"] == "UP" for broker in brokers):
+                self._note_up(up=True)
+
+    def _note_up(self, *, up: bool) -> None:
+        if up == self._up.is_set():
+            return
+        if up:
+            self._up.set()
+            log.info("connected to Kafka", extra={"action": "kafka_up"})
+        else:
+            self._up.clear()
+            log.warning("Kafka cannot be reached", extra={"action": "kafka_down"})
+
+    def close(self) -> None:
+        """Look no more; what is not acknowledged by now is nobody's business any more."""
+        self._timer.cancel()
+
+
+def _ranges(topic: str, acknowledged: list[tuple[int, int]]) -> list[OffsetRange]:
+    """Put offsets that follow each other together."""
+    if len(acknowledged) == 1:
+        [(number, offset)] = acknowledged
+        return [OffsetRange(Partition(topic, number), offset, offset)]
+    ranges: list[OffsetRange] = []
+    last_number, last_offset, first = -1, -2, 0
+    for number, offset in sorted(acknowledged):
+        if number != last_number or offset != last_offset + 1:
+            if last_number >= 0:
+                ranges.append(OffsetRange(Partition(topic, last_number), first, last_offset))
+            first = offset
+        last_number, last_offset = number, offset
+    if last_number >= 0:
+        ranges.append(OffsetRange(Partition(topic, last_number), first, last_offset))
+    return ranges

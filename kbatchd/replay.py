@@ -1,0 +1,120 @@
+"""A replay: dead letters on the daemon's own way into their table, once each.
+
+The route's encoder as it is now makes the rows and the sink copies them, around what PostgreSQL refuses. The same
+transaction marks the letters: only those that were still open, so that two replays at once, or one after another, make
+no second row. A letter that is refused again stays open, with its new reason. Progress is not touched: the offsets of
+dead letters are behind it.
+
+An upsert takes no letter over a row that is there: nobody knows which of the two is newer. Such a letter stays open, as
+`row_exists`, unless whoever replays says that letters overwrite. Of several letters with one key the newest is tried
+first, so that the older ones are those that stay. Letters that delete count as overwriting.
+
+Called by `kbatchd dead-letters replay`, in its main thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from kbatchd import catalogue, letters
+from kbatchd.errors import SinkError
+from kbatchd.insertion import Insertion, Outcome
+from kbatchd.letters import LetterRecord
+from kbatchd.model import Refusal
+from kbatchd.targets import build_target, fill_batch
+from kbatchd.upsert import Staging
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from kbatchd.batch import Batch
+    from kbatchd.config import Route
+    from kbatchd.insertion import Target
+    from kbatchd.letters import Letter
+    from kbatchd.postgres import Connection
+
+
+class Replay:
+    """Replays the letters of one route."""
+
+    def __init__(self, connection: Connection, pipeline: str, route: Route, *, overwrite: bool) -> None:
+        """Read the table as it is now; ConfigError when it cannot be fed."""
+        self._connection = connection
+        self._cautious = route.mode == "upsert" and not overwrite
+        if self._cautious:
+            route = route.model_copy(update={"insert_only": True, "delete_when": None})
+        table = catalogue.read_table(connection, route.table)
+        target, self._encoder = build_target(pipeline, route, "replay", table)
+        self._target = replace(target, max_dead_letters=0)  # however many are refused again, it makes no more letters
+        self._staging = Staging(connection)
+
+    @property
+    def newest_first(self) -> bool:
+        """The order that the letters must come in."""
+        return self._cautious
+
+    def run(self, chosen: Sequence[Letter], corrected: bytes | None = None) -> Outcome:
+        """Insert and mark these letters; with a corrected value, it stands in for each one's own.
+
+        Raises SinkError when somebody else settled one of them meanwhile: nothing of its transaction is in.
+        """
+        if self._target.merge is not None:
+            self._staging.prepare(self._target.merge)
+        if not self._cautious:
+            return self._insert(chosen, corrected)
+        total = Outcome()
+        for letter in chosen:
+            outcome = self._insert([letter], corrected)
+            total.rows += outcome.rows
+            total.dead_letters += outcome.dead_letters
+            total.reason = total.reason or outcome.reason
+        return total
+
+    def _insert(self, chosen: Sequence[Letter], corrected: bytes | None) -> Outcome:
+        values = [letter.value if corrected is None else corrected for letter in chosen]
+        batch = fill_batch(self._encoder, [LetterRecord(letter) for letter in chosen], values)
+        insertion = _Replaying(self._connection, batch, self._target, chosen, corrected, cautious=self._cautious)
+        try:
+            insertion.run()
+        except _RowExists:
+            letters.keep_refused(self._connection, {chosen[0].id: _ROW_EXISTS})
+            return Outcome(dead_letters=1, reason=_ROW_EXISTS)
+        return insertion.outcome
+
+
+_ROW_EXISTS = Refusal(
+    "row_exists", None, "the table has a row of this key, perhaps of a newer record; --overwrite replaces it"
+)
+
+
+class _RowExists(Exception):
+    """The merge has left the row that was there."""
+
+
+class _Replaying(Insertion):
+    """A batch of letters on its way."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        batch: Batch,
+        target: Target,
+        chosen: Sequence[Letter],
+        corrected: bytes | None,
+        *,
+        cautious: bool,
+    ) -> None:
+        super().__init__(connection, batch, target)
+        self._cautious = cautious
+        self._chosen = chosen
+        self._corrected = corrected
+
+    def account(self, last: int, dead: Mapping[int, Refusal]) -> None:
+        """Mark those that are in; give the others their new reason."""
+        if self._cautious and not dead and self.merged == 0:
+            raise _RowExists
+        into = [self._chosen[index].id for index in range(self.done, last) if index not in dead]
+        if letters.settle_replayed(self.connection, into, self._corrected) != len(into):
+            raise SinkError("somebody else has settled some of these letters meanwhile; run the command again")
+        letters.keep_refused(self.connection, {self._chosen[index].id: why for index, why in dead.items()})

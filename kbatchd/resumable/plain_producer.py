@@ -1,0 +1,76 @@
+"""Sends what cannot be read again: each record once, as long as this process lives.
+
+Used by `kbatchd produce`, in its main thread.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kbatchd.errors import ServerUnavailable
+from kbatchd.resumable.delivery import SLICE_SECONDS, Acknowledged, Reports, make_producer, refuse, send_all
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kbatchd import config
+    from kbatchd.resumable.delivery import Patience
+    from kbatchd.resumable.position import Position
+
+
+class PlainProducer:
+    """Sends records that cannot be read again."""
+
+    def __init__(self, kafka: config.Kafka, topic: str, timeout_seconds: float, patience: Patience) -> None:
+        """Connect in the background."""
+        self.acknowledged = Acknowledged()
+        self._topic = topic
+        self._patience = patience
+        self._reports = Reports()
+        settings = {"delivery.timeout.ms": round(timeout_seconds * 1000)}
+        self._producer = make_producer(kafka, settings, patience)
+
+    def add(self, values: Sequence[bytes], keys: Sequence[bytes | None]) -> None:
+        """Send records; raises for any record before these that was not acknowledged."""
+        send_all(self._producer, self._topic, values, keys, self._reports, self._make_room)
+        self._poll(0)
+
+    def is_full(self) -> bool:
+        """Never: there is nothing to commit."""
+        return False
+
+    def is_open(self) -> bool:
+        """Never."""
+        return False
+
+    def commit(self, position: Position) -> None:  # noqa: ARG002 - nobody could go on there
+        """Return when all is acknowledged."""
+        while self._producer.flush(SLICE_SECONDS):
+            self._patience.wait("it does not acknowledge the records")
+            self._check()
+        self._check()
+
+    def close(self) -> None:
+        """Count what was acknowledged, and drop the rest."""
+        self._producer.purge()
+        self._producer.flush(SLICE_SECONDS)
+        self.acknowledged.add(self._reports.offsets)
+        self._reports.offsets = []
+
+    def _make_room(self) -> None:
+        self._patience.wait("it does not acknowledge the records")
+        self._poll(SLICE_SECONDS)
+
+    def _poll(self, seconds: float) -> None:
+        self._producer.poll(seconds)
+        self._check()
+
+    def _check(self) -> None:
+        reports = self._reports
+        if reports.error is not None:
+            refuse(reports.error, None)
+            raise ServerUnavailable(f"Kafka cannot be reached: {self._patience.trouble or reports.error.str()}")
+        if reports.offsets:
+            self.acknowledged.add(reports.offsets)
+            reports.offsets = []
+            self._patience.content()

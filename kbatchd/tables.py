@@ -1,0 +1,148 @@
+"""The routes' tables, from PostgreSQL or, when it is away, from the cache in the state directory.
+
+The cache holds the columns that a record feeds, so that the door can be opened without PostgreSQL. It may be lost; a
+file that is damaged or of another version counts as none. An entry is good for the same route, table and mapping only.
+Called by a gateway's database thread, by `kbatchd produce`, and by the command line before the fork (`is_cached`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
+
+import orjson
+
+from kbatchd import catalogue
+from kbatchd.catalogue import Column
+from kbatchd.config_mapping import RouteMapping
+from kbatchd.errors import ConfigError, ServerUnavailable
+from kbatchd.mapping import row_columns
+from kbatchd.postgres import connect, explained
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from kbatchd.config import Config, Route
+    from kbatchd.postgres import Connection
+
+log = logging.getLogger(__name__)
+
+#: Of the cache's format; to be raised when Column changes.
+_VERSION = 2
+
+
+class Columns(NamedTuple):
+    """What a record of a route feeds, and the fingerprint of the table it was read from."""
+
+    columns: tuple[Column, ...]
+    fingerprint: str
+
+
+#: By route name; for a table that cannot be used, why.
+Tables = dict[str, Columns | ConfigError]
+
+
+def load(config: Config, routes: Sequence[Route] | None = None) -> dict[str, tuple[Column, ...]]:
+    """Return the routes' columns, from PostgreSQL if it answers, else from the cache.
+
+    Raises ConfigError for a table that cannot be used, ServerUnavailable when there is neither.
+    """
+    routes = config.route if routes is None else routes
+    try:
+        with connect(config.postgres, "kbatchd tables") as connection, explained():
+            found = read(connection, routes)
+    except ServerUnavailable:
+        cached = read_cache(config)
+        if any(route.name not in cached for route in routes):
+            raise
+        return {route.name: cached[route.name].columns for route in routes}
+    faults = [fault for table in found.values() if isinstance(table, ConfigError) for fault in table.faults]
+    if faults:
+        raise ConfigError(*faults)
+    write_cache(config, found)
+    return {name: table.columns for name, table in found.items() if isinstance(table, Columns)}
+
+
+def read(connection: Connection, routes: Sequence[Route]) -> Tables:
+    """Read the tables of the routes; a fault of one does not hide the others."""
+    return {route.name: _read_one(connection, route) for route in routes}
+
+
+def _read_one(connection: Connection, route: Route) -> Columns | ConfigError:
+    try:
+        table = catalogue.read_table(connection, route.table)
+        return Columns(row_columns(table, route), table.fingerprint)
+    except ConfigError as error:
+        return error
+
+
+def is_cached(config: Config) -> bool:
+    """Tell whether the door of every route can be opened without PostgreSQL."""
+    cached = read_cache(config)
+    return all(route.name in cached for route in config.route)
+
+
+def read_cache(config: Config) -> dict[str, Columns]:
+    """Read what is cached of the file's routes; nothing when the cache is not there or not ours."""
+    path = _path(config)
+    try:
+        document = orjson.loads(path.read_bytes())
+        if document["version"] != _VERSION:
+            return {}
+        return {
+            route.name: Columns(tuple(Column.from_dict(column) for column in entry["columns"]), entry["fingerprint"])
+            for route in config.route
+            if (entry := document["routes"].get(route.name)) and entry["of"] == _identity(route)
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        log.warning("cache not read", extra={"action": "cache_ignored", "path": str(path), "error": str(error)})
+        return {}
+
+
+def write_cache(config: Config, tables: Mapping[str, Columns | ConfigError]) -> None:
+    """Remember these tables, and what was remembered of other routes; a disk that does not take it is no failure."""
+    known = {**read_cache(config), **{name: table for name, table in tables.items() if isinstance(table, Columns)}}
+    routes = {
+        route.name: {
+            "of": _identity(route),
+            "fingerprint": known[route.name].fingerprint,
+            "columns": [dataclasses.asdict(column) for column in known[route.name].columns],
+        }
+        for route in config.route
+        if route.name in known
+    }
+    path = _path(config)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _replace(path, orjson.dumps({"version": _VERSION, "routes": routes}))
+    except OSError as error:
+        log.warning("cache not written", extra={"action": "cache_unwritten", "path": str(path), "error": str(error)})
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as draft:
+            draft.write(content)
+            draft.flush()
+            os.fsync(draft.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _path(config: Config) -> Path:
+    return config.state_directory / f"{quote(config.pipeline, safe='')}.tables.json"
+
+
+def _identity(route: Route) -> list[object]:
+    return [route.table, route.model_dump(mode="json", include=set(RouteMapping.model_fields))]

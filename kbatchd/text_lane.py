@@ -1,0 +1,146 @@
+"""The text format: a row as a line of COPY's text, whose values PostgreSQL's own input functions read.
+
+A route with a column that has no binary form here is copied so, as a whole. Values of the other types are checked by
+the careful lane's functions first: a record fares the same in both formats. For all else a string is the value's own
+literal, a number or a boolean its text, and JSON's objects and arrays become what a user means by them: arrays of any
+dimensions, composite values by their attributes' names, hstore; for any other type their JSON text.
+
+Called by the row encoder in the worker's poll loop. Pure functions, no I/O.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from kbatchd.careful_lane import RowFormat, encode_binary
+from kbatchd.column_types import type_of
+from kbatchd.exact import field_slices, item_slices
+from kbatchd.fields import Refused, wrong_type
+from kbatchd.fields_times import time_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kbatchd.careful_lane import FieldEncoder, NeedsText
+    from kbatchd.catalogue import Column
+    from kbatchd.mapping import Feed
+
+_NULL = b"\\N"
+
+
+def _text_encoder(feed: Feed) -> tuple[FieldEncoder, NeedsText]:
+    column, unit = feed.column, feed.unit
+
+    def needs_text(x: object, suspect: bool) -> bool:
+        return type(x) in {float, list, dict} or (type(x) is int and (suspect or x == 0))
+
+    def encode(x: object, raw: str | None) -> bytes:
+        if unit is not None:
+            kind = type_of(column)
+            assert kind is not None
+            return time_text(encode_binary(x, raw, column, kind, unit)).encode()
+        return _escaped(literal_text(x, raw, column))
+
+    return encode, needs_text
+
+
+def _escaped(text: str) -> bytes:
+    if "\\" in text:
+        text = text.replace("\\", "\\\\")
+    return text.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t").encode()
+
+
+def _text_row(fields: Sequence[bytes | None]) -> bytes:
+    return b"\t".join([_NULL if field is None else field for field in fields]) + b"\n"
+
+
+TEXT: Final = RowFormat(_text_encoder, _text_row, b"f", b"t")
+
+
+def literal_text(x: object, raw: str | None, column: Column) -> str:  # noqa: PLR0911 - one for each kind of type
+    """Return what PostgreSQL's input function for the column is to read; `raw` is the text of what is no string."""
+    kind = type_of(column)
+    if column.type_name == "array" and (kind is not None or isinstance(x, list)):
+        if kind is not None:
+            kind.careful(x, column, raw)
+        return _array_text(x, raw, column, max(column.dimensions, 1))
+    if kind is not None:
+        return kind.text(x, raw, kind.careful(x, column, raw))
+    if isinstance(x, bytes):
+        return f"\\x{x.hex()}"
+    if isinstance(x, str):
+        if "\0" in x:
+            raise Refused("null_byte", f"{column.type} cannot hold a NUL")
+        return x
+    if column.type_name == "composite" and isinstance(x, (list, dict)):
+        return _composite_text(x, raw, column)
+    if column.type_name.rpartition(".")[2] == "hstore" and isinstance(x, dict):
+        return _hstore_text(x, raw)
+    return _json_text(x, raw)
+
+
+def _json_text(x: object, raw: str | None) -> str:
+    return orjson.dumps(x).decode() if raw is None else raw
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _array_text(x: object, raw: str | None, column: Column, dimensions: int) -> str:
+    """Write an array's literal: nested as deep as the column was declared."""
+    element = column.element
+    assert element is not None
+    if not isinstance(x, list):
+        raise wrong_type("an array", x)
+    items = []
+    for item, item_raw in zip(x, _item_texts(raw), strict=True):
+        if item is None:
+            items.append("NULL")
+        elif dimensions > 1:
+            items.append(_array_text(item, item_raw, column, dimensions - 1))
+        else:
+            items.append(_quoted(literal_text(item, item_raw, element)))
+    return "{" + column.delimiter.join(items) + "}"
+
+
+def _item_texts(raw: str | None) -> list[str]:
+    assert raw is not None, "an array's text is always asked for"
+    return [text.decode() for text in item_slices(raw.encode())]
+
+
+def _field_texts(raw: str | None) -> dict[str, str]:
+    assert raw is not None, "an object's text is always asked for"
+    return {name: text.decode() for name, text in field_slices(raw.encode()).items()}
+
+
+def _composite_text(x: list[object] | dict[str, object], raw: str | None, column: Column) -> str:
+    """Write a composite value: an object by its attributes' names, an array in their order."""
+    if isinstance(x, list):
+        if len(x) != len(column.attributes):
+            raise wrong_type(f"{len(column.attributes)} attributes of {column.type}", x)
+        values, texts = x, _item_texts(raw)
+    else:
+        raws = _field_texts(raw)
+        values = [x.get(attribute.name) for attribute in column.attributes]
+        texts = [raws.get(attribute.name, "") for attribute in column.attributes]
+    fields = [
+        "" if value is None else _quoted(literal_text(value, text, attribute))
+        for value, text, attribute in zip(values, texts, column.attributes, strict=True)
+    ]
+    return "(" + ",".join(fields) + ")"
+
+
+def _hstore_text(x: dict[str, object], raw: str | None) -> str:
+    """Write an hstore: strings as they are, other values as their JSON text."""
+    raws = _field_texts(raw)
+    pairs = []
+    for name, value in x.items():
+        text = "NULL" if value is None else _quoted(value if isinstance(value, str) else raws[name])
+        pairs.append(f"{_quoted(name)}=>{text}")
+    literal = ",".join(pairs)
+    if "\0" in literal:
+        raise Refused("null_byte", "hstore cannot hold a NUL")
+    return literal

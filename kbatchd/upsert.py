@@ -1,0 +1,215 @@
+"""Upsert: how rows get from a staging table into a table that has some of their keys already.
+
+The sink copies a batch into a temporary table of its own session, where nobody waits for anybody. Then it merges, one
+session at a time for each table (`Merge.lock`), so that eight workers on the same keys cannot deadlock: of each key the
+last record wins. The statements are made once, when the table has been read; that is also when all that speaks against
+an upsert is found. Called by the start-up checks and the flusher, in their own threads and on their connections.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from psycopg import sql
+
+from kbatchd import catalogue
+from kbatchd.errors import ConfigError, TableChanged
+from kbatchd.model import DELETED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import psycopg
+
+    from kbatchd import config
+
+#: Numbers the staged rows. Their place (ctid) would not do: COPY fills gaps of earlier pages with small rows.
+ORDER = "kbatchd_order"
+
+#: Of a session that upserts. The winners of a batch are sorted by their keys: 5 % slower where that spills to disk.
+_SETTINGS = {"work_mem": "64MB", "temp_buffers": "32MB"}
+
+#: How often the staging tables are vacuumed. Autovacuum cannot see them, and an old one keeps the whole database from
+#: forgetting old transactions.
+VACUUM_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """The statements of one route, for one shape of its table."""
+
+    table: catalogue.Table
+    #: The staging table's name.
+    staging: str
+    #: The advisory lock under which one session at a time merges into the table.
+    lock_key: int
+    create: sql.Composed
+    insert: sql.Composed
+    #: None where no record deletes.
+    delete: sql.Composed | None
+
+    def lock(self, connection: psycopg.Connection) -> None:
+        """Wait for our turn; it lasts until the transaction's end."""
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (self.lock_key,))
+
+    def run(self, connection: psycopg.Connection) -> int:
+        """Merge what is staged, under the lock; return how many rows were inserted or updated."""
+        if self.delete is not None and self._is_any_deleted(connection):
+            # Never prepared: a plan from when the table was small would scan it whole.
+            connection.execute(self.delete, prepare=False)
+        return connection.execute(self.insert, prepare=False).rowcount
+
+    def clear(self, connection: psycopg.Connection) -> None:
+        """Empty the staging table within the transaction; at its end it is emptied anyway."""
+        connection.execute(sql.SQL("DELETE FROM {}").format(_temporary(self.staging)))
+
+    def _is_any_deleted(self, connection: psycopg.Connection) -> bool:
+        statement = sql.SQL("SELECT FROM {} WHERE {} LIMIT 1").format(_temporary(self.staging), sql.Identifier(DELETED))
+        return connection.execute(statement).fetchone() is not None
+
+
+class Staging:
+    """The staging tables of one session, made when they are first wanted."""
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self._connection = connection
+        #: By the staging table's name: what it was made for, and when to vacuum it.
+        self._made: dict[str, tuple[Merge, float]] = {}
+
+    def prepare(self, merge: Merge) -> None:
+        """See that the staging table is there, in the table's present shape; outside of any transaction."""
+        made, vacuum_at = self._made.get(merge.staging, (None, 0.0))
+        now = time.monotonic()
+        if made is not merge:
+            self._make(merge)
+        elif now >= vacuum_at:
+            self._connection.execute(sql.SQL("VACUUM {}").format(_temporary(merge.staging)))
+        else:
+            return
+        self._made[merge.staging] = merge, now + VACUUM_SECONDS
+
+    def _make(self, merge: Merge) -> None:
+        connection = self._connection
+        connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(_temporary(merge.staging)))
+        if not self._made:  # temp_buffers cannot be set any more once a session has used a temporary table
+            for name, value in _SETTINGS.items():
+                connection.execute("SELECT set_config(%s, %s, false)", (name, value))
+        with connection.transaction():
+            connection.execute(merge.create)
+            # From here on its columns are locked, and must be those that the rows were encoded for.
+            if catalogue.fingerprint(connection, merge.table.quoted) != merge.table.fingerprint:
+                raise TableChanged(f"table {merge.table.quoted} was altered")
+
+
+def build_merge(route: config.Route, table: catalogue.Table, columns: Sequence[str]) -> Merge:
+    """Make the statements; ConfigError with all faults when rows of these columns cannot be merged by this key.
+
+    `columns` are the encoder's, with DELETED at their end where records may delete.
+    """
+    key, insert_only, deletes = route.key, route.insert_only, columns[-1] == DELETED
+    columns = columns[:-1] if deletes else columns
+    faults = [*_key_faults(table, columns, key)]
+    faults += _missing_rights(table, {"SELECT", "UPDATE" * (not insert_only), "DELETE" * deletes} - {""})
+    if faults:
+        raise ConfigError(*faults)
+    staging = f"kbatchd_{_digest(route.name, 6).hex()}"
+    identities = {column.name for column in table.columns if column.identity}
+    values = [name for name in columns if name not in key and name not in identities]
+    names = _list(columns)
+    conflict: sql.Composable = sql.SQL("DO NOTHING")
+    if values and not insert_only:
+        updates = [sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(name)) for name in values]
+        conflict = sql.SQL("DO UPDATE SET {}").format(sql.SQL(", ").join(updates))
+    winners = sql.SQL("SELECT DISTINCT ON ({key}) * FROM {staging} ORDER BY {key}, {order} {way}").format(
+        key=_list(key),
+        staging=_temporary(staging),
+        order=sql.Identifier(ORDER),
+        way=sql.SQL("ASC" if insert_only else "DESC"),
+    )
+    target = sql.Identifier(table.schema, table.name)
+    return Merge(
+        table=table,
+        staging=staging,
+        lock_key=int.from_bytes(_digest(table.quoted, 8), signed=True),
+        create=_create(staging, target, names, deletes=deletes),
+        # OVERRIDING: a mapped identity column takes the record's value, as it does with COPY.
+        insert=sql.SQL(
+            "INSERT INTO {target} ({names}) OVERRIDING SYSTEM VALUE SELECT {names} FROM ({winners}) AS winner {where} "
+            "ON CONFLICT ({key}) {conflict}"
+        ).format(
+            target=target,
+            names=names,
+            winners=winners,
+            where=sql.SQL("WHERE NOT {}" if deletes else "").format(sql.Identifier(DELETED)),
+            key=_list(key),
+            conflict=conflict,
+        ),
+        delete=_delete(target, winners, key) if deletes else None,
+    )
+
+
+def _create(staging: str, target: sql.Identifier, names: sql.Composed, *, deletes: bool) -> sql.Composed:
+    # The rows of a batch, and nothing at its end: emptying it leaves no dead rows, here or in the catalogue.
+    return sql.SQL(
+        "CREATE TEMPORARY TABLE {staging} ON COMMIT DELETE ROWS AS SELECT {names}{deleted} FROM {target} WITH NO DATA; "
+        "ALTER TABLE {temporary} ADD {order} bigint GENERATED ALWAYS AS IDENTITY (CACHE 1000)"
+    ).format(
+        staging=sql.Identifier(staging),
+        names=names,
+        deleted=sql.SQL(", false AS {}" if deletes else "").format(sql.Identifier(DELETED)),
+        target=target,
+        temporary=_temporary(staging),
+        order=sql.Identifier(ORDER),
+    )
+
+
+def _delete(target: sql.Identifier, winners: sql.Composed, key: Sequence[str]) -> sql.Composed:
+    same = [sql.SQL("old.{0} = winner.{0}").format(sql.Identifier(name)) for name in key]
+    return sql.SQL("DELETE FROM {target} AS old USING ({winners}) AS winner WHERE winner.{deleted} AND {same}").format(
+        target=target, winners=winners, deleted=sql.Identifier(DELETED), same=sql.SQL(" AND ").join(same)
+    )
+
+
+def _key_faults(table: catalogue.Table, columns: Sequence[str], key: Sequence[str]) -> Iterator[str]:
+    known = {column.name: column for column in table.columns}
+    for name in key:
+        if name not in known:
+            yield f"table {table}: key names column {name}, which is not there: correct it"
+        elif name not in columns:
+            yield f"table {table}: key column {name} gets nothing from the records: take it out of `key`, or feed it"
+        elif not known[name].not_null:
+            quoted = sql.Identifier(name).as_string(None)
+            yield (
+                f"table {table}: key column {name} may be NULL, and NULLs are never the same key: "
+                f"ALTER TABLE {table.quoted} ALTER COLUMN {quoted} SET NOT NULL"
+            )
+    if known.keys() >= set(key) and frozenset(key) not in table.unique_keys:
+        yield (
+            f"table {table}: there is no unique index on ({', '.join(key)}), and no partial or deferrable one will do: "
+            f"CREATE UNIQUE INDEX ON {table.quoted} ({_list(key).as_string(None)})"
+        )
+
+
+def _missing_rights(table: catalogue.Table, wanted: set[str]) -> Iterator[str]:
+    role = sql.Identifier(table.user).as_string(None)
+    if "TEMPORARY" not in table.rights:
+        grant = f"GRANT TEMPORARY ON DATABASE ... TO {role}"
+        yield f"an upsert needs temporary tables, which {table.user} may not make in this database: {grant}"
+    missing = ", ".join(sorted(wanted - table.rights))
+    if missing:
+        yield f"table {table} may not be merged into by {table.user}: GRANT {missing} ON {table.quoted} TO {role}"
+
+
+def _list(names: Sequence[str]) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, names))
+
+
+def _temporary(name: str) -> sql.Identifier:
+    return sql.Identifier("pg_temp", name)
+
+
+def _digest(name: str, size: int) -> bytes:
+    return hashlib.blake2b(f"kbatchd merge {name}".encode(), digest_size=size).digest()
