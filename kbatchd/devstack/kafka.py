@@ -26,7 +26,7 @@ from kbatchd.errors import ServerUnavailable
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
 VERSION = "4.1.1"
@@ -45,8 +45,9 @@ PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}{more_listeners}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}{advertised}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}
 controller.listener.names=CONTROLLER
 log.dirs={data}
 auto.create.topics.enable=false
@@ -78,22 +79,47 @@ log.cleaner.dedupe.buffer.size=8388608
 """
 
 
+#: A listener with TLS and SCRAM; its key and certificates are one PEM file.
+SCRAM_LISTENER = """
+listener.name.{name}.ssl.keystore.type=PEM
+listener.name.{name}.ssl.keystore.location={keystore}
+listener.name.{name}.sasl.enabled.mechanisms=SCRAM-SHA-256
+listener.name.{name}.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+"""
+
+
+class Login(NamedTuple):
+    """Who may log in, and a listener (SASL_SSL) for each of these certificates, by the listener's name."""
+
+    user: str
+    password: str
+    keystores: Mapping[str, Path]
+
+
 class Kafka:
     """One broker, its data in a directory of the caller's."""
 
-    def __init__(self, directory: Path, *, say: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, directory: Path, *, say: Callable[[str], None] = lambda _: None, login: Login | None = None
+    ) -> None:
         """Choose the ports; nothing runs yet. `say` hears about the download, if there is one."""
         self.directory = directory
         self.log = directory / "kafka.log"
         self._say = say
         self._properties = directory / "server.properties"
-        self._port, self._controller_port = free_ports(2)
+        self._login = login
+        self._port, self._controller_port, *ports = free_ports(2 + (len(login.keystores) if login else 0))
+        self._login_ports = dict(zip(login.keystores, ports, strict=True)) if login else {}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def bootstrap_servers(self) -> str:
         """What goes into `kafka.bootstrap_servers`."""
         return f"127.0.0.1:{self._port}"
+
+    def login_servers(self, listener: str) -> str:
+        """Return what goes there for a listener that asks for a login, over TLS."""
+        return f"localhost:{self._login_ports[listener]}"
 
     @property
     def pid(self) -> int:
@@ -144,14 +170,26 @@ class Kafka:
     def _format(self, java: list[str]) -> None:
         """Write the server's properties and make its data directory."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        ports = self._login_ports
         properties = PROPERTIES.format(
-            port=self._port, controller_port=self._controller_port, data=self.directory / "data"
+            port=self._port,
+            controller_port=self._controller_port,
+            data=self.directory / "data",
+            more_listeners="".join(f",{name}://127.0.0.1:{port}" for name, port in ports.items()),
+            advertised="".join(f",{name}://localhost:{port}" for name, port in ports.items()),
+            protocols="".join(f",{name}:SASL_SSL" for name in ports),
         )
+        scram: list[str] = []
+        if self._login is not None:
+            for name, keystore in self._login.keystores.items():
+                properties += SCRAM_LISTENER.format(name=name.lower(), keystore=keystore)
+            scram = ["--add-scram", f"SCRAM-SHA-256=[name={self._login.user},password={self._login.password}]"]
         draft = self._properties.with_suffix(".draft")
         draft.write_text(properties)
         # The zero byte makes it begin with A: one in 64 would begin with a dash and pass for an option.
         cluster_id = urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
         command = [*java, "kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", str(draft)]
+        command += scram
         if not run(command, log=self.log):
             raise ServerUnavailable(f"Kafka's data directory cannot be made.\n{tail(self.log)}")
         draft.rename(self._properties)

@@ -63,6 +63,16 @@ class Postgres:
         return f"postgresql://{USER}@127.0.0.1:{self._port}/{DATABASE}"
 
     @property
+    def data(self) -> Path:
+        """The data directory, with the server's configuration in it."""
+        return self.directory / "data"
+
+    def give(self, path: Path) -> None:
+        """Make a file the server's own, and nobody else's: it takes no other key."""
+        os.chown(path, *self._account)
+        path.chmod(0o600)
+
+    @property
     def psql(self) -> str:
         """PostgreSQL's terminal, where it came with the server."""
         found = self._programs and self._programs / "psql"

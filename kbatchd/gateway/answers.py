@@ -1,0 +1,95 @@
+"""What a client is told of its records: where they are, or why they are not there.
+
+Called by app.py on a gateway's event loop; pure.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import orjson
+
+from kbatchd.gateway.database import Outcome
+from kbatchd.gateway.problems import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kbatchd.bodies import Records
+    from kbatchd.gateway.problems import Answer
+    from kbatchd.model import OffsetRange, Refusal
+    from kbatchd.producer import NotAcknowledged
+    from kbatchd.progress import DeadLetter
+
+#: So many refused records are named in an answer, 1 MB of it; all are counted.
+NAMED_ERRORS = 10_000
+
+#: How soon a client shall try again.
+RETRY_AFTER = {b"retry-after": b"1"}
+
+
+def accepted(
+    head: bytes, records: Records, ranges: Sequence[OffsetRange], outcome: Outcome | list[DeadLetter] | None
+) -> Answer:
+    """Make the answer to records that are in Kafka, and maybe in the table; raise the one that says they are not."""
+    if isinstance(outcome, list):
+        raise _dead(outcome)
+    if outcome is Outcome.LOST:
+        raise Problem(
+            HTTPStatus.GATEWAY_TIMEOUT, "lost", "Kafka lost records of this request", {"acknowledged": _shown(ranges)}
+        )
+    status = 200 if outcome is Outcome.COMMITTED else 202
+    if records.single:
+        [(partition, offset, _)] = ranges
+        body = b'%b%d,"offset":%d}' % (head, partition.number, offset)
+    else:
+        body = orjson.dumps({"count": len(records.values), "ranges": _shown(ranges)})
+    return status, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))], body
+
+
+def _shown(ranges: Sequence[OffsetRange]) -> list[dict[str, object]]:
+    return [
+        {"topic": at.topic, "partition": at.number, "first_offset": first, "last_offset": last}
+        for at, first, last in ranges
+    ]
+
+
+def too_large(detail: str) -> Problem:
+    """Make the answer to a body that is too large."""
+    return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", detail)
+
+
+def refused(refusals: Sequence[tuple[int, Refusal]], records: Records) -> Problem:
+    """Make the answer to records that do not fit."""
+    errors = [
+        {"line": records.lines[index], "column": why.column, "code": why.code, "reason": why.message}
+        for index, why in refusals[:NAMED_ERRORS]
+    ]
+    detail = f"{len(refusals)} of {len(records.values)} records do not fit the table; nothing was sent"
+    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "refused", detail, {"errors": errors})
+
+
+def _dead(letters: Sequence[DeadLetter]) -> Problem:
+    errors = [
+        {
+            "partition": letter.partition,
+            "offset": letter.offset,
+            "column": letter.column,
+            "code": letter.code,
+            "reason": letter.message,
+        }
+        for letter in letters
+    ]
+    return Problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY, "dead-letter", f"{len(errors)} records became dead letters", {"errors": errors}
+    )
+
+
+def not_acknowledged(error: NotAcknowledged) -> Problem:
+    """Make the answer to records of which Kafka has not acknowledged all."""
+    known = {"acknowledged": _shown(error.known)}
+    if error.certain and not error.known:
+        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "kafka-refused", f"Kafka refused: {error}", known, RETRY_AFTER)
+    what = "some records are not in Kafka" if error.certain else "whether the other records are in Kafka is not known"
+    return Problem(HTTPStatus.GATEWAY_TIMEOUT, "not-acknowledged", f"{error}; {what}", known)

@@ -1,0 +1,234 @@
+"""The gateway's one PostgreSQL connection, in a thread of its own: what the tables are, and how far they are filled.
+
+The event loop never waits for PostgreSQL. It is told of the tables' columns (from the cache first, then as they are,
+then whenever they change), and asks with `committed` whether records have come into the table: while somebody asks,
+this thread looks at progress every few milliseconds, with one query for all who wait. Made after the fork, in a gateway
+process; `on_tables` is called on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+import time
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from kbatchd import progress, tables
+from kbatchd.errors import KbatchError
+from kbatchd.postgres import connect, explained
+from kbatchd.progress import Sought
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from kbatchd.config import Config, Route
+    from kbatchd.model import OffsetRange
+    from kbatchd.postgres import Connection
+    from kbatchd.progress import DeadLetter, Standing
+    from kbatchd.tables import Tables
+
+log = logging.getLogger(__name__)
+
+#: How often progress is looked at while somebody waits: the query takes 0.2 ms, a flush lingers much longer.
+LOOK_SECONDS = 0.02
+
+#: How often the tables are compared with what is known of them.
+TABLES_SECONDS = 10.0
+
+#: A dead letter's time is its transaction's beginning, which may lie before the wait's.
+DEAD_LETTER_SLACK_SECONDS = 60.0
+
+#: Between two attempts to connect, growing up to the second.
+FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.1, 2.0
+
+
+class Outcome(Enum):
+    """What became of records, as far as one waited."""
+
+    COMMITTED = auto()  # rows, all of them, and durably so
+    LOST = auto()  # some lie in a recorded gap, or went with a topic that was made anew
+    PENDING = auto()  # not all are in the table yet
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """One request that waits."""
+
+    route: Route
+    ranges: Sequence[OffsetRange]
+    future: asyncio.Future[Outcome | list[DeadLetter]]
+    since: float
+    deadline: float
+    #: What progress was of, at the first look: another id later means that the records are gone.
+    topic_ids: dict[int, str] = field(default_factory=dict)
+    #: Where the WAL ended when progress was seen behind the records; it must be flushed up to there.
+    seen_at: int | None = None
+
+
+class Database(threading.Thread):
+    """Reads the tables, and watches progress for those who wait."""
+
+    def __init__(self, config: Config, name: str) -> None:
+        super().__init__(name="database", daemon=True)
+        self._config = config
+        self._name = f"kbatchd {name}"
+        self._loop = asyncio.get_running_loop()
+        #: Told on the event loop of what is known of the tables.
+        self.on_tables: Callable[[Tables], None] = lambda _: None
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._arrivals: list[_Waiter] = []
+        self._waiters: list[_Waiter] = []
+        self._tables: Tables = {}
+        self._tables_at = 0.0
+        self._away = False
+
+    async def committed(
+        self, route: Route, ranges: Sequence[OffsetRange], timeout_seconds: float
+    ) -> Outcome | list[DeadLetter]:
+        """Wait until all these records are in the table, and durably so; or return those that became dead letters.
+
+        Undetected stays a topic that was made anew between the acknowledgement and the first look here.
+        """
+        future: asyncio.Future[Outcome | list[DeadLetter]] = self._loop.create_future()
+        now = time.monotonic()
+        waiter = _Waiter(route, ranges, future, now, now + timeout_seconds)
+        with self._wake:
+            if self._stopping:
+                return Outcome.PENDING
+            self._arrivals.append(waiter)
+            self._wake.notify()
+        try:
+            # The thread itself may be busy with a server that does not answer.
+            return await asyncio.wait_for(future, timeout_seconds)
+        except TimeoutError:
+            return Outcome.PENDING
+
+    def give_up(self) -> None:
+        """Tell all who wait that the rows are not there yet; from the event loop, at a stop."""
+        with self._wake:
+            waiters = [*self._arrivals, *self._waiters]
+            self._arrivals.clear()
+        for waiter in waiters:
+            _settle(waiter, Outcome.PENDING)
+
+    def stop(self) -> None:
+        """End the thread, and wait for its end."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self.is_alive():
+            self.join()
+
+    def run(self) -> None:
+        """Hold a connection, and make it anew when it breaks, until told to stop."""
+        self._publish(dict(tables.read_cache(self._config)))
+        retry_seconds = FIRST_RETRY_SECONDS
+        while not self._stopping:
+            try:
+                with connect(self._config.postgres, self._name) as connection, explained():
+                    self._note_away(None)
+                    retry_seconds = FIRST_RETRY_SECONDS
+                    self._serve(connection)
+            except KbatchError as error:
+                self._note_away(error)
+                self._pause(retry_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+                retry_seconds = min(MAX_RETRY_SECONDS, 2 * retry_seconds)
+
+    def _serve(self, connection: Connection) -> None:
+        """Do the work, on a new connection: perhaps to a server that has crashed and lost what was seen."""
+        self._tables_at = 0.0
+        for waiter in self._waiters:
+            waiter.seen_at = None
+        while not self._stopping:
+            if time.monotonic() >= self._tables_at:
+                self._look_at_tables(connection)
+            self._take_arrivals()
+            if self._waiters:
+                self._look_at_progress(connection)
+            self._pause(LOOK_SECONDS if self._waiters else max(0.0, self._tables_at - time.monotonic()))
+
+    def _pause(self, seconds: float) -> None:
+        with self._wake:
+            if not self._stopping and not self._arrivals:
+                self._wake.wait(seconds)
+
+    def _take_arrivals(self) -> None:
+        with self._wake:
+            self._waiters += self._arrivals
+            self._arrivals.clear()
+        now = time.monotonic()
+        self._waiters = [waiter for waiter in self._waiters if waiter.deadline > now and not waiter.future.done()]
+
+    def _look_at_tables(self, connection: Connection) -> None:
+        self._tables_at = time.monotonic() + TABLES_SECONDS
+        found = tables.read(connection, self._config.route)
+        if {name: _shown(table) for name, table in found.items()} != {
+            name: _shown(table) for name, table in self._tables.items()
+        }:
+            self._publish(found)
+            tables.write_cache(self._config, found)
+
+    def _publish(self, found: Tables) -> None:
+        self._tables = found
+        self._call(self.on_tables, found)
+
+    def _look_at_progress(self, connection: Connection) -> None:
+        """Settle all whose records have been reached, and durably so."""
+        pipeline = self._config.pipeline
+        standing = progress.standing(connection, pipeline)
+        reached = [waiter for waiter in self._waiters if self._is_reached(waiter, standing)]
+        sought = [
+            Sought(index, waiter.route.name, waiter.route.topic, waiter.topic_ids[at.number], at.number, first, last)
+            for index, waiter in enumerate(reached)
+            for at, first, last in waiter.ranges
+        ]
+        if not sought:
+            return
+        longest = time.monotonic() - min(waiter.since for waiter in reached)
+        lost = progress.lost_among(connection, pipeline, sought)
+        dead = progress.dead_letters_among(connection, pipeline, sought, longest + DEAD_LETTER_SLACK_SECONDS)
+        for index, waiter in enumerate(reached):
+            self._call(_settle, waiter, Outcome.LOST if index in lost else dead.get(index) or Outcome.COMMITTED)
+
+    def _is_reached(self, waiter: _Waiter, standing: Standing) -> bool:
+        for (_, number), _, last in waiter.ranges:
+            at = standing.partitions.get((waiter.route.name, waiter.route.topic, number))
+            if at is None:
+                return False
+            if waiter.topic_ids.setdefault(number, at.topic_id) != at.topic_id:
+                self._call(_settle, waiter, Outcome.LOST)
+                return False
+            if at.next_offset <= last:
+                waiter.seen_at = None  # a crash may have moved progress back
+                return False
+        if waiter.seen_at is None:
+            waiter.seen_at = standing.wal_end
+        return standing.wal_flushed >= waiter.seen_at
+
+    def _note_away(self, error: Exception | None) -> None:
+        """Tell once that PostgreSQL went away, and once that it is back."""
+        if error is not None and not self._away and not self._stopping:
+            log.warning("PostgreSQL is away", extra={"action": "postgres_away", "error": str(error)})
+        elif error is None and self._away:
+            log.warning("PostgreSQL is back", extra={"action": "postgres_back"})
+        self._away = error is not None
+
+    def _call(self, function: Callable[..., None], *arguments: object) -> None:
+        """Call a function on the event loop; which may have ended before us."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def _settle(waiter: _Waiter, outcome: Outcome | list[DeadLetter]) -> None:
+    if not waiter.future.done():  # it may have run out of time, or its client may have hung up
+        waiter.future.set_result(outcome)
+
+
+def _shown(table: tables.Columns | KbatchError) -> object:
+    """Return what a difference shows in: an exception is equal to itself only."""
+    return str(table) if isinstance(table, KbatchError) else table

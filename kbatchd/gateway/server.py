@@ -1,0 +1,255 @@
+"""A gateway process: its HTTP server, and what lives beside it on the event loop.
+
+The supervisor calls `run_gateway` in a freshly forked process. uvicorn on uvloop speaks HTTP; all gateway processes
+bind the same address, and the kernel shares the connections out (SO_REUSEPORT). SIGTERM: no new connection, what is in
+flight is answered, exit 0. SIGHUP: the tokens are read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import gc
+import logging
+import resource
+import signal
+import socket
+import ssl
+import sys
+from typing import TYPE_CHECKING
+
+import uvicorn
+import uvloop
+
+from kbatchd.errors import EX_OK, EX_SOFTWARE, ConfigError, KbatchError, ServerUnavailable
+from kbatchd.gateway.app import App
+from kbatchd.gateway.database import Database
+from kbatchd.gateway.guard import Guard
+from kbatchd.gateway.protocol import TOLD_CONNECTIONS, Connection
+from kbatchd.gateway.tokens import Tokens
+from kbatchd.log import tell_repeats
+from kbatchd.producer import RecordProducer
+from kbatchd.stats import Field, Slot, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from kbatchd.config import Config, Gateway
+    from kbatchd.gateway.guard import Application
+
+log = logging.getLogger(__name__)
+
+#: How often the event loop says that it goes round.
+BEAT_SECONDS = 0.2
+
+#: The threads beside the loop (large bodies, PostgreSQL) give it back soon, and it them.
+SWITCH_INTERVAL_SECONDS = 0.0005
+
+#: So many new objects before the collector looks at the young ones: Python's own 700 are a few requests' worth, and
+#: cost 7 % at 512 connections.
+YOUNG_OBJECTS = 50_000
+
+#: Connections the kernel keeps for us while the loop is busy.
+BACKLOG = 4_096
+
+#: Files of a gateway that are no clients' connections: Kafka's brokers, PostgreSQL, the log.
+OWN_FILES = 256
+
+#: What is left of the grace period for writing the answers, when waiting for tables has been given up.
+ANSWER_SECONDS = 1.0
+
+#: How long requests that are cancelled at the end of the grace period may take to be answered.
+CANCEL_SECONDS = 0.5
+
+
+def run_gateway(config: Config, index: int, slot: Slot) -> int:
+    """Run gateway `index` until SIGTERM; return the exit code. For a process of its own, just forked."""
+    faulthandler.enable()
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor tells us
+    assert config.gateway is not None
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_run(config, config.gateway, index, slot))
+    except KbatchError as error:
+        log.error(str(error), extra={"action": "gateway_failed"})
+        return error.exit_code
+
+
+async def _run(config: Config, gateway: Gateway, index: int, slot: Slot) -> int:
+    _raise_open_files(gateway)
+    listener = listen(gateway, "gateway", shared=True)
+    name = f"gateway-{index}"
+    producer = RecordProducer(config.kafka, gateway, f"{config.pipeline}-{name}")
+    tokens = Tokens(gateway)
+    database = Database(config, name)
+    app = App(gateway, config.route, producer, database, tokens)
+    database.on_tables = app.use_tables
+    database.start()
+    server = Server(gateway, app)
+    _on_signals(server, database, tokens, gateway)
+    beating = asyncio.create_task(beat(slot))
+    watching = asyncio.create_task(_end_with(producer, server))
+    slot[Field.STATE] = State.RUNNING
+    log.info("gateway listening", extra={"action": "gateway_listening", "address": gateway.listen})
+    # What was made so far stays: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS)
+    await server.serve([listener])
+    beating.cancel()
+    watching.cancel()
+    await asyncio.to_thread(database.stop)
+    producer.close()
+    return EX_SOFTWARE if producer.fatal.is_set() else EX_OK
+
+
+def _on_signals(server: Server, database: Database, tokens: Tokens, gateway: Gateway) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        server.should_exit = True
+        # Who waits for the table is answered in time: the records are in Kafka.
+        loop.call_later(max(0.0, gateway.grace_seconds - ANSWER_SECONDS), database.give_up)
+
+    def renew() -> None:
+        tokens.reload()
+        server.renew_certificate()
+
+    loop.add_signal_handler(signal.SIGTERM, stop)
+    # In a thread: a command for the tokens may take its time.
+    loop.add_signal_handler(signal.SIGHUP, lambda: loop.run_in_executor(None, renew))
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+async def beat(slot: Slot) -> None:
+    """Say that the event loop goes round, until cancelled; the monitor's does so too."""
+    while True:
+        slot.beat()
+        tell_repeats()
+        await asyncio.sleep(BEAT_SECONDS)
+
+
+async def _end_with(producer: RecordProducer, server: Server) -> None:
+    await producer.fatal.wait()
+    server.should_exit = True
+
+
+def listen(settings: Gateway, table: str, *, shared: bool) -> socket.socket:
+    """Return a socket at `listen` of the file's table; ServerUnavailable when it cannot be had.
+
+    `shared`: with other processes. Else alone: two daemons on one address would answer in turns.
+    """
+    host, port = settings.address
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise ServerUnavailable(f"{table}.listen: {settings.listen}: {error.strerror}") from error
+    listener.setblocking(False)
+    return listener
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with our connections; signals are ours too."""
+
+    def __init__(self, gateway: Gateway, app: Application) -> None:
+        """Prepare; ConfigError when the certificate or its key cannot be used."""
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                log_config=None,
+                ws="none",
+                timeout_graceful_shutdown=gateway.grace_seconds,  # type: ignore[arg-type]  # a float is as good
+            )
+        )
+        self._gateway = gateway
+        self._tls = _tls_context(gateway)
+        self._handshake_seconds = gateway.header_timeout_seconds
+        self._guard = Guard(app, gateway)
+        # What uvicorn waits for at the end.
+        self.server_state.connections = self._guard.connections  # type: ignore[assignment]
+        self.server_state.tasks = self._guard.tasks
+
+    def renew_certificate(self) -> None:
+        """Read the certificate and its key again, for the connections from now on; a faulty pair stays out."""
+        if self._tls is None:
+            return
+        try:
+            _tls_context(self._gateway)  # tried on another first: half a change would be no use to anybody
+            self._tls.load_cert_chain(*_certificate(self._gateway))
+        except (ConfigError, OSError) as error:
+            log.error("certificate not read, the former one stays: %s", error, extra={"action": "certificate_kept"})
+            return
+        log.info("certificate read", extra={"action": "certificate_read"})
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections, each on our own terms."""
+        loop = asyncio.get_running_loop()
+        self._watching = loop.create_task(self._guard.watch())
+        self.servers = [
+            await loop.create_server(
+                lambda: Connection(self._guard, loop),
+                sock=each,
+                backlog=BACKLOG,
+                ssl=self._tls,
+                ssl_handshake_timeout=self._handshake_seconds if self._tls else None,
+            )
+            for each in sockets or ()
+        ]
+        self.started = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept nothing more, answer what is in flight, cancel what is not answered within the grace period."""
+        self._guard.stop()
+        await super().shutdown(sockets)
+        if self._guard.tasks:  # cancelled: they still say so to their clients
+            await asyncio.wait(list(self._guard.tasks), timeout=CANCEL_SECONDS)
+        for connection in list(self._guard.connections):
+            connection.hang_up()
+        self._watching.cancel()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to `_on_signals`."""
+        yield
+
+
+def _tls_context(gateway: Gateway) -> ssl.SSLContext | None:
+    if gateway.tls_certificate_file is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(*_certificate(gateway))
+    except OSError as error:  # ssl.SSLError too
+        raise ConfigError(f"gateway.tls_certificate_file: {error}") from error
+    return context
+
+
+def _certificate(gateway: Gateway) -> tuple[Path, Path | None]:
+    assert gateway.tls_certificate_file is not None
+    return gateway.tls_certificate_file, gateway.tls_key_file
+
+
+def _raise_open_files(gateway: Gateway) -> None:
+    """Allow this process as many sockets as it may have connections: many systems allow 1,024 unless asked."""
+    needed = gateway.max_connections + TOLD_CONNECTIONS + OWN_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        log.warning(
+            "fewer open files allowed than gateway.max_connections needs",
+            extra={"action": "open_files_limited", "allowed": allowed, "needed": needed},
+        )

@@ -1,0 +1,69 @@
+"""Which records of a piece are sent, and under which key; what is wrong with the others. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from kbatchd.door import Door
+from kbatchd.failures import Failure
+from kbatchd.model import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kbatchd.catalogue import Column
+    from kbatchd.config_mapping import RouteMapping
+    from kbatchd.files import Piece
+
+
+class Checked(NamedTuple):
+    """What became of a piece."""
+
+    values: Sequence[bytes]
+    keys: Sequence[bytes | None]
+    failures: list[Failure]
+
+
+class Checker:
+    """Decides what is sent, and under which key."""
+
+    def __init__(self, columns: Sequence[Column], mapping: RouteMapping, key_field: str | None, max_bytes: int) -> None:
+        self._door = Door(columns, key_field, mapping)
+        self._max_bytes = max_bytes
+
+    def check(self, piece: Piece, records_before: int) -> Checked:
+        """Take the sound records of a piece, and say what is wrong with the others."""
+        refused = dict(piece.refused)
+        left: Sequence[int] = range(len(piece.values))
+        keys: list[bytes | None] = []
+        for look in (self._too_large, self._door.check, None):
+            left = [index for index in left if index not in refused] if refused else left
+            values = [piece.values[index] for index in left] if refused else piece.values
+            if look is None:
+                keys, found = self._door.keys(values)
+            else:
+                found = look(values)
+            refused.update((left[index], why) for index, why in found)
+        if not refused:
+            return Checked(values, keys, [])
+        sound = [at for at, index in enumerate(left) if index not in refused]
+        return Checked(
+            [values[at] for at in sound],
+            [keys[at] for at in sound],
+            [self._failure(piece, index, why, records_before) for index, why in sorted(refused.items())],
+        )
+
+    def _too_large(self, values: Sequence[bytes]) -> list[tuple[int, Refusal]]:
+        limit = self._max_bytes
+        if max(map(len, values), default=0) <= limit:
+            return []
+        return [
+            (index, Refusal("too_large", None, f"{len(value):,} bytes; Kafka takes {limit:,} (message.max.bytes)"))
+            for index, value in enumerate(values)
+            if len(value) > limit
+        ]
+
+    def _failure(self, piece: Piece, index: int, why: Refusal, records_before: int) -> Failure:
+        source = (piece.values if piece.sources is None else piece.sources)[index]
+        shown = source if len(source) <= self._max_bytes else None
+        return Failure(piece.lines[index], records_before + index + 1, why, shown)

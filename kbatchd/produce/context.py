@@ -1,0 +1,113 @@
+"""What all inputs of one run share: the options, the route, the failed file, how a file is split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from kbatchd.bar import Bar
+from kbatchd.csv_files import CsvReader
+from kbatchd.failures import SUFFIX, FailedFile
+from kbatchd.files import is_array, read_array, read_lines
+from kbatchd.mapping import resolve_feeds
+from kbatchd.produce.checks import Checker
+from kbatchd.produce.pace import Pace
+from kbatchd.resumable.delivery import Patience, max_record_bytes
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterator, Sequence
+
+    from kbatchd.catalogue import Column
+    from kbatchd.config import Config, Route
+    from kbatchd.files import Piece, Place
+
+Format = Literal["ndjson", "array", "csv"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line says."""
+
+    files: Sequence[str] = ()
+    generate: int | None = None
+    seed: int = 0
+    rate: float | None = None
+    key_field: str | None = None
+    failed: Path | None = None
+    format: Format | None = None
+    resume: bool = False
+    restart: bool = False
+
+
+class Context:
+    """One run of the command."""
+
+    def __init__(
+        self,
+        config: Config,
+        route: Route,
+        options: Options,
+        columns: Sequence[Column],
+        stop: threading.Event,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.config, self.route, self.options = config, route, options
+        self.stop, self.tell = stop, tell
+        self.bar = Bar()
+        self.patience = Patience(config.startup_timeout_seconds, stop, self.bar.say)
+        self.pace = Pace(options.rate, stop)
+        self.feeds = resolve_feeds(columns, route)
+        self._key_field = options.key_field or route.key_field
+        self._max_bytes = max_record_bytes(config.kafka)
+        self.checker = Checker(columns, route, self._key_field, self._max_bytes)
+        #: Records that were not sent.
+        self.failed = 0
+        self._failed_file: FailedFile | None = None
+
+    def splitter(self, name: str, head: bytes) -> Splitter:
+        """Choose how an input is split, by its name, else by its first bytes."""
+        kind = self.options.format or _format_of(name, head)
+        csv = CsvReader(self.feeds, self._key_field, self._max_bytes, name) if kind == "csv" else None
+        return Splitter(kind, csv, name, self.pace.piece_records)
+
+    def failed_file(self, path: Path | None) -> FailedFile:
+        """Return where an input's failures go: the file that was named, or one beside the input."""
+        chosen = self.options.failed
+        if chosen is None:
+            chosen = Path(f"{self.route.name.replace('/', '_') if path is None else path}{SUFFIX}")
+        if self._failed_file is None or self._failed_file.path != chosen:
+            self.close()
+            self._failed_file = FailedFile(chosen, append=self.options.resume, replace=self.options.restart)
+        return self._failed_file
+
+    def close(self) -> None:
+        """Close the failed file."""
+        if self._failed_file is not None:
+            self._failed_file.close()
+            self._failed_file = None
+
+
+class Splitter(NamedTuple):
+    """How an input becomes pieces."""
+
+    format: Format
+    csv: CsvReader | None
+    name: str
+    piece_records: int
+
+    def pieces(self, chunks: Iterator[bytes], place: Place) -> Iterator[Piece]:
+        """Split what comes after a place."""
+        if self.csv is not None:
+            return self.csv.read(chunks, place, self.piece_records)
+        read = read_array if self.format == "array" else read_lines
+        return read(chunks, place, self.piece_records, self.name)
+
+
+def _format_of(name: str, head: bytes) -> Format:
+    suffixes = [suffix for suffix in map(str.lower, Path(name).suffixes) if suffix not in {".gz", ".zst"}]
+    suffix = suffixes[-1] if suffixes else ""
+    if suffix == ".csv":
+        return "csv"
+    return "array" if suffix not in {".ndjson", ".jsonl"} and is_array(head) else "ndjson"

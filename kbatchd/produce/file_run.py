@@ -1,0 +1,142 @@
+"""A file from where it stands: whether it may be sent, from which place on, and that place found again in it.
+
+In the command's main thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from contextlib import closing
+from dataclasses import replace
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from kbatchd.errors import ConfigError, KbatchError
+from kbatchd.files import Place
+from kbatchd.produce.sending import Begin, Sending, at_beginning
+from kbatchd.resumable.file_producer import FileProducer, TakenOver
+from kbatchd.streams import Stopped
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kbatchd.produce.context import Context, Splitter
+    from kbatchd.resumable.position import Position
+    from kbatchd.streams import Input
+
+
+class _Altered(Exception):
+    """A file is not what was sent of it."""
+
+
+class FileRun:
+    """Sends a file from where it stands."""
+
+    def __init__(self, context: Context, source: Input, path: Path) -> None:
+        self._context = context
+        self._source = source
+        self._path = path
+        self._resolved = str(path.resolve())
+
+    def send(self) -> None:
+        """Send what is left of it, if it may be sent at all."""
+        context = self._context
+        with closing(self._producer()) as producer:
+            stored = producer.peek()
+            begin = self._begin(stored)
+            if begin is None:
+                return
+            failed_file = context.failed_file(self._path)
+            claimed = producer.claim()
+            if claimed != stored:  # the run that is shut out now had come further
+                begin = self._begin(claimed)
+                if begin is None:
+                    return
+            # This tells the other run, should it still live, that the file is ours now.
+            producer.commit(begin.position)
+            failed_file.cut_back(begin.entry, begin.position.records)
+            sending = Sending(context, self._source, producer, failed_file, self._source.name, begin)
+            try:
+                with closing(sending):
+                    sending.send()
+            except TakenOver:
+                raise
+            except (KbatchError, Stopped):
+                line = sending.position.lines + 1
+                context.tell(f"{self._source.name}: is not sent to its end; --resume goes on at line {line:,}")
+                raise
+
+    def _producer(self) -> FileProducer:
+        config, route = self._context.config, self._context.route
+        text = json.dumps([config.pipeline, route.name, self._resolved])
+        identity = f"kbatchd-produce-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+        return FileProducer(config.kafka, route.topic, identity, self._context.patience)
+
+    def _begin(self, stored: Position | None) -> Begin | None:
+        """Decide where to begin; None when there is nothing to do."""
+        name, options = self._source.name, self._context.options
+        # Of what has sent nothing yet there is nothing to go on with.
+        if stored is None or stored.offset == 0 or options.restart:
+            return self._from_beginning()
+        far = f"{stored.sent:,} records, up to line {stored.lines:,}"
+        if not stored.finished and not options.resume:
+            raise ConfigError(
+                f"{name}: was begun and not sent to its end ({far}): --resume goes on there, --restart sends it anew"
+            )
+        try:
+            more, begin = self._behind(stored)
+        except _Altered as error:
+            if stored.finished and not options.resume:  # another file, under the name of a former one
+                return self._from_beginning()
+            raise ConfigError(
+                f"{name}: {error} since {far} of it were sent: undo that, or send what is left as another file; "
+                "--restart sends all of it anew"
+            ) from error
+        if not stored.finished or (more and options.resume):
+            self._context.tell(f"{name}: goes on behind {far}")
+            return begin
+        if more:
+            raise ConfigError(f"{name}: has grown since it was sent ({far}): --resume sends what was added")
+        if options.resume:
+            self._context.tell(f"{name}: was sent to its end before ({far})")
+            return None
+        raise ConfigError(f"{name}: was sent already ({far}): --restart sends it anew")
+
+    def _from_beginning(self) -> Begin:
+        splitter = self._splitter()
+        return at_beginning(splitter.pieces(self._source.chunks(), Place()), self._resolved)
+
+    def _behind(self, stored: Position) -> tuple[bool, Begin]:
+        """Go to a position, and tell whether anything comes after it. Raises _Altered."""
+        splitter = self._splitter()
+        if splitter.csv is not None:
+            splitter.csv.read_header(self._source.chunks())
+            self._source.rewind()
+        chunks = self._source.chunks()
+        sha, last, rest = hashlib.sha256(), b"", b""
+        left = stored.offset
+        while left and (chunk := next(chunks, b"")):
+            part, rest = chunk[:left], chunk[left:]
+            sha.update(part)
+            left -= len(part)
+            last = part[-1:]
+        if left or sha.hexdigest() != stored.sha256:
+            raise _Altered("its beginning was altered")
+        rest = rest or next(chunks, b"")
+        if rest and splitter.format == "array" and stored.finished:
+            raise _Altered("something was put behind its end")
+        if rest and splitter.format != "array" and last != b"\n" and rest[:1] not in b"\r\n":
+            raise _Altered("its last line was continued")
+        position = replace(stored, finished=False, run=secrets.token_hex(8))
+        place = Place(stored.offset, stored.lines, stored.records)
+        pieces = splitter.pieces(chain([rest], chunks), place)
+        return bool(rest), Begin(position, sha, pieces, self._resolved)
+
+    def _splitter(self) -> Splitter:
+        """Look at the file's first bytes; after that it is at its beginning again."""
+        self._source.rewind()
+        splitter = self._context.splitter(self._source.name, next(self._source.chunks(), b""))
+        self._source.rewind()
+        return splitter

@@ -1,0 +1,147 @@
+"""One input on its way: its pieces checked, sent, committed and counted.
+
+In the command's main thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from kbatchd.errors import ConfigError
+from kbatchd.files import Place
+from kbatchd.model import Partition
+from kbatchd.resumable.position import Position
+from kbatchd.streams import Stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kbatchd.failures import FailedFile, Failure
+    from kbatchd.files import Piece
+    from kbatchd.produce.context import Context
+    from kbatchd.resumable.delivery import RecordProducer
+    from kbatchd.streams import Input
+
+#: A wait that is longer must not hold a transaction open.
+_SHORT_SECONDS: Final = 0.05
+#: So many failures are written at the latest.
+_MOST_FAILURES: Final = 5_000
+
+
+class Begin(NamedTuple):
+    """Where an input is taken up, and what comes from there."""
+
+    position: Position
+    sha: hashlib._Hash
+    pieces: Iterator[Piece]
+    #: The input's name in the failed file.
+    entry: str
+
+
+def at_beginning(pieces: Iterator[Piece], entry: str) -> Begin:
+    """Take an input up where nothing of it was sent."""
+    sha = hashlib.sha256()
+    position = Position(
+        offset=0, lines=0, sha256=sha.hexdigest(), sent=0, failed=0, finished=False, run=secrets.token_hex(8)
+    )
+    return Begin(position, sha, pieces, entry)
+
+
+class Sending:
+    """One input on its way: checks its pieces, sends them, and counts."""
+
+    def __init__(
+        self,
+        context: Context,
+        source: Input | None,
+        producer: RecordProducer,
+        failed_file: FailedFile,
+        name: str,
+        begin: Begin,
+    ) -> None:
+        self._context, self._source, self._producer, self._failed_file = context, source, producer, failed_file
+        self._name = name
+        self._begin = begin
+        self._sha = begin.sha
+        self._place = Place(begin.position.offset, begin.position.lines, begin.position.records)
+        self._sent, self._failed = begin.position.sent, begin.position.failed
+        self._failures: list[Failure] = []
+        #: What is settled.
+        self.position = begin.position
+
+    def send(self) -> None:
+        """Send all. Raises Stopped when somebody wants the end; what was begun is finished then."""
+        context, pieces = self._context, self._begin.pieces
+        context.bar.open(self._name, self._total(), self._done(), self._place.records)
+        while True:
+            try:
+                piece = next(pieces, None)
+            except (Stopped, ConfigError):  # a wish, or the input's fault: what is under way is sound
+                self._commit()
+                raise
+            if piece is None:
+                break
+            if context.stop.is_set():
+                self._commit()
+                raise Stopped
+            self._keep_pace()
+            self._add(piece)
+            if self._producer.is_full() or len(self._failures) >= _MOST_FAILURES:
+                self._commit()
+            context.bar.show(self._done(), self._place.records, self._place.offset)
+        self._commit(finished=True)
+        context.bar.show(self._done(), self._place.records, self._place.offset, last=True)
+
+    def close(self) -> None:
+        """End it, and tell what became of it."""
+        self._producer.close()
+        context, acknowledged = self._context, self._producer.acknowledged
+        context.bar.close()
+        failed = self.position.failed - self._begin.position.failed
+        context.failed += failed
+        refused = f", {failed:,} failed (see {self._failed_file.path})" if failed else ""
+        context.tell(f"{self._name}: {acknowledged.count:,} records acknowledged{refused}")
+        for number, (first, last, count) in sorted(acknowledged.partitions.items()):
+            partition = Partition(context.route.topic, number)
+            context.tell(f"  {partition}: {count:,} records, offsets {first} to {last}")
+
+    def _keep_pace(self) -> None:
+        pace = self._context.pace
+        if pace.delay_seconds() > _SHORT_SECONDS and self._producer.is_open():
+            self._commit()
+        pace.wait()
+
+    def _add(self, piece: Piece) -> None:
+        checked = self._context.checker.check(piece, self._place.records)
+        if checked.values:
+            self._producer.add(checked.values, checked.keys)
+        self._context.pace.count(len(checked.values))
+        self._failures += checked.failures
+        self._sent += len(checked.values)
+        self._failed += len(checked.failures)
+        self._sha.update(piece.raw)
+        self._place = self._place.after(piece)
+
+    def _commit(self, *, finished: bool = False) -> None:
+        if self._failures:
+            self._failed_file.write(self._begin.entry, self._failures)
+            self._failures = []
+        position = Position(
+            offset=self._place.offset,
+            lines=self._place.lines,
+            sha256=self._sha.hexdigest(),
+            sent=self._sent,
+            failed=self._failed,
+            finished=finished,
+            run=self.position.run,
+        )
+        self._producer.commit(position)
+        self.position = position
+
+    def _total(self) -> int | None:
+        return self._context.options.generate if self._source is None else self._source.size_bytes
+
+    def _done(self) -> int:
+        return self._place.records if self._source is None else self._source.read_bytes
