@@ -2,4 +2,16 @@
 
 from __future__ import annotations
 
-pytest_plugins = ("tests.fix_daemon", "tests.fix_kafka", "tests.fix_load", "tests.fix_postgres")
+pytest_plugins = (
+    "tests.fix_daemon",
+    "tests.fix_browser",
+    "tests.fix_http",
+    "tests.fix_kafka",
+    "tests.fix_lanes",
+    "tests.fix_load",
+    "tests.fix_monitor",
+    "tests.fix_postgres",
+    "tests.fix_produce",
+    "tests.fix_tls",
+    "tests.fix_systemd",
+)

@@ -112,8 +112,16 @@ class Daemon:
         return self._process is None or self._process.poll() is not None
 
     def workers(self) -> list[int]:
-        """Return the workers' pids; after `wait_ready`, since before it the start-up checks are a child as well."""
-        return [pid for pid in children(self.pid) if is_alive(pid)]
+        """Return the pids of the workers that run."""
+        return self._started("worker")
+
+    def gateways(self) -> list[int]:
+        """Return the pids of the gateways that run."""
+        return self._started("gateway")
+
+    def _started(self, kind: str) -> list[int]:
+        started = [int(line.partition(" pid=")[2].split()[0]) for line in self.logged(f"action={kind}_started")]
+        return [pid for pid in started if is_alive(pid)]
 
     def kill(self) -> None:
         """End the supervisor as a crash would; its workers die with it."""
@@ -198,7 +206,8 @@ def make_daemon(
         name = f"daemon-{len(daemons)}"
         if config is None:
             config = tmp_path / f"{name}.toml"
-            config.write_text(_file(routes, _tables(kafka.bootstrap_servers, database, tables)))
+            text = _file(routes, _tables(kafka.bootstrap_servers, database, tables))
+            config.write_text(f"state_directory = {json.dumps(str(tmp_path / 'state'))}\n{text}")
         daemon = Daemon(config, name, program)
         daemons.append(daemon)
         return daemon
@@ -228,5 +237,10 @@ def _file(routes: Sequence[Mapping[str, object]], tables: Mapping[str, Mapping[s
 
 
 def _table(head: str, table: Mapping[str, object]) -> str:
-    # JSON's strings, numbers, lists and booleans are TOML's as well.
-    return "\n".join([head, *(f"{key} = {json.dumps(value)}" for key, value in table.items()), ""])
+    return "\n".join([head, *(f"{key} = {toml(value)}" for key, value in table.items()), ""])
+
+
+def toml(value: object) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {toml(inner)}' for key, inner in value.items())}}}"
+    return json.dumps(value)  # JSON's strings, numbers, lists and booleans are TOML's as well

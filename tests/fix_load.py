@@ -122,11 +122,13 @@ class Delivery:
     partitions: int
     dsn: str
     table: str
+    #: The route's, where it is not the topic.
+    name: str = ""
 
     @property
     def route(self) -> dict[str, object]:
         """The least that the file must say."""
-        return {"topic": self.topic, "table": self.table}
+        return {"topic": self.topic, "table": self.table, "name": self.name or self.topic}
 
     def load(self, per_second: float) -> Load:
         return Load(self.bootstrap_servers, self.topic, self.partitions, per_second)
@@ -151,7 +153,7 @@ class Delivery:
         return count
 
     def progress(self) -> dict[int, int]:
-        rows = self.query("SELECT partition, next_offset FROM kbatchd.progress WHERE topic = %s", self.topic)
+        rows = self.query("SELECT partition, next_offset FROM kbatchd.progress WHERE route = %s", self.route["name"])
         return dict(rows)  # type: ignore[arg-type]
 
     def ends(self) -> dict[int, int]:
@@ -177,7 +179,10 @@ class Delivery:
         """Wait until progress stands at the topic's end: only a hint that there is something to judge."""
         ends = self.ends()
         wait_until(
-            lambda: self.progress() == ends, seconds, f"progress of {self.topic} at its end, {ends}", every_seconds=0.1
+            lambda: self.progress() == ends,
+            seconds,
+            f"progress of {self.route['name']} at its end, {ends}",
+            every_seconds=0.1,
         )
 
     def read_topic(self) -> dict[int, list[tuple[int, int]]]:
@@ -194,7 +199,8 @@ class Delivery:
 
     def assert_exactly_once(self) -> None:
         """Compare topic with table and dead letters: nothing lost, nothing twice, in order within each partition."""
-        dead = Counter(self.query('SELECT partition, "offset" FROM kbatchd.dead_letters WHERE topic = %s', self.topic))
+        statement = 'SELECT partition, "offset" FROM kbatchd.dead_letters WHERE route = %s'
+        dead = Counter(self.query(statement, self.route["name"]))
         topic, stored = self.read_topic(), self.stored()
         assert topic, f"there is nothing in {self.topic}"
         faults = [f"dead letter twice: {record}" for record, count in dead.items() if count > 1]

@@ -15,6 +15,8 @@ def test_the_supervisor_has_one_thread_and_no_socket_before_every_fork(
     delivery: Delivery, make_daemon: MakeDaemon
 ) -> None:
     daemon = make_daemon(delivery.route).start()
+    # The kernel closes our own files one after the other while it begins the program.
+    wait_until(lambda: not sockets(daemon.pid), 5, "the program's begin", 0.0001)
     # From the first moment on: the start-up checks are forked as well.
     wait_until(lambda: is_clean(daemon) and daemon.logged("action=ready"), 30, "a daemon that is ready", 0.001)
 

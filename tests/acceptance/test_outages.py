@@ -94,7 +94,7 @@ def test_a_stop_while_postgres_is_gone(
 
 
 def test_a_table_locked_for_long_while_the_topic_grows(make_delivery: MakeDelivery, make_daemon: MakeDaemon) -> None:
-    # Given: nothing can be written, so the poll loop runs out of room and pauses the topic, during the first flush.
+    # Given: nothing can be written, so the poll loop runs out of room and parks the lane, during the first flush.
     delivery = make_delivery(2)
     daemon = make_daemon(delivery.route, postgres={"lock_timeout_seconds": 6.0}, workers={"count": 1}).start()
     daemon.wait_ready()

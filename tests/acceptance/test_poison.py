@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import orjson
+import pytest
 from confluent_kafka import Producer
 
 from tests.fix_daemon import MakeDaemon, wait_until
@@ -118,3 +119,76 @@ def produce(delivery: Delivery, kinds: list[str]) -> list[tuple[int, int, str]]:
         producer.produce(delivery.topic, orjson.dumps(record), partition=partition)
     assert producer.flush(30) == 0
     return dead
+
+
+def test_poison_in_text_format_with_absent_fields(make_delivery: MakeDelivery, make_daemon: MakeDaemon) -> None:
+    """PostgreSQL reads the values itself, from several COPYs a batch: each refusal still names its own record."""
+    delivery = make_delivery(1)
+    delivery.execute(
+        f"ALTER TABLE {delivery.table} ADD span int4range DEFAULT '[7,8)', ADD note text DEFAULT 'none', "
+        "ADD CHECK (note <> 'bad')"
+    )
+    records, dead, spans = [], [], []
+    for seq in range(RECORDS):
+        record: dict[str, object] = {"partition": 0, "seq": seq}
+        code = random.choices(["", "22000", "23514"], [50, 1, 1])[0]
+        if code == "22000" or random.random() < 0.5:
+            record["span"] = "[9,1)" if code == "22000" else f"[{seq},{seq + 1})"
+        if code == "23514" or random.random() < 0.5:
+            record["note"] = "bad" if code == "23514" else "good"
+        records.append(orjson.dumps(record))
+        if code:
+            dead.append((seq, code))
+        else:
+            spans.append((seq, record.get("span", "[7,8)"), record.get("note", "none")))
+    send(delivery, records)
+    make_daemon({**delivery.route, "on_missing": "default"}, batch={"max_rows": 700}).start()
+    delivery.wait_drained()
+    assert delivery.query('SELECT "offset", code FROM kbatchd.dead_letters ORDER BY 1') == dead
+    assert delivery.query(f"SELECT seq, span::text, note FROM {delivery.table} ORDER BY seq") == spans
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [("encoder", 100_000), ("PostgreSQL", 3_000), pytest.param("PostgreSQL", 100_000, marks=pytest.mark.soak)],
+)
+def test_nothing_but_poison_with_the_breaker_off(
+    delivery: Delivery, make_daemon: MakeDaemon, kind: str, count: int
+) -> None:
+    """Neither a crash nor a stall: the same workers write all of it into the bin, and then go on with what is good."""
+    if kind == "PostgreSQL":
+        delivery.execute(f"ALTER TABLE {delivery.table} ADD CHECK (seq > {count})")
+        delivery.send(count)
+    else:
+        send(delivery, [b'{"partition":"none","seq":%d}' % seq for seq in range(count)])
+    daemon = make_daemon(
+        {**delivery.route, "max_dead_letters": 0},
+        batch={"max_rows": 20_000},
+        workers={"heartbeat_timeout_seconds": 5.0},
+    ).start()
+    daemon.wait_ready()
+    workers = daemon.workers()
+    delivery.send(100, first=count + 1)
+    delivery.wait_drained(30 + count / 500)
+    assert delivery.query("SELECT count(*) FROM kbatchd.dead_letters") == [(count,)]
+    delivery.assert_exactly_once()
+    assert daemon.workers() == workers
+
+
+def test_by_default_the_10001st_in_a_row_halts_the_route(make_delivery: MakeDelivery, make_daemon: MakeDaemon) -> None:
+    delivery = make_delivery(1)
+    send(delivery, [b"no JSON"] * 10_500)
+    daemon = make_daemon(delivery.route, workers={"count": 1}).start()
+    daemon.wait_for_log("action=breaker_open", 30)
+    assert delivery.query("SELECT count(*) FROM kbatchd.dead_letters") == [(10_000,)]
+    assert delivery.progress() == {0: 10_000}
+
+
+def send(delivery: Delivery, values: list[bytes]) -> None:
+    """Send these values to the partitions in turn."""
+    producer = Producer(
+        {"bootstrap.servers": delivery.bootstrap_servers, "queue.buffering.max.messages": 1_000_000, "linger.ms": 5}
+    )
+    for index, body in enumerate(values):
+        producer.produce(delivery.topic, body, partition=index % delivery.partitions)
+    assert producer.flush(60) == 0

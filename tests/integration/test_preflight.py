@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -126,7 +127,12 @@ class TestNothingWrong:
     ) -> None:
         grant(connection, role, "USAGE ON SCHEMA kbatchd", "SELECT ON kbatchd.migrations")
         grant(connection, role, "SELECT, INSERT, UPDATE ON kbatchd.progress", "INSERT ON public.target")
-        grant(connection, role, "INSERT ON kbatchd.dead_letters, kbatchd.gaps, kbatchd.batches")
+        grant(
+            connection,
+            role,
+            "INSERT ON kbatchd.dead_letters, kbatchd.gaps",
+            "SELECT, INSERT, DELETE ON kbatchd.batches",
+        )
         check(make_config({}, postgres={"dsn": make_conninfo(database, user=role)}))
         assert len(progress(connection)) == 2
 
@@ -148,8 +154,16 @@ class TestTables:
                 {},
                 ["at, serial: NOT NULL with a default", 'omit = ["at", "serial"]'],
             ),
-            ("ALTER TABLE public.target ADD span int4range", {}, ["column span is of type int4range", "omit"]),
-            ("ALTER TABLE public.target ADD tags text[]", {}, ["column tags is of type text[]"]),
+            (
+                "ALTER TABLE public.target ADD twice int GENERATED ALWAYS AS (2 * id) STORED",
+                {"columns": {"twice": "double"}},
+                ["column twice is generated", "take it out of the mapping"],
+            ),
+            (
+                "ALTER TABLE public.target ADD span int4range",
+                {"columns": {"span": {"field": "span", "unit": "ms"}}},
+                ["column span is of type int4range", "`unit` is for"],
+            ),
             ("", {"omit": ["id"]}, ["omitted column id is NOT NULL and has no default"]),
             ("", {"omit": ["idd"]}, ["omit names column idd, which is not there"]),
         ],
@@ -190,8 +204,9 @@ class TestTables:
 
 class TestOwnSchema:
     def test_it_is_missing(self, empty_database: str, make_config: MakeConfig) -> None:
-        fault = the_fault(make_config({}, postgres={"dsn": empty_database}))
-        assert "kbatchd migrate" in fault
+        schema, table = faults(make_config({}, postgres={"dsn": empty_database}))
+        assert "kbatchd migrate" in schema
+        assert "table public.target does not exist" in table  # looked at all the same
 
     def test_it_is_of_another_version(self, connection: psycopg.Connection, make_config: MakeConfig) -> None:
         connection.execute("INSERT INTO kbatchd.migrations (number, name) VALUES (9999, '9999_later')")
@@ -200,9 +215,9 @@ class TestOwnSchema:
     def test_no_right_to_look_at_it(
         self, connection: psycopg.Connection, make_config: MakeConfig, database: str, role: str
     ) -> None:
-        assert "permission denied for schema kbatchd" in the_fault(
-            make_config({}, postgres={"dsn": make_conninfo(database, user=role)})
-        )
+        schema, table = faults(make_config({}, postgres={"dsn": make_conninfo(database, user=role)}))
+        assert "permission denied for schema kbatchd" in schema
+        assert "GRANT INSERT ON public.target" in table
         assert progress(connection) == []
 
     def test_each_right_that_is_missing(
@@ -213,7 +228,11 @@ class TestOwnSchema:
         found = faults(make_config({}, postgres={"dsn": make_conninfo(database, user=role)}))
         assert found == tuple(
             f"no right to {right} on kbatchd.{relation}; GRANT {right} ON kbatchd.{relation} TO {role}"
-            for relation, right in (("progress", "UPDATE"), ("dead_letters", "INSERT"), ("batches", "INSERT"))
+            for relation, right in (
+                ("progress", "UPDATE"),
+                ("dead_letters", "INSERT"),
+                *(("batches", right) for right in ("INSERT", "SELECT", "DELETE")),
+            )
         )
         assert progress(connection) == []
 
@@ -233,19 +252,31 @@ class TestKafka:
 def test_all_faults_at_once_and_nothing_half_done(
     connection: psycopg.Connection, make_config: MakeConfig, topic_name: str
 ) -> None:
-    connection.execute("CREATE TABLE public.bad (id int4range, at timestamptz NOT NULL DEFAULT now())")
+    connection.execute("CREATE TABLE public.bad (id int, at timestamptz NOT NULL DEFAULT now())")
     config = make_config(
         {"name": "good"},
         {"name": "first", "topic": topic_name, "table": "public.nowhere"},
         {"name": "second", "table": "public.bad"},
     )
     found = faults(config)
-    assert [fault.partition(":")[0] for fault in found] == ["route first"] * 2 + ["route second"] * 2
+    assert [fault.partition(":")[0] for fault in found] == ["route first"] * 2 + ["route second"]
     assert progress(connection) == []
     assert run_preflight(config) == EX_CONFIG
 
 
 class TestServers:
+    def test_the_faults_of_one_and_the_absence_of_the_other(
+        self, connection: psycopg.Connection, make_config: MakeConfig, database: str, topic_name: str
+    ) -> None:
+        away = {"bootstrap_servers": NOBODY, "librdkafka": {"log_level": 0}}
+        found = faults(make_config({"name": "a", "table": "public.nowhere"}, kafka=away))
+        assert "table public.nowhere does not exist" in found[0]
+        assert "Kafka cannot be reached" in found[1]
+        lost = make_config({"name": "b", "topic": topic_name}, postgres={"dsn": make_conninfo(database, dbname="no")})
+        [fault] = [fault for fault in faults(lost) if "Kafka" not in fault]
+        assert 'database "no" does not exist' in fault
+        assert progress(connection) == []
+
     def test_a_database_that_does_not_exist(self, database: str, make_config: MakeConfig) -> None:
         fault = the_fault(make_config({}, postgres={"dsn": make_conninfo(database, dbname="nowhere")}))
         assert 'database "nowhere" does not exist' in fault
@@ -285,9 +316,9 @@ class TestServers:
             connection.execute("CREATE TABLE public.target (id bigint NOT NULL)")
         config = make_config({}, postgres={"dsn": own_database})
         own_postgres.stop()
-        with ThreadPoolExecutor(1) as executor:
+        with ThreadPoolExecutor(1) as executor, caplog.at_level(logging.WARNING, "kbatchd"):
             checking = executor.submit(check, config)
-            wait_until(lambda: "waiting for a server" in caplog.text, 10, "the first attempt")
+            wait_until(lambda: "waiting for a server" in caplog.text or checking.done(), 10, "the first attempt")
             own_postgres.start()
             checking.result(20)
         with psycopg.connect(own_database) as connection:
@@ -322,7 +353,7 @@ class TestPassword:
         wrong = "open barley"
         fault = the_fault(make_config({}, postgres={"dsn": asking, "password_file": self.file(tmp_path, wrong)}))
         assert "password authentication failed" in fault
-        assert "postgres.password_file" in fault
+        assert "check the password and the role in postgres.dsn" in fault
         assert wrong not in fault
 
     def test_none(self, asking: str, make_config: MakeConfig) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import gc
+import random
+import struct
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +17,15 @@ from psycopg import sql
 
 from kbatchd import catalogue, progress
 from kbatchd.batch import Batch, BufferPool, Chunk, RouteBatches
+from kbatchd.config_mapping import RouteMapping
 from kbatchd.errors import BreakerOpen, Fenced, TableChanged
-from kbatchd.model import FlushReason, Partition
+from kbatchd.insertion import MAX_WINDOWS, MIN_WINDOW_ROWS, Outcome, Target
+from kbatchd.mapping import row_columns
+from kbatchd.model import CopyFormat, FlushReason, Partition
 from kbatchd.postgres import Verdict, verdict
 from kbatchd.progress import Owner, Position
 from kbatchd.rows import RowEncoder, build_encoder
-from kbatchd.sink import MAX_REFUSALS, Outcome, Sink, Target
+from kbatchd.sink import Sink
 from tests.records import TOPIC, Sent
 
 if TYPE_CHECKING:
@@ -27,6 +33,9 @@ if TYPE_CHECKING:
 
 P0, P1 = Partition(TOPIC, 0), Partition(TOPIC, 1)
 BUFFER_BYTES = 1_048_576
+
+#: So many refused rows, close to each other, take more than one transaction.
+TWO_TRANSACTIONS = (MAX_WINDOWS + 1) * MIN_WINDOW_ROWS // 3
 
 
 class Route:
@@ -40,13 +49,13 @@ class Route:
         progress.register(connection, self.target.owner, "id", {0: 0, 1: 0})
         claimed, _ = progress.claim(connection, self.target.owner, {0: "id", 1: "id"})
         self.positions = {Partition(TOPIC, number): position for number, position in claimed.items()}
-        self.sink = Sink(connection)
+        self.sink = Sink(connection, lambda: None)
 
     def build(self) -> tuple[Target, RowEncoder]:
         table = catalogue.read_table(self.connection, self.name)
-        encoder = build_encoder(catalogue.row_columns(table, ()))
+        encoder = build_encoder(row_columns(table, RouteMapping()))
         owner = Owner("pipe", "route", TOPIC, table.quoted, "worker-0")
-        return Target(owner, table, encoder.columns, self._max_dead_letters), encoder
+        return Target(owner, table, [encoder.columns], self._max_dead_letters), encoder
 
     def batch(self, records: Sequence[Sent]) -> Batch:
         """Fill a batch as the poll loop does."""
@@ -54,7 +63,7 @@ class Route:
         batches.reached = {partition: position.next_offset for partition, position in self.positions.items()}
         epochs = {partition: position.epoch for partition, position in self.positions.items()}
         rows: list[bytes] = []
-        refused = self.encoder.encode([record.value() for record in records], rows)
+        refused = self.encoder.encode(records, [record.value() for record in records], rows).refused
         assert batches.put(Chunk(records, rows, refused), epochs, 10.0) is None
         batches.close(FlushReason.LINGER, 13.0)
         (batch,) = batches.closed
@@ -285,6 +294,17 @@ class TestPoison:
         assert route.ids() == [1, 2]
         assert route.dead_offsets() == [1, 3]
 
+    def test_one_that_was_named_because_of_another(
+        self, connection: psycopg.Connection, make_route: Callable[..., Route]
+    ) -> None:
+        """A row is named for its id, which another has: and that one is refused for its parent, at the end only."""
+        connection.execute("CREATE TABLE public.parent (id bigint PRIMARY KEY); INSERT INTO public.parent VALUES (1)")
+        route = make_route("other bigint REFERENCES public.parent (id), UNIQUE (id)")
+        others = [(1, 1), (7, 2), (2, 1), (7, 1), (3, 1)]
+        route.flush([Sent(at, orjson.dumps({"id": id_, "other": other})) for at, (id_, other) in enumerate(others)])
+        assert route.dead() == [(0, 1, "23503", None)]
+        assert route.ids() == [1, 2, 3, 7]
+
     @pytest.mark.parametrize("bad", [[0], [1], [298], [299], [0, 1], [298, 299], [0, 299], list(range(10))])
     def test_at_the_edges(self, make_route: Callable[..., Route], bad: list[int]) -> None:
         route = make_route("CHECK (id >= 0)")
@@ -309,21 +329,36 @@ class TestPoison:
 
     @pytest.mark.parametrize("named", [True, False])
     def test_more_than_one_transaction_takes(self, make_route: Callable[..., Route], named: bool) -> None:
-        """After MAX_REFUSALS the prefix is committed with its progress, and a new transaction goes on."""
+        """After MAX_WINDOWS the prefix is committed with its progress, and a new transaction goes on."""
         route = make_route() if named else make_route(setup=self.RAISE.format("AFTER"))
         if named:
             route.connection.execute("ALTER TABLE target ADD CHECK (id % 100 <> 13)")
             route.target, route.encoder = route.build()
-        records = sent([13 if i % 3 == 0 else i * 100 for i in range(300)])
-        assert route.flush(records) == Outcome(rows=200, dead_letters=100)
-        assert route.ids() == [i * 100 for i in range(300) if i % 3]
-        assert route.dead_offsets() == list(range(0, 300, 3))
+        count = 3 * TWO_TRANSACTIONS if named else 300  # it takes several COPYs to find one that is not named
+        records = sent([13 if i % 3 == 0 else i * 100 for i in range(count)])
+        assert route.flush(records) == Outcome(rows=count * 2 // 3, dead_letters=count // 3)
+        assert route.ids() == [i * 100 for i in range(count) if i % 3]
+        assert route.dead_offsets() == list(range(0, count, 3))
         ledger = route.ledger()
-        assert [dead for _, _, dead, _ in ledger] == [MAX_REFUSALS] * 3 + [4]
-        assert sum(rows for _, rows, _, _ in ledger) == 200
+        assert len(ledger) > 1
+        assert sum(dead for _, _, dead, _ in ledger) == count // 3
+        assert sum(rows for _, rows, _, _ in ledger) == count * 2 // 3
         spans = [spans[TOPIC]["0"] for *_, spans in ledger]
         assert [first for first, _ in spans] == [0, *(end for _, end in spans[:-1])]
-        assert route.next_offsets() == {0: 300, 1: 0}
+        assert route.next_offsets() == {0: count, 1: 0}
+
+    def test_the_batches_after_a_poisoned_one(self, make_route: Callable[..., Route]) -> None:
+        """They go in by windows: larger than one, with poison or without, and with no record at all."""
+        route = make_route("CHECK (id >= 0)")
+        route.flush(sent([1, -1]))
+        route.flush(sent([-1 if i == 4_321 else i for i in range(5_000)], first=2))
+        batch = Batch(0.0, next_offsets={P1: 8}, epochs={P1: 1}, reason=FlushReason.LINGER)
+        route.sink.flush(batch, route.target, route.positions)
+        route.flush(sent([-1, 7], first=5_002))
+        assert route.flush(broken(sent([8, 9, 10], first=5_004), [1])) == Outcome(rows=2, dead_letters=1)
+        assert route.ids() == sorted([1, *(i for i in range(5_000) if i != 4_321), 7, 8, 10])
+        assert route.dead_offsets() == [1, 4_323, 5_002, 5_005]
+        assert route.next_offsets() == {0: 5_007, 1: 8}
 
     def test_of_two_partitions(self, make_route: Callable[..., Route]) -> None:
         """A prefix holds other records of each partition than the whole."""
@@ -366,13 +401,14 @@ class TestFenced:
         )
         route.connection.execute("ALTER TABLE target ADD CHECK (id >= 0)")
         route.target, route.encoder = route.build()
-        records = sent([-1] * (MAX_REFUSALS + 1) + [1])
+        records = sent([-1 if i % 3 == 0 else i for i in range(3 * TWO_TRANSACTIONS)])
         with pytest.raises(Fenced):
             route.flush(records)
-        assert route.positions[P0] == Position(1, MAX_REFUSALS)
-        assert route.dead_offsets() == list(range(MAX_REFUSALS))
+        reached = route.positions[P0].next_offset
+        assert route.positions[P0] == Position(1, reached)
+        assert route.dead_offsets() == list(range(0, reached, 3))
         assert len(route.ledger()) == 1
-        assert route.ids() == []
+        assert route.ids() == [i for i in range(reached) if i % 3]
 
 
 class TestTableChanged:
@@ -528,3 +564,102 @@ def test_a_poisoned_batch_leaves_no_cycle(make_route: Callable[..., Route]) -> N
         assert gc.collect() < 50
     finally:
         gc.enable()
+
+
+class TestLayouts:
+    """Rows that lack some columns: one COPY for each set of columns, all in one transaction."""
+
+    LAYOUTS = (("id", "a", "b"), ("id", "b"), ("id",))
+
+    def route(self, make_route: Callable[..., Route], copy_format: CopyFormat) -> Route:
+        route = make_route("a int DEFAULT 7, b text DEFAULT 'none' CHECK (b <> 'bad'), CHECK (id >= 0)")
+        route.target = replace(route.target, layouts=self.LAYOUTS, copy_format=copy_format)
+        return route
+
+    def batch(self, rows: Sequence[tuple[int, Sequence[object]]], copy_format: CopyFormat) -> Batch:
+        encoded = [text(values) if copy_format is CopyFormat.TEXT else binary(values) for _, values in rows]
+        records = [Sent(offset) for offset in range(len(rows))]
+        chunk = Chunk(records, encoded, (), 0, [layout for layout, _ in rows])
+        batch = Batch(0.0, buffer=bytearray(sum(map(len, encoded))), reason=FlushReason.LINGER)
+        batch.append(chunk)
+        batch.next_offsets = chunk.next_offsets()
+        return batch
+
+    @pytest.mark.parametrize("copy_format", list(CopyFormat))
+    def test_each_gets_its_defaults(self, make_route: Callable[..., Route], copy_format: CopyFormat) -> None:
+        route = self.route(make_route, copy_format)
+        rows = [(0, (1, 1, "x\\\t\n")), (2, (2,)), (1, (3, "")), (0, (4, None, None)), (2, (5,))]
+        route.sink.flush(self.batch(rows, copy_format), route.target, route.positions)
+        assert route.connection.execute("SELECT id, a, b FROM target ORDER BY id").fetchall() == [
+            (1, 1, "x\\\t\n"), (2, 7, "none"), (3, 7, ""), (4, None, None), (5, 7, "none")
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("copy_format", list(CopyFormat))
+    def test_poison_names_its_record(self, make_route: Callable[..., Route], copy_format: CopyFormat) -> None:
+        route = self.route(make_route, copy_format)
+        rows: list[tuple[int, Sequence[object]]] = []
+        bad = set()
+        for index in range(400):
+            layout, poison = random.randrange(3), random.random() < 0.05
+            values = (-1 - index if poison and layout == 2 else index, 5, "bad" if poison else "good\n")
+            rows.append((layout, (values[0], values[2]) if layout == 1 else values[: 3 if layout == 0 else 1]))
+            if poison:
+                bad.add(index)
+        route.sink.flush(self.batch(rows, copy_format), route.target, route.positions)
+        assert route.dead_offsets() == sorted(bad)
+        assert route.ids() == [index for index in range(400) if index not in bad]
+        assert route.next_offsets() == {0: 400, 1: 0}
+
+    def test_what_an_input_function_refuses(self, make_route: Callable[..., Route]) -> None:
+        """In text format PostgreSQL reads the values itself, and names the line and the column."""
+        route = self.route(make_route, CopyFormat.TEXT)
+        rows = [(0, (n, "no number" if n in {3, 70} else n, "x")) for n in range(100)]
+        route.sink.flush(self.batch(rows, CopyFormat.TEXT), route.target, route.positions)
+        assert route.dead() == [(0, 3, "22P02", "a"), (0, 70, "22P02", "a")]
+
+
+class TestBreakerIsExact:
+    @pytest.mark.parametrize("limit", [1, 3, 40])
+    def test_in_any_mixture(self, make_route: Callable[..., Route], limit: int) -> None:
+        """The encoder's refusals and PostgreSQL's in turn, in several batches: it opens at the one too many."""
+        route = make_route("CHECK (id >= 0)", max_dead_letters=limit)
+        weights = (1, limit, limit)
+        kinds = list(random.choices("gep", weights, k=1_200))
+        run = 0
+        expected = len(kinds)
+        for index, kind in enumerate(kinds):
+            run = 0 if kind == "g" else run + 1
+            if run > limit:
+                expected = index
+                break
+        values = {"g": b'{"id":1}', "e": b'{"id":"no"}', "p": b'{"id":-1}'}
+        records = [Sent(offset, values[kind]) for offset, kind in enumerate(kinds)]
+        opened = False
+        while records and not opened:
+            count = random.randrange(1, 300)
+            try:
+                route.flush(records[:count])
+            except BreakerOpen:
+                opened = True
+            records = records[count:]
+        assert opened == (expected < len(kinds))
+        assert route.next_offsets()[0] == expected
+        assert route.dead_offsets() == [index for index in range(expected) if kinds[index] != "g"]
+
+
+def binary(values: Sequence[object]) -> bytes:
+    """Encode (id bigint, a int, b text), or a part of it, for a binary COPY."""
+    parts = [struct.pack(">h", len(values))]
+    for index, value in enumerate(values):
+        if value is None:
+            parts.append(b"\xff\xff\xff\xff")
+            continue
+        field = value.encode() if isinstance(value, str) else struct.pack(">i" if index else ">q", value)
+        parts += struct.pack(">i", len(field)), field
+    return b"".join(parts)
+
+
+def text(values: Sequence[object]) -> bytes:
+    """Encode the same for a COPY in text format."""
+    escapes = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n"})
+    return "\t".join("\\N" if value is None else str(value).translate(escapes) for value in values).encode() + b"\n"

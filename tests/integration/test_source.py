@@ -1,4 +1,4 @@
-"""What the worker relies on when it assigns, assigns anew, and pauses: librdkafka's own promises, put to the test."""
+"""What the worker relies on when it assigns and assigns anew: librdkafka's own promises, put to the test."""
 
 from __future__ import annotations
 
@@ -72,31 +72,18 @@ def test_nothing_of_a_former_assignment_comes_after_the_next(source: Source, par
         read(source, offsets)
 
 
-def test_a_pause_ends_with_the_assignment(source: Source, partitions: list[Partition]) -> None:
-    """Left alone, librdkafka keeps it: assigned again, the partition would stand still for good."""
-    for _ in range(3):
-        offsets = dict.fromkeys(partitions, 0)
-        source.assign(offsets)
-        read(source, offsets)
-        source.pause(partitions[0].topic)
-    offsets = dict.fromkeys(partitions, 7)
-    source.unassign(partitions)
-    source.assign(offsets)
-    read(source, offsets)
-
-
-def test_a_paused_topic_goes_on_where_it_was(source: Source, partitions: list[Partition]) -> None:
+def test_a_topic_is_read_as_told_and_the_others_go_on(source: Source, partitions: list[Partition]) -> None:
     offsets = dict.fromkeys(partitions, 0)
     source.assign(offsets)
     read(source, offsets)
-    paused = partitions[0].topic
-    source.pause(paused)
+    topic = partitions[0].topic
+    source.read(topic, {partitions[1]: 7})
+    offsets[partitions[1]] = 7
+    del offsets[partitions[0]]
+    read(source, offsets, until=partitions[1:2])
+    source.read(topic, {})
     for _ in range(5):
-        for topic, records in source.poll(500, 0.05).records.items():
-            assert topic != paused
-            offsets[partitions[2]] += len(records)
-    source.resume(paused)
-    read(source, offsets, until=partitions[:2])  # the other topic may have been read to its end meanwhile
+        assert topic not in source.poll(500, 0.05).records
 
 
 def test_the_end_is_told_once_and_the_offset_that_is_not_there(source: Source, partitions: list[Partition]) -> None:

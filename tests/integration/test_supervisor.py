@@ -28,9 +28,10 @@ SOON_SECONDS = 15.0
 PROGRAM = """
 import faulthandler, os, signal, sys, threading, time
 from pathlib import Path
-from kbatchd import config, log
+from kbatchd import log
+from kbatchd.daemon.plan import Group, Plan
 from kbatchd.daemon.supervisor import Supervisor
-from kbatchd.stats import Field, State
+from kbatchd.stats import Field, Slots, State
 
 events, count, heartbeat, grace, check, work = sys.argv[1:]
 starts = {}
@@ -74,11 +75,17 @@ def run_worker(index, slot):
     return 1 if work == "fail_at_stop" else 0
 
 log.setup("info", "supervisor")
-workers = config.Workers(
-    count=int(count), heartbeat_timeout_seconds=float(heartbeat), grace_seconds=float(grace),
-    restart_backoff_max_seconds=0.4,
-)
-sys.exit(Supervisor(workers, run_check, run_worker).run())
+workers = Group("worker", int(count), run_worker, float(grace))
+plan = Plan((workers,), Slots({"worker": int(count)}), run_check, lambda: 0, float(heartbeat), 0.4)
+
+class Reload:
+    def read(self):
+        return 78 if Path(events + ".bad").exists() else 0
+
+    def plan(self):
+        return plan
+
+sys.exit(Supervisor(plan, Reload()).run())
 """
 
 
@@ -318,3 +325,22 @@ class TestSystemd:
         supervised.process.send_signal(signal.SIGTERM)
         self.heard(systemd, "STOPPING=1")
         assert supervised.process.wait(SOON_SECONDS) == 0
+
+    def test_a_reload_is_told_from_its_beginning_to_its_end(
+        self, start: Start, systemd: socket.socket, tmp_path: Path
+    ) -> None:
+        supervised = start(environment={"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        self.heard(systemd, "READY=1")
+        first = supervised.wait_for("start", 2)
+        before = time.monotonic_ns() // 1000
+        supervised.process.send_signal(signal.SIGHUP)
+        fields = dict(line.split("=") for line in self.heard(systemd, "RELOADING=1")[-1].splitlines())
+        assert before <= int(fields["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
+        assert "2 partitions claimed" in self.heard(systemd, "READY=1")[-1]
+        assert not {event.pid for event in first} & set(supervised.workers())
+        (tmp_path / "run-0.events.bad").touch()
+        supervised.process.send_signal(signal.SIGHUP)
+        self.heard(systemd, "RELOADING=1")
+        self.heard(systemd, "READY=1")
+        assert len(supervised.events("start")) == 4
+        assert "reload refused" in supervised.log()

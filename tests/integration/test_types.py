@@ -12,13 +12,17 @@ import orjson
 import psycopg
 import pytest
 
-from kbatchd.catalogue import read_table, row_columns
+from kbatchd.catalogue import read_table
+from kbatchd.config_mapping import RouteMapping
+from kbatchd.mapping import row_columns
 from kbatchd.rows import build_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from kbatchd.model import Refusal
+
+pytestmark = pytest.mark.usefixtures("compiled")
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = struct.pack(">h", -1)
@@ -29,7 +33,10 @@ HALFWAY = "1.000000059604644775390625"
 
 INTEGERS = {
     "0": "", "-0": "", "1": "", "-1": "", "7.0": "wrong_type", "1e2": "wrong_type", "true": "wrong_type",
-    '"1"': "wrong_type", "{}": "wrong_type", "[1]": "wrong_type", "18446744073709551616": "out_of_range",
+    '"1"': "", '"-007"': "", '"+5"': "", '"1.0"': "wrong_type", '""': "wrong_type", '" 1"': "wrong_type",
+    '"1_000"': "wrong_type", '"\\u0661"': "wrong_type", '"18446744073709551616"': "out_of_range",
+    f'"{BIG}"': "out_of_range",
+    "{}": "wrong_type", "[1]": "wrong_type", "18446744073709551616": "out_of_range",
     "-9223372036854775809": "out_of_range", BIG: "out_of_range", "1e400": "wrong_type",
 }  # fmt: skip
 
@@ -40,8 +47,11 @@ FLOATS = {
     "1.0000000596046448": "", "1.00000005960464477539062501": "", "1.00000005960464477539062499": "",
     "16777217": "", "16777219": "", "16777217.000000001": "", "33554434.000000000001": "",
     "1e400": "out_of_range", "-1e400": "out_of_range", "1e-400": "out_of_range", "-1.5e-4000": "out_of_range",
-    BIG: "out_of_range", "0." + "0" * 400 + "1": "out_of_range", "true": "wrong_type", '"1.5"': "wrong_type",
-    '"NaN"': "wrong_type", "{}": "wrong_type", "[]": "wrong_type",
+    BIG: "out_of_range", "0." + "0" * 400 + "1": "out_of_range", "true": "wrong_type", "-0": "", "-0 ": "", '"1.5"': "",
+    '"-0"': "", '"NaN"': "", '"nan"': "", '"Infinity"': "", '"-inf"': "", '"1e5"': "", '".5"': "",
+    '"1e400"': "out_of_range",
+    '"x"': "wrong_type", '""': "wrong_type", '"."': "wrong_type", '" 1"': "wrong_type", '"1_0"': "wrong_type",
+    "{}": "wrong_type", "[]": "wrong_type",
 }  # fmt: skip
 
 NUMERICS = {
@@ -72,12 +82,14 @@ CLOCKS = {
     "2026-11-22T23:44:05.1234575{}", "2026-11-22T23:44:05.9999999{}", "2026-12-31T23:59:59.9999995{}",
     "2026-11-22T23:44:05.123456789{}", "2026-11-22T23:44{}", "2026-11-22T23:44:05.{}", "2024-02-29T00:00:00{}",
     "0001-01-01T00:00:00{}",
+    "2026-11-22T24:00:00{}", "10000-01-01T00:00:00{}", "294276-12-30T23:59:59.999999{}", "2026-11-22T23:44:60{}",
     "9999-12-31T23:59:59.999999{}", "1969-12-31T23:59:59.5{}", "2016-12-31T23:59:60{}", "2026-03-29T02:30:00{}",
 }  # fmt: skip
 NOT_CLOCKS = {
     "2026-11-22T24:00:01{}", "2026-11-22T23:60:00{}", "2026-11-22T23:44:61{}", "2026-02-29T00:00:00{}",
     "2026-13-01T00:00:00{}",
-    "2026-00-10T00:00:00{}", "0000-01-01T00:00:00{}", "10000-01-01T00:00:00{}", "2026-W47-7T23:44:05{}",
+    "2026-00-10T00:00:00{}", "0000-01-01T00:00:00{}", "2026-11-22T23:59:60.5{}", "010000-01-01T00:00:00{}",
+    "2026-W47-7T23:44:05{}",
     "20261122T234405{}",
     "2026-11-22T234405{}", "2026-11-22T23{}", "2026-11-22T23:44:05,5{}", "2026-326T23:44:05{}",
     "2026-11-22x23:44:05{}", "2026-11-22{}", " 2026-11-22T23:44:05{}", "2026-11-22T23:44:05 {}",
@@ -109,7 +121,11 @@ TIMESTAMPTZ = {
         )],
         "not_a_timestamp",
     ),
-    **quoted(["infinity", "-infinity", "2026-11-22t23:44:05Z"]),
+    **quoted(["infinity", "-infinity", "2026-11-22t23:44:05Z", "0044-03-15T12:00:00+01:00 BC",
+    "0001-01-01T00:00:00+14:00",
+    "4714-11-24T00:00:00Z BC", "294276-12-31T23:59:59.999999Z", "0001-02-29T00:00:00Z BC"]),
+    **quoted(["4714-11-23T23:59:59Z BC", "294277-01-01T00:00:00Z", "294276-12-31T23:59:59-01:00"],
+    "out_of_range"),
     **NOT_STRINGS,
 }  # fmt: skip
 TIMESTAMP = {
@@ -117,16 +133,18 @@ TIMESTAMP = {
     **quoted(
         {clock.format("") for clock in NOT_CLOCKS} | {clock.format("+01:00") for clock in CLOCKS}, "not_a_timestamp"
     ),
-    **quoted(["infinity", "-infinity"]),
+    **quoted(["infinity", "-infinity", "0044-03-15 12:00:00 BC", "4714-11-24 00:00:00 BC"]),
+    **quoted(["4714-11-23 23:59:59 BC", "294277-01-01 00:00:00"], "out_of_range"),
     **NOT_STRINGS,
 }
 DATE = {
     **quoted(["2026-11-22", "2024-02-29", "0001-01-01", "9999-12-31", "1999-12-31", "2000-01-01", "infinity",
-    "-infinity"]),
+    "-infinity", "10000-01-01", "5874897-12-31", "0044-03-15 BC", "0001-02-29 BC", "4714-11-24 BC"]),
+    **quoted(["5874898-01-01", "4714-11-23 BC"], "out_of_range"),
     **quoted(
         ["2026-02-29", "2026-13-01", "0000-01-01", "20261122", "2026-W47-7", "2026-1-2", "2026-11-22T00:00:00",
         "22.11.2026",
-         "today", "", "2026-11-22 ", "10000-01-01", "\\u0662026-11-22"],
+         "today", "", "2026-11-22 ", "-0044-03-15", "0002-02-29 BC", "\\u0662026-11-22"],
         "not_a_date",
     ),
     **NOT_STRINGS,
@@ -175,8 +193,72 @@ JSONS = dict.fromkeys(
     "",
 )  # fmt: skip
 
+TIMES_OF_DAY = [
+    "23:44:05{}",
+    "23:44{}",
+    "00:00:00{}",
+    "24:00:00{}",
+    "23:59:60{}",
+    "23:44:05.1234565{}",
+    "23:59:59.9999999{}",
+]
+NO_TIMES = ["24:00:01{}", "24:00:00.1{}", "23:59:60.5{}", "25:00{}", "23:60{}", "23{}", "{}", "noon{}", "23:44:05 PM{}"]
+TIME = {
+    **quoted({time.format(offset) for time in TIMES_OF_DAY for offset in ("", "Z", "+00:00")}),
+    **quoted({time.format("") for time in NO_TIMES} | {"23:44:05+01:00", "allballs"}, "not_a_time"),
+    **NOT_STRINGS,
+}
+TIMETZ = {
+    **quoted(
+        {time.format(offset) for time in TIMES_OF_DAY for offset in ("Z", "+01:00", "-15:59", "+0545", "+01:02:03")}
+    ),
+    **quoted({time.format("Z") for time in NO_TIMES} | {"23:44:05", "23:44:05+16:00"}, "not_a_time"),
+    **NOT_STRINGS,
+}
+INTERVAL = {
+    **quoted([
+        "P1Y2M3DT4H5M6.7S", "P1W", "PT0S", "P-1Y", "PT-1.5S", "PT-0.000001S", "PT36H", "P1DT-2H", "P178000000Y",
+        "1 year 2 mons 3 days 04:05:06.7", "-1 days +02:03:00", "-1 day -02:03", "3 days", "1 mon", "2 months",
+        "1 week",
+        "00:00:00", "-00:00:01.5", "100:59:60", "-1 years -2 mons", "-1 year +2 days -03:00:00",
+    ]),
+    **quoted(["", "P", "PT", "P1", "1", "1 fortnight", "P1.5D", "infinity", "@ 1 day", "3 days ago", " 1 day",
+    "04:60:00",
+        "PT1.1234567S"], "not_an_interval"),
+    **quoted(["P200000000Y", "P999999999W"], "out_of_range"),
+    **NOT_STRINGS,
+}  # fmt: skip
+ADDRESSES = {
+    **quoted(["10.1.2.3", "0.0.0.0/0", "10.0.0.0/8", "::", "::1", "2001:db8::/32", "::ffff:1.2.3.4",
+    "255.255.255.255/32",
+        "2001:DB8::"]),
+    **quoted(["", "10.1", "10.1.2.3.4", "10.1.2.256", "10.1.2.3/33", "::/129", "10.1.2.3/", "10.1.2.3/-1", "host",
+    "::1%lo",
+        "10.1.2.3/+8", "fe80::1::2"], "not_an_address"),
+    **NOT_STRINGS,
+}  # fmt: skip
+
 CASES: dict[str, dict[str, str]] = {
-    "bool": {"true": "", "false": "", "1": "wrong_type", "0": "wrong_type", '"true"': "wrong_type", "[]": "wrong_type"},
+    "bool": {"true": "", "false": "", "1": "wrong_type", "0": "wrong_type", "[]": "wrong_type", '"maybe"': "wrong_type",
+    **quoted(["true", "false", "t", "F", "yes", "NO", "on", "off", "1", "0", "y", "n"])},
+    "time": TIME,
+    "time(2)": TIME,
+    "timetz": TIMETZ,
+    "interval": INTERVAL,
+    "inet": {**ADDRESSES, '"10.1.2.3/8"': ""},
+    "cidr": {**ADDRESSES, '"10.1.2.3/8"': "not_an_address"},
+    "char(3)": VARCHARS,
+    "mood": {**quoted(["sad", "so, so", 'ha\\"ppy']), **quoted(["", "Sad", "happy"], "not_a_label"), **NOT_STRINGS},
+    "positive": {**INTEGERS, "32768": "", "1": ""},
+    "int4[]": {"[]": "", "[1]": "", "[1,null,-2]": "", "[[1]]": "wrong_type", "1": "wrong_type", '"{1}"': "wrong_type",
+        "[1.5]": "wrong_type", "[2147483648]": "out_of_range", '["7"]': ""},
+    "float8[]": {"[]": "", "[0,-0,1e-320,0.30000000000000004]": "", "[9007199254740993, 1e23]": "",
+    "[1e400]": "out_of_range"},
+    "numeric[]": {"[1.50,12345678901234567890123456789012.5,1e400]": "", "[-0, 1.0]": ""},
+    "text[]": {'["","a,b","{}","\\\\","\\"",null,"NULL","\\n"]': "", '["\\u0000"]': "null_byte", "[1]": "wrong_type"},
+    "jsonb[]": {'[{"a":1e400},null,7]': "", '["\\u0000"]': "null_byte"},
+    "timestamptz[]": {'["2026-11-22T23:44:05Z","infinity"]': "", '["2026-11-22T23:44:05"]': "not_a_timestamp"},
+    "mood[]": {'["sad",null,"so, so"]': "", '["x"]': "not_a_label"},
     "int2": {**INTEGERS, "32767": "", "-32768": "", "32768": "out_of_range", "-32769": "out_of_range"},
     "int4": {**INTEGERS, "2147483647": "", "-2147483648": "", "2147483648": "out_of_range",
     "-2147483649": "out_of_range"},
@@ -240,10 +322,10 @@ class Types:
 
     def encode(self, literals: Sequence[str]) -> list[tuple[int, Refusal]]:
         table = read_table(self.connection, "ours")
-        encoder = build_encoder(row_columns(table, ()))
+        encoder = build_encoder(row_columns(table, RouteMapping()))
         rows: list[bytes] = []
         values = [f'{{"n":{n},"v":{literal}}}'.encode() for n, literal in enumerate(literals)]
-        refusals = encoder.encode(values, rows)
+        refusals = encoder.encode((), values, rows).refused
         names = ",".join(encoder.columns)
         with (
             self.connection.cursor() as cursor,
@@ -256,6 +338,8 @@ class Types:
         value = "decode(%s, 'base64')" if type_name == "bytea" else "%s"
         for n, literal in literals:
             text = json.loads(literal) if literal[:1] == '"' and not type_name.startswith("json") else literal
+            if type_name.endswith("[]"):
+                text = array_literal(literal)
             self.connection.execute(f"INSERT INTO theirs VALUES (%s, {value})".encode(), (n, text))
 
     def values(self, table: str, type_name: str) -> dict[int, str]:
@@ -271,11 +355,30 @@ class Types:
         return self.connection.execute(query.encode()).fetchall()
 
 
+def array_literal(literal: str) -> str:
+    """Write a JSON array as PostgreSQL's, its numbers as they are."""
+    decoded = json.loads(literal, parse_int=Number, parse_float=Number)
+    items = ["NULL" if item is None else json.dumps(item_text(item)) for item in decoded]
+    return "{" + ",".join(item.replace("\\n", "\n") for item in items) + "}"
+
+
+class Number(str):  # noqa: SLOT000
+    """A number as it was written."""
+
+
+def item_text(item: object) -> str:
+    if isinstance(item, str):
+        return item
+    return '{"a":1e400}' if isinstance(item, dict) else json.dumps(item)
+
+
 @pytest.fixture
 def types(database: str) -> Iterator[Types]:
     with psycopg.connect(database, autocommit=True) as connection:
         # A time zone far from any that the literals have: it must not matter.
         connection.execute("SET timezone = 'Asia/Kathmandu'")
+        connection.execute("""CREATE TYPE mood AS ENUM ('sad', 'so, so', 'ha"ppy')""")
+        connection.execute("CREATE DOMAIN positive AS int4 CHECK (VALUE > -100)")
         yield Types(connection)
 
 
@@ -294,9 +397,9 @@ def test_a_row_is_what_postgresql_makes_of_the_literal(types: Types, type_name: 
 @pytest.mark.parametrize("type_name", CASES)
 def test_null_and_absent_are_null(types: Types, type_name: str) -> None:
     types.make(type_name)
-    encoder = build_encoder(row_columns(read_table(types.connection, "ours"), ()))
+    encoder = build_encoder(row_columns(read_table(types.connection, "ours"), RouteMapping()))
     rows: list[bytes] = []
-    assert encoder.encode([b'{"n":0,"v":null}', b'{"n":1}'], rows) == []
+    assert encoder.encode((), [b'{"n":0,"v":null}', b'{"n":1}'], rows).refused == []
     assert [row[-4:] for row in rows] == [b"\xff" * 4] * 2
 
 
@@ -308,12 +411,12 @@ def test_random_numbers_survive_in_all_number_columns(types: Types) -> None:
         )
     chance = random.Random(4)
     literals = [random_number(chance) for _ in range(3000)]
-    encoder = build_encoder(row_columns(read_table(connection, "ours"), ()))
+    encoder = build_encoder(row_columns(read_table(connection, "ours"), RouteMapping()))
     rows: list[bytes] = []
     values = [
         f'{{"n":{n},"f8":{x},"d":{x},"d2":{x},"j":[{x}],"v":{{"x": {x}}}}}'.encode() for n, x in enumerate(literals)
     ]
-    refused = {n for n, _ in encoder.encode(values, rows)}
+    refused = {n for n, _ in encoder.encode((), values, rows).refused}
     with (
         connection.cursor() as cursor,
         cursor.copy(f"COPY ours ({','.join(encoder.columns)}) FROM STDIN (FORMAT binary)".encode()) as copy,

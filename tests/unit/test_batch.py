@@ -303,3 +303,31 @@ def test_every_record_arrives_once_and_in_order(max_rows: int, size: int) -> Non
                 batches.done(batch)
     assert [record.offset() for batch in flushed for record in batch.records] == list(range(60))
     assert [batch.next_offsets[P0] for batch in flushed] == [(batch.records[-1].offset() or 0) + 1 for batch in flushed]
+
+
+class TestLayouts:
+    def rows(self, *layouts: int | None) -> Chunk:
+        """A chunk of one row a layout; None is a refused record."""
+        made = chunk(
+            *[Sent(offset, b"x") for offset in range(len(layouts))],
+            refused=[index for index, layout in enumerate(layouts) if layout is None],
+        )
+        made.layouts = [layout for layout in layouts if layout is not None]
+        return made
+
+    def test_none_until_there_is_one(self) -> None:
+        batches = make()
+        batches.put(chunk(*sent([0, 1])), EPOCHS, 0.0)
+        assert batches.open is not None
+        assert batches.open.layouts is None
+        batches.put(self.rows(0, 2), EPOCHS, 0.0)
+        batches.put(chunk(*sent([4])), EPOCHS, 0.0)
+        assert batches.open.layouts == [0, 0, 0, 2, 0]
+
+    def test_a_ninth_layout_begins_another_batch(self) -> None:
+        batches = make()
+        batches.put(self.rows(1, 2, None, 3, 4, 5, 6, 7, None, 0, 8, 1), EPOCHS, 0.0)
+        [first] = batches.closed
+        assert (first.layouts, len(first.records)) == ([1, 2, 3, 4, 5, 6, 7, 0], 10)
+        assert batches.open is not None
+        assert batches.open.layouts == [8, 1]

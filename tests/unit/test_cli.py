@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from kbatchd import __version__, cli
+from kbatchd import __version__, cli, commands
+from kbatchd.commands import run
 from kbatchd.errors import ConfigError, KbatchError, ServerUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 SOUND = """\
 [kafka]
@@ -93,6 +96,13 @@ def test_wrong_command_line(arguments: list[str], capsys: pytest.CaptureFixture[
         cli.main(arguments)
     assert exit_.value.code == 2
     assert "usage: kbatchd" in capsys.readouterr().err
+
+
+def test_every_command_is_there() -> None:
+    named = set(re.findall(r'"(\w+):(\w+)"', Path(cli.__file__).read_text(encoding="utf-8")))
+    assert {module for module, _ in named} == {path.stem for path in Path(commands.__file__).parent.glob("[a-z]*.py")}
+    for module, function in named:
+        assert callable(getattr(import_module(f"kbatchd.commands.{module}"), function))
 
 
 @pytest.mark.parametrize("order", [("check-config", "--config"), ("--config", "check-config")])
@@ -188,6 +198,6 @@ def test_exit_codes(
     def fail(_: object) -> int:
         raise error
 
-    monkeypatch.setattr(cli, "run", fail)
+    monkeypatch.setattr(run, "make_plan", fail)
     assert cli.main(["--config", str(file)]) == code
     assert capsys.readouterr().err.splitlines() == lines

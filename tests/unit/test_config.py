@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import typing
@@ -13,7 +14,9 @@ import tomli
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import BaseModel, ValidationError
 
-from kbatchd.config import Batch, Config, Kafka, Log, Postgres, Route, Workers, load, located
+from kbatchd import credentials
+from kbatchd.config import Batch, Config, Gateway, Kafka, Log, Postgres, Route, Workers, load, located
+from kbatchd.config_faults import keys
 from kbatchd.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "kbatchd.toml"
@@ -30,14 +33,30 @@ table = "public.requests"
 
 #: Keys whose value in the example is not the default: there is none, or it comes from elsewhere.
 WITHOUT_DEFAULT = {
+    ("gateway", "tls_certificate_file"),
+    ("gateway", "tls_key_file"),
+    ("gateway", "tokens_file"),
+    ("gateway", "tokens_command"),
     ("kafka", "bootstrap_servers"),
     ("kafka", "group_id"),
     ("kafka", "librdkafka"),
+    ("kafka", "password_command"),
+    ("kafka", "password_file"),
+    ("kafka", "sasl_mechanism"),
+    ("kafka", "sasl_username"),
+    ("kafka", "tls_ca_file"),
+    ("kafka", "tls_certificate_file"),
+    ("kafka", "tls_key_file"),
     ("postgres", "dsn"),
+    ("postgres", "password_command"),
     ("postgres", "password_file"),
+    ("route", "columns"),
     ("route", "topic"),
+    ("route", "value_field"),
     ("route", "table"),
     ("route", "name"),
+    ("route", "delete_when"),
+    ("route", "key_field"),
 }
 
 TABLES: dict[str, type[BaseModel]] = {
@@ -45,6 +64,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "postgres": Postgres,
     "workers": Workers,
     "batch": Batch,
+    "gateway": Gateway,
     "log": Log,
     "route": Route,
 }
@@ -91,27 +111,36 @@ def test_example_has_every_key_with_its_default() -> None:
     text = re.sub(r'^# (?=[\w"]+(?:\.\w+")? = )', "", EXAMPLE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     example = tomli.loads(text)
     example["route"] = example["route"][0]
+    del example["state_directory"]  # its default comes from the environment
 
-    assert set(example) == set(Config.model_fields)
+    assert set(example) == set(Config.model_fields) - {"state_directory"}
     for table, model in TABLES.items():
         assert list(example[table]) == _order(list(example[table]), model), table
-        for key, field in model.model_fields.items():
+        for key, field in keys(model).items():
             if (table, key) not in WITHOUT_DEFAULT:
                 default = list(field.default) if isinstance(field.default, tuple) else field.default
                 assert example[table][key] == default, (table, key)
                 assert type(example[table][key]) is type(default), (table, key)
-    for key in ("pipeline", "startup_timeout_seconds"):
+    for key in ("pipeline", "startup_timeout_seconds", "ledger_keep_days", "dead_letters_keep_days"):
         assert example[key] == Config.model_fields[key].default
 
 
-def _order(keys: list[str], model: type[BaseModel]) -> list[str]:
+def _order(names: list[str], model: type[BaseModel]) -> list[str]:
     """Return all keys of the model, those of the example first: equal to them only if none is missing or unknown."""
-    return [key for key in keys if key in model.model_fields] + [key for key in model.model_fields if key not in keys]
+    return [name for name in names if name in keys(model)] + [name for name in keys(model) if name not in names]
 
 
 def test_example_explains_every_key() -> None:
     lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
     assert not [line for line in lines if re.match(r"(# )?\w+ = |\[", line) and "#" not in line[1:] and line[0] != "["]
+
+
+def test_example_of_a_mapping_loads(file: Path) -> None:
+    _, _, mapping = EXAMPLE.read_text(encoding="utf-8").partition("[route.columns]")
+    entries = re.findall(r"^# (\w+ = \{.*)$", mapping, re.MULTILINE)
+    assert len(entries) == 4
+    (route,) = load(_write(file, "\n".join([MINIMAL, "[route.columns]", *entries]))).route
+    assert route.columns["created_at"].unit == "ms"
 
 
 def test_example_loads() -> None:
@@ -121,7 +150,7 @@ def test_example_loads() -> None:
 def test_every_key_has_a_description() -> None:
     models: list[type[BaseModel]] = [Config, *TABLES.values()]
     for model in models:
-        for key, field in model.model_fields.items():
+        for key, field in keys(model).items():
             assert field.description, (model, key)
             assert field.description.endswith("."), (model, key)
 
@@ -159,7 +188,7 @@ topic = "a"
 name = "n"
 tabel = "t"
 [[route]]
-topic = "a"
+topic = "n"
 table = "t"
 [[route]]
 topic = "b"
@@ -186,7 +215,7 @@ start = "yesterday"
         "18: route[0].omit[1]: is 3; allowed: a list of strings",
         "19: route[1].table: is missing; The table to write: schema.table. Required.",
         "22: route[1].tabel: is an unknown key; did you mean table?",
-        '24: route[2].topic: "a" is the topic of route[1] too; allowed: in one route only',
+        '24: route[2].topic: "n" is the name of route[1] too; give this route a `name` of its own',
         "28: route[3].table: is empty or has control characters; allowed: a line of printable characters",
         '29: route[3].name: "n" is the name of route[1] too; allowed: a name of its own',
         (
@@ -194,6 +223,35 @@ start = "yesterday"
             "as 2026-01-31T08:00:00Z"
         ),
     ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "fault"),
+    [
+        (
+            'mode = "upsert"',
+            'key: is missing; allowed with mode = "upsert": the columns of a unique index, such as ["id"]',
+        ),
+        ('mode = "upsert"\nkey = ["a", "a"]', "key: names a column twice"),
+        ('key = ["a"]', 'key: is for mode = "upsert", which this route does not have'),
+        ("insert_only = true", 'insert_only: is for mode = "upsert", which this route does not have'),
+        (
+            'delete_when = {field = "op", equals = "d"}',
+            'delete_when: is for mode = "upsert", which this route does not have',
+        ),
+        (
+            'mode = "upsert"\nkey = ["a"]\ninsert_only = true\ndelete_when = {field = "op", equals = "d"}',
+            "delete_when: contradicts insert_only = true, which deletes nothing; allowed: one of them",
+        ),
+        (
+            'mode = "upsert"\nkey = ["a"]\ndelete_when = {field = "op", equals = []}',
+            "delete_when.equals: is not a plain value; allowed: a string, a number or a boolean",
+        ),
+    ],
+)
+def test_rules_of_an_upsert(file: Path, lines: str, fault: str) -> None:
+    [found] = _faults(file, MINIMAL + lines + "\n")
+    assert found.partition("route[0].")[2] == fault
 
 
 def test_rules_between_tables(file: Path) -> None:
@@ -226,7 +284,11 @@ def test_rules_between_tables_hold_for_defaults_too(file: Path) -> None:
         ("[log]\nlevel = 'INFO'", 'log.level: is "INFO"; allowed: "debug" or "info" or "warning" or "error"'),
         ("[batch]\nlinger_seconds = 4e3", "batch.linger_seconds: is 4000.0; allowed: a number of seconds from"),
         ("log = 3", "log: is 3; allowed: a table"),
-        ("[gateway]", "gateway: is an unknown key; allowed: pipeline, startup_timeout_seconds, kafka"),
+        (
+            "[metrics]",
+            ("metrics: is an unknown key; allowed: pipeline, startup_timeout_seconds, ledger_keep_days, "
+            "dead_letters_keep_days, state_directory"),
+        ),
     ],
 )  # fmt: skip
 def test_one_fault(lines: str, fault: str, file: Path) -> None:
@@ -342,7 +404,7 @@ class TestPassword:
 
     @pytest.mark.parametrize(
         "dsn",
-        ["host=h passfile=/x", "service=app", "postgresql://u@h1:1,h2:2/d?passfile=x", "options='-c a.password=b'"],
+        ["host=/h passfile=/x", "postgresql://u@[::1]:1,localhost:2/d?passfile=x", "options='-c a.password=b'"],
     )
     def test_dsn_without_a_password(self, dsn: str, file: Path) -> None:
         assert load(_write(file, MINIMAL.replace("postgresql://kbatchd@localhost/app", dsn))).postgres.conninfo == dsn
@@ -353,7 +415,13 @@ class TestPassword:
         assert fault.startswith("4: postgres.dsn: is not a connection string; allowed: ")
 
     @pytest.mark.parametrize(
-        "dsn", ["postgresql://u@h/d", "postgresql://u@h1:1,h2:2/d?sslmode=prefer", "host=h user=u", "host='h' user=u "]
+        "dsn",
+        [
+            "postgresql://u@h/d?sslmode=verify-full",
+            "postgresql://u@127.0.0.1:1,[::1]:2/d?sslmode=prefer",
+            "host=localhost user=u",
+            "host='localhost' user=u ",
+        ],
     )
     @pytest.mark.parametrize("mode", [0o600, 0o400])
     def test_from_its_file(self, dsn: str, mode: int, file: Path) -> None:
@@ -394,11 +462,11 @@ class TestPassword:
         assert conninfo_to_dict(config.postgres.conninfo)["password"] == self.SECRET
 
     def test_database_url_may_hold_one(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("DATABASE_URL", "postgresql://u:first@h/d")
+        monkeypatch.setenv("DATABASE_URL", "postgresql://u:first@localhost/d")
         text = MINIMAL.replace('dsn = "postgresql://kbatchd@localhost/app"\n', "")
         config = load(_write(file, text))
         assert config.postgres.dsn is None
-        assert config.postgres.conninfo == "postgresql://u:first@h/d"
+        assert config.postgres.conninfo == "postgresql://u:first@localhost/d"
         assert "first" not in repr(config)
 
         (file.parent / "secret").write_text("second")
@@ -416,8 +484,141 @@ class TestPassword:
         assert fault.startswith("3: postgres.dsn: is missing, and $DATABASE_URL is not a connection string; allowed: ")
         assert "secret" not in fault
 
+    @pytest.mark.parametrize("content", [r"pw\c; $(id) `id`", r"pw\n\c; $(id) `id`"])
+    def test_from_a_command(self, content: str, file: Path) -> None:
+        """Without a shell: its words are the program's own, whatever is in them."""
+        words = ["printf", "%b", content]
+        command = f"password_command = {json.dumps(words)}\n"
+        config = load(_write(file, MINIMAL.replace("[postgres]\n", f"[postgres]\n{command}")))
+        assert conninfo_to_dict(config.postgres.conninfo)["password"] == "pw"
+
+    @pytest.mark.parametrize(
+        ("words", "what"),
+        [
+            (["/no/such"], "/no/such cannot be run: No such file or directory"),
+            (["false"], "false ended with exit status 1"),
+            (["sh", "-c", "echo s3cret; echo s3cret >&2; exit 3"], "sh ended with exit status 3"),
+            (["true"], "true holds no password; allowed: one line"),
+            (["printf", r"a\nb"], "printf holds no password; allowed: one line"),
+            (["sleep", "60"], "sleep did not end within 0 s"),
+        ],
+    )
+    def test_a_command_that_fails(
+        self, words: list[str], what: str, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if words[0] == "sleep":
+            monkeypatch.setattr(credentials, "COMMAND_SECONDS", 0.1)
+        command = f"password_command = {json.dumps(words)}\n"
+        (fault,) = _faults(file, MINIMAL.replace("[postgres]\n", f"[postgres]\n{command}"))
+        assert fault == f"3: postgres: password: {what}"
+
+    def test_a_command_does_not_see_database_url(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DATABASE_URL", "postgresql://u:first@localhost/d")
+        command = 'password_command = ["sh", "-c", "echo got=$DATABASE_URL"]\n'
+        config = load(_write(file, MINIMAL.replace("[postgres]\n", f"[postgres]\n{command}")))
+        assert conninfo_to_dict(config.postgres.conninfo)["password"] == "got="
+
+    def test_from_one_origin_only(self, file: Path) -> None:
+        (file.parent / "secret").write_text("pw")
+        (file.parent / "secret").chmod(0o600)
+        both = 'password_file = "secret"\npassword_command = ["true"]\n'
+        (fault,) = _faults(file, MINIMAL.replace("[postgres]\n", f"[postgres]\n{both}"))
+        assert fault == "3: postgres: has both password_file and password_command; allowed: one of them"
+
     def test_environment_is_bare(self) -> None:
         assert "DATABASE_URL" not in os.environ
+
+
+class TestTrust:
+    """Whom the daemon speaks to must be known, or the file must say that it need not be."""
+
+    @pytest.mark.parametrize(
+        ("dsn", "host"),
+        [
+            ("postgresql://u@db.example/d", "db.example"),
+            ("postgresql://u@10.0.0.7/d?sslmode=require", "10.0.0.7"),
+            ("postgresql://u@db.example/d?sslmode=verify-ca", "db.example"),
+            ("host=localhost,db.example dbname=d", "db.example"),
+            ("host=localhost hostaddr=10.0.0.7 dbname=d", "10.0.0.7"),
+            ("service=app", "service app"),
+        ],
+    )
+    def test_a_host_beyond_needs_verify_full(self, dsn: str, host: str, file: Path) -> None:
+        text = MINIMAL.replace("postgresql://kbatchd@localhost/app", dsn)
+        (fault,) = _faults(file, text)
+        what = f"is false, and {host} is beyond this machine without sslmode=verify-full; "
+        assert fault.startswith(f"3: postgres.allow_insecure: {what}")
+        load(_write(file, text.replace("[postgres]\n", "[postgres]\nallow_insecure = true\n")))
+        separator = "&" if "?" in dsn else "?" if "://" in dsn else " "
+        load(_write(file, text.replace(dsn, f"{dsn}{separator}sslmode=verify-full")))
+
+    @pytest.mark.parametrize("dsn", ["host=/run/postgresql", "postgresql:///d", "postgresql://[::1],127.0.0.2/d"])
+    def test_this_machine_needs_nothing(self, dsn: str, file: Path) -> None:
+        load(_write(file, MINIMAL.replace("postgresql://kbatchd@localhost/app", dsn)))
+
+    def test_the_environment_counts(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PGHOST", "db.example")
+        text = MINIMAL.replace("postgresql://kbatchd@localhost/app", "dbname=app")
+        assert "db.example is beyond" in _faults(file, text)[0]
+        monkeypatch.setenv("PGSSLMODE", "verify-full")
+        load(_write(file, text))
+
+    def kafka(self, file: Path, *lines: str) -> Config:
+        (file.parent / "pw").write_text("s3cret\n")
+        (file.parent / "pw").chmod(0o600)
+        return load(_write(file, MINIMAL.replace("[kafka]\n", "\n".join(["[kafka]", *lines, ""]))))
+
+    LOGIN = ('sasl_mechanism = "SCRAM-SHA-256"', 'sasl_username = "u"', 'password_file = "pw"')
+
+    def test_sasl_needs_tls(self, file: Path) -> None:
+        config = self.kafka(file, *self.LOGIN, "tls = true")
+        assert config.kafka.client == {
+            "bootstrap.servers": "localhost:9092",
+            "security.protocol": "sasl_ssl",
+            "sasl.mechanism": "SCRAM-SHA-256",
+            "sasl.username": "u",
+            "sasl.password": "s3cret",
+        }
+        assert "s3cret" not in repr(config) + str(config.model_dump())
+        with pytest.raises(ConfigError, match=r"kafka\.allow_insecure: is false, and SASL without TLS"):
+            self.kafka(file, *self.LOGIN)
+        allowed = self.kafka(file, *self.LOGIN, "allow_insecure = true")
+        assert allowed.kafka.client["security.protocol"] == "sasl_plaintext"
+
+    @pytest.mark.parametrize(
+        ("lines", "fault"),
+        [
+            (['librdkafka."security.protocol" = "SASL_PLAINTEXT"'], "kafka.allow_insecure: is false, and SASL"),
+            (
+                ["tls = true", 'librdkafka."enable.ssl.certificate.verification" = false'],
+                "kafka.allow_insecure: is false, and enable.ssl.certificate.verification lets anybody",
+            ),
+            (
+                ["tls = true", 'librdkafka."ssl.endpoint.identification.algorithm" = "none"'],
+                "kafka.allow_insecure: is false, and ssl.endpoint.identification.algorithm lets anybody",
+            ),
+            (['librdkafka."sasl.password" = "s3cret"'], "kafka.librdkafka: holds sasl.password; put a password into"),
+            (['librdkafka."ssl.key.pem" = "s3cret"'], "kafka.librdkafka: holds ssl.key.pem; put a password into"),
+            (["tls = true", 'sasl_username = "u"'], "kafka: has one of sasl_mechanism and sasl_username"),
+            (
+                ["tls = true", 'sasl_mechanism = "PLAIN"', 'sasl_username = "u"'],
+                "kafka: has sasl_mechanism and no password; ",
+            ),
+            (['sasl_mechanism = "SCRAM"'], 'kafka.sasl_mechanism: is "SCRAM"; allowed: "PLAIN" or "SCRAM-SHA-256" or '),
+            (['tls_ca_file = "pw"'], "kafka.tls_ca_file: goes with tls = true"),
+        ],
+    )
+    def test_what_is_wrong_with_kafka(self, lines: list[str], fault: str, file: Path) -> None:
+        with pytest.raises(ConfigError) as caught:
+            self.kafka(file, *lines)
+        assert any(fault in line for line in caught.value.faults), caught.value.faults
+        assert "s3cret" not in str(caught.value)
+
+    def test_a_credential(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(file.parent))
+        (file.parent / "kafka_password").write_text("from systemd")
+        config = self.kafka(file, *self.LOGIN[:2], "tls = true")
+        assert config.kafka.client["sasl.password"] == "from systemd"
 
 
 def test_sections_can_be_built_in_code() -> None:

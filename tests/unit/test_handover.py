@@ -11,7 +11,8 @@ import pytest
 from kbatchd import config
 from kbatchd.batch import Batch
 from kbatchd.catalogue import Column
-from kbatchd.handover import Handover, Lane
+from kbatchd.handover import NOT_OURS, Handover, Lane, Reading, Turn
+from kbatchd.intake import Intake
 from kbatchd.model import FlushReason, Gap, GapKind, Partition
 from kbatchd.progress import Position
 from kbatchd.rows import RowEncoder, build_encoder
@@ -50,8 +51,26 @@ def granted(handover: Handover, encoder: RowEncoder, *partitions: Partition, at:
     for partition in partitions:
         handover.grant(handover.lanes[partition.topic], {partition: Position(epoch, at)}, encoder)
     turn = handover.turn()
-    assert turn.granted == dict.fromkeys(partitions, at)
+    starts = {partition: start for reading in turn.readings.values() for partition, start in reading.starts.items()}
+    assert {partition: starts[partition] for partition in partitions} == dict.fromkeys(partitions, at)
     return turn.encoders[partitions[0].topic][0]
+
+
+def grant(handover: Handover, route: str, starts: dict[Partition, int], encoder: RowEncoder) -> None:
+    positions = {partition: Position(1, start) for partition, start in starts.items()}
+    handover.grant(handover.lanes[route], positions, encoder)
+
+
+def take(handover: Handover, turn: Turn, records: list[Sent]) -> None:
+    """Do what the poll loop does with what it polled."""
+    for route, (generation, encoder) in turn.encoders.items():
+        intake = Intake(handover, route)
+        intake.begin(turn.readings[TOPIC].floors[route])
+        intake.take(records, generation, encoder)
+
+
+def good(offsets: Iterable[int], partition: Partition = P0) -> list[Sent]:
+    return [Sent(offset, b'{"id":%d}' % offset, partition.number, subject=partition.topic) for offset in offsets]
 
 
 def sent(offsets: Iterable[int], partition: Partition = P0) -> list[Sent]:
@@ -85,14 +104,14 @@ class TestGenerations:
         assert handover.is_drained()
         assert lane.batches.reached == {P0: 0}
 
-    def test_the_next_turn_revokes_first_and_grants_anew(self, encoder: RowEncoder) -> None:
+    def test_the_next_turn_reads_what_is_granted_then(self, encoder: RowEncoder) -> None:
         handover = make()
         generation = granted(handover, encoder, P0, P1)
         lane = handover.lanes[TOPIC]
         assert sorted(handover.revoke(lane)) == [P0, P1]
         handover.grant(lane, {P0: Position(2, 40)}, encoder)
         turn = handover.turn()
-        assert (sorted(turn.revoked), turn.granted) == ([P0, P1], {P0: 40})
+        assert turn.readings == {TOPIC: Reading({P0: 40}, {TOPIC: {}})}
         assert turn.encoders[TOPIC][0] > generation
         assert handover.put(TOPIC, turn.encoders[TOPIC][0], chunk(*sent([40]))) is None
         assert not handover.is_drained()
@@ -103,7 +122,7 @@ class TestGenerations:
         handover.grant(lane, {P0: Position(1, 40)}, encoder)
         handover.revoke(lane)
         turn = handover.turn()
-        assert (turn.revoked, turn.granted) == ([P0], {})
+        assert (turn.readings, turn.encoders) == ({TOPIC: Reading({}, {})}, {})
 
     def test_another_routes_revoke_leaves_this_one_alone(self, encoder: RowEncoder) -> None:
         handover = make(TOPIC, "other")
@@ -124,11 +143,84 @@ class TestGenerations:
     def test_news_is_told_once(self, encoder: RowEncoder) -> None:
         handover = make()
         granted(handover, encoder, P0)
-        turn = handover.turn()
-        assert (turn.revoked, turn.granted) == ([], {})
+        assert handover.turn().readings == {}
 
     def test_no_encoder_before_the_first_grant(self) -> None:
         assert make().turn().encoders == {}
+
+
+class TestSeveralRoutes:
+    """One topic, the routes a and b: one assignment, two lanes."""
+
+    def make(self, encoder: RowEncoder, a: dict[Partition, int], b: dict[Partition, int]) -> Handover:
+        routes = [config.Route(topic=TOPIC, table="t", name=name) for name in "ab"]
+        handover = Handover(routes, config.Batch(max_rows=3, max_bytes=1_024, linger_seconds=3_600), 4_096)
+        for name, starts in (("a", a), ("b", b)):
+            grant(handover, name, starts, encoder)
+        return handover
+
+    def taken(self, handover: Handover, route: str) -> list[int | None]:
+        handover.close_all(FlushReason.STOP)
+        return [record.offset() for batch in handover.lanes[route].batches.closed for record in batch.records]
+
+    def test_reading_begins_at_the_lowest(self, encoder: RowEncoder) -> None:
+        handover = self.make(encoder, {P0: 5, P1: 9}, {P0: 7})
+        reading = handover.turn().readings[TOPIC]
+        assert reading.starts == {P0: 5, P1: 9}
+        assert reading.floors == {"a": {}, "b": {0: 7, 1: NOT_OURS}}
+
+    def test_each_takes_what_it_does_not_have_yet(self, encoder: RowEncoder) -> None:
+        handover = self.make(encoder, {P0: 2}, {P0: 4, P1: 10})
+        records = [*good([2, 3]), *good([10], P1), *good([4, 5])]
+        take(handover, handover.turn(), records)
+        assert self.taken(handover, "a") == [2, 3, 4, 5]
+        assert self.taken(handover, "b") == [10, 4, 5]
+
+    def test_the_ends_of_others_partitions_are_not_taken(self, encoder: RowEncoder) -> None:
+        """They may be granted the moment after: progress would move over all that is still to be read."""
+        handover = self.make(encoder, {P0: 0}, {P1: 0})
+        turn = handover.turn()
+        intake = Intake(handover, "a")
+        intake.begin(turn.readings[TOPIC].floors["a"])
+        intake.note_end(P1, 100)
+        grant(handover, "a", {P1: 50}, encoder)
+        intake.put_ends(turn.encoders["a"][0])
+        assert handover.lanes["a"].batches.reached == {P0: 0, P1: 50}
+
+    def test_a_halted_one_does_not_hold_the_other(self, encoder: RowEncoder) -> None:
+        handover = self.make(encoder, {P0: 2}, {P0: 400})
+        handover.turn()
+        handover.revoke(handover.lanes["a"])
+        turn = handover.turn()
+        assert turn.readings == {TOPIC: Reading({P0: 400}, {"b": {}})}
+        assert turn.encoders.keys() == {"b"}
+
+    def test_one_without_room_is_parked_and_comes_back(self, encoder: RowEncoder) -> None:
+        handover = self.make(encoder, {P0: 0}, {P0: 0})
+        turn = handover.turn()
+        rest = handover.put("a", turn.encoders["a"][0], chunk(*sent(range(9))))
+        assert rest is not None
+        handover.park("a")
+        assert handover.put("a", turn.encoders["a"][0], rest) is None, "it is read again"
+        turn = handover.turn()
+        assert turn.readings == {TOPIC: Reading({P0: 0}, {"b": {}})}
+        assert turn.encoders.keys() == {"b"}
+        assert handover.turn().readings == {}
+        handover.done(*ready(handover))
+        handover.free_retired()
+        turn = handover.turn()
+        assert turn.readings == {TOPIC: Reading({P0: 0}, {"a": {0: 6}, "b": {}})}
+        assert turn.encoders.keys() == {"a", "b"}
+
+    def test_the_lowest_is_shown_as_committed(self, encoder: RowEncoder) -> None:
+        handover = self.make(encoder, {P0: 0}, {P0: 2})
+        take(handover, handover.turn(), good([0, 1, 2]))
+        handover.close_all(FlushReason.STOP)
+        shown = []
+        for _ in "ab":
+            handover.done(*ready(handover))
+            shown.append(handover.committed())
+        assert shown == [{P0: 2}, {P0: 3}]
 
 
 class TestBatches:
@@ -150,7 +242,30 @@ class TestBatches:
         assert rest is not None
         assert handover.put(TOPIC, generation, rest) is rest
         handover.done(*ready(handover))
+        assert handover.put(TOPIC, generation, rest) is rest, "the next one goes first"
+        handover.free_retired()
         assert handover.put(TOPIC, generation, rest) is None
+
+    def test_the_last_one_makes_room_at_once(self, encoder: RowEncoder) -> None:
+        handover = make()
+        generation = granted(handover, encoder, P0)
+        assert handover.put(TOPIC, generation, chunk(*sent(range(6)))) is None
+        handover.done(*ready(handover))
+        handover.free_retired()
+        handover.done(*ready(handover))
+        assert handover.put(TOPIC, generation, chunk(*sent(range(6, 12)))) is None
+
+    def test_a_revoke_frees_the_one_that_was_to_be_freed(self, encoder: RowEncoder) -> None:
+        handover = make()
+        generation = granted(handover, encoder, P0)
+        assert handover.put(TOPIC, generation, chunk(*sent(range(6)))) is None
+        lane, batch = ready(handover)
+        handover.done(lane, batch)
+        handover.revoke(lane)
+        handover.free_retired()
+        generation = granted_again(handover, lane, encoder)
+        assert handover.put(TOPIC, generation, chunk(*sent(range(6)))) is None
+        assert len({id(batch.buffer) for batch in lane.batches.closed}) == 2
 
     def test_done_after_a_revoke_frees_nothing_twice(self, encoder: RowEncoder) -> None:
         handover = make()
@@ -205,6 +320,7 @@ class TestBatches:
         handover.put(TOPIC, generation, chunk(*sent(range(6))))
         assert not handover.put_ends(TOPIC, generation, {P0: 9})
         handover.done(*ready(handover))
+        handover.free_retired()
         assert handover.put_ends(TOPIC, generation, {P0: 9})
 
 
@@ -233,8 +349,8 @@ class TestNews:
         handover.want({P0: "id"})
         handover.want({P1: "id"})
         handover.release([P1])
-        handover.report(gap)
-        assert handover.news() == ({P0: "id"}, [P1], [gap])
+        handover.report(TOPIC, gap)
+        assert handover.news() == ({P0: "id"}, [P1], [(handover.lanes[TOPIC], gap)])
         assert handover.news() == (None, [], [])
 
     def test_wanting_nothing_is_news_as_well(self) -> None:

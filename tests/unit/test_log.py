@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import logging
 import re
 import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+import kbatchd
 from kbatchd import log
+from kbatchd.rdkafka_log import rdkafka_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,3 +109,110 @@ def test_setup_writes_to_stderr_and_may_be_repeated(capsys: pytest.CaptureFixtur
         f"{stamp} WARNING worker 3: old\n",
         err,
     )
+
+
+def _json(*, journal: bool = False, **extra: object) -> str:
+    record = logger.makeRecord(logger.name, logging.WARNING, "", 0, "two\nlines", (), None, extra=extra)
+    record.created = 1_764_000_000.25
+    return log.JsonFormatter("worker 0", journal=journal).format(record)
+
+
+def test_json_has_one_object_a_line() -> None:
+    line = _json(action="flush", rows=3, seconds=0.5, partitions=[1, 2], reason=None, path=Path("/x"))
+    assert len(line.splitlines()) == 1
+    assert json.loads(line) == {
+        "time": "2025-11-24T16:00:00.250Z",
+        "level": "warning",
+        "role": "worker 0",
+        "message": "two\nlines",
+        "action": "flush",
+        "rows": 3,
+        "seconds": 0.5,
+        "partitions": [1, 2],
+        "reason": None,
+        "path": "/x",
+    }
+    assert _json(journal=True).startswith('<4>{"time": ')
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The monotonic time, for a test to move."""
+    now = [1_000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+class TestFolding:
+    def lines(self, capsys: pytest.CaptureFixture[str]) -> list[str]:
+        return [line.partition("worker 0: ")[2] for line in capsys.readouterr().err.splitlines()]
+
+    def test_what_repeats_is_one_line_in_ten_seconds(
+        self, clock: list[float], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        log.setup("info", "worker 0")
+        log.fold()
+        for number in range(100):
+            logger.warning("lost", extra={"action": "lost", "error": f"try {number}"})
+            clock[0] += 0.102
+        assert self.lines(capsys) == ['lost action=lost error="try 0"', 'lost action=lost error="try 99" repeated=98']
+
+    def test_the_last_count_comes_when_it_is_over(self, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+        log.setup("info", "worker 0")
+        log.fold()
+        for number in range(5):
+            logger.error("lost", extra={"action": "lost", "error": f"try {number}"})
+        clock[0] += 9.9
+        log.tell_repeats()
+        assert len(self.lines(capsys)) == 1
+        clock[0] += 0.2
+        log.tell_repeats()
+        assert self.lines(capsys) == ['lost action=lost error="try 4" repeated=4']
+        clock[0] += 60
+        log.tell_repeats()
+        assert self.lines(capsys) == []
+
+    def test_different_troubles_are_told_each(self, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+        log.setup("info", "worker 0")
+        log.fold()
+        assert clock
+        for route in ("a", "b", "a"):
+            logger.warning("lost", extra={"action": "lost", "route": route})
+        logger.error("other", extra={"action": "lost"})
+        for _ in range(2):
+            logger.info("started", extra={"action": "start"})  # no trouble: never folded
+        told = ["lost action=lost route=a", "lost action=lost route=b", "other action=lost"]
+        assert self.lines(capsys) == [*told, "started action=start", "started action=start"]
+
+
+def test_librdkafkas_lines_are_in_our_words(capsys: pytest.CaptureFixture[str]) -> None:
+    log.setup("info", "worker 0")
+    rdkafka_log.log(logging.ERROR, "%s [%s] %s", "FAIL", "kbatchd#consumer-1", "Connection refused")
+    rdkafka_log.log(logging.CRITICAL, "%s [%s] %s", "MAXPOLL", "kbatchd#consumer-1", "too slow")
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.partition("Z ")[2] == (
+        'WARNING worker 0: librdkafka: MAXPOLL action=librdkafka client=kbatchd#consumer-1 error="too slow"'
+    )
+
+
+def _log_calls() -> Iterator[tuple[str, ast.Call]]:
+    for path in Path(kbatchd.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr=level)) if level in LEVELS:
+                    yield f"{path.name}:{node.lineno}", node
+
+
+LEVELS = {"debug", "info", "warning", "error", "exception", "critical", "log"}
+
+
+def test_every_event_has_an_action_to_search_for() -> None:
+    calls = dict(_log_calls())
+    assert len(calls) > 30
+    without = [where for where, call in calls.items() if "'action'" not in ast.dump(call) and not _passes_on(call)]
+    assert not without
+
+
+def _passes_on(call: ast.Call) -> bool:
+    """Whether its fields were made elsewhere: `extra=extra`."""
+    return any(keyword.arg == "extra" and isinstance(keyword.value, ast.Name) for keyword in call.keywords)

@@ -115,6 +115,6 @@ def test_a_whole_class_is_judged_alike() -> None:
     ],
 )
 def test_several_hosts_are_asked_for_one_that_takes_writes(dsn: str, expected: str | None) -> None:
-    own = conninfo_to_dict(_conninfo(Postgres(dsn=dsn), "test"))
+    own = conninfo_to_dict(_conninfo(Postgres(dsn=dsn, allow_insecure=True), "test"))
     assert own.get("target_session_attrs") == expected
     assert own["application_name"] == "test"

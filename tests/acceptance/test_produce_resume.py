@@ -1,0 +1,192 @@
+"""`kbatchd produce` dies at any moment, and goes on; no record is in the topic twice, and none is left out.
+
+pytest-randomly seeds `random` before each test and prints the seed; `--randomly-seed` gives the same kills again.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from tests.fix_daemon import MakeDaemon, wait_until
+from tests.fix_produce import TABLE, MakeProducing, Producing, failures, finish, written
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kbatchd.devstack.kafka import Kafka
+    from tests.fix_kafka import MakeTopic
+
+COUNT = 30_000
+RATE = "10000"
+#: For runs that something must happen to under way.
+SLOW = "4000"
+#: Records that fail are as much to be accounted for as the others.
+BAD = range(499, COUNT, 500)
+GOOD = sorted(set(range(COUNT)) - set(BAD))
+
+#: Longer than the broker lets a transaction be open, and than it takes to notice.
+FROZEN_SECONDS = 22.0
+
+
+@pytest.mark.parametrize("suffix", [".ndjson", ".ndjson.gz", ".ndjson.zst", ".json", ".csv.gz"])
+def test_kills_at_random_moments(producing: Producing, suffix: str) -> None:
+    file = producing.file(f"all{suffix}", written(suffix, range(COUNT), BAD))
+    kills = 0
+    while True:
+        process = producing.start(file, "--resume", "--rate", RATE)
+        try:
+            outcome = finish(process, random.uniform(0.5, 1.7))  # the random moment itself, no wait for anything
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+
+    assert kills >= 2
+    assert outcome.code in {0, 65}, outcome
+    # A kill may come when all was sent, and only the telling of it was missing.
+    assert outcome.out[0].startswith((f"{file}: goes on behind ", f"{file}: was sent to its end before "))
+    assert producing.ids() == GOOD
+    assert [entry["record"] for entry in failures(failed(file))] == [number + 1 for number in BAD]
+    assert (
+        f"{file}: was sent to its end before ({len(GOOD):,} records, up to line "
+        in producing.sends(file, "--resume")[0]
+    )
+    assert len(producing.ids()) == len(GOOD)
+
+
+def test_a_file_that_was_altered_is_refused(producing: Producing) -> None:
+    file = producing.file("a.ndjson", written(".ndjson", range(COUNT)))
+    interrupt(producing, file)
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b'"n7"', b'"n8"', 1))
+    assert "a.ndjson: its beginning was altered since " in producing.refuses(file, "--resume")
+    file.write_bytes(content[:100])
+    assert "a.ndjson: its beginning was altered since " in producing.refuses(file, "--resume")
+    file.write_bytes(content)
+    producing.sends(file, "--resume")
+    assert producing.ids() == list(range(COUNT))
+
+
+def test_of_two_runs_on_one_file_the_second_goes_on(producing: Producing) -> None:
+    file = producing.file("a.ndjson", written(".ndjson", range(COUNT)))
+    first = producing.start(file, "--rate", SLOW)
+    wait_until(producing.messages, 20, "the first run's first records")
+    second = finish(producing.start(file, "--resume"))
+    fenced = finish(first)
+    assert second.code == 0, second
+    assert fenced.code == 78, fenced
+    assert fenced.err == ["kbatchd: another run of `kbatchd produce` has taken this file over; this one has stopped"]
+    assert producing.ids() == list(range(COUNT))
+
+
+def test_a_second_run_by_mistake_does_not_disturb_the_first(producing: Producing) -> None:
+    file = producing.file("a.ndjson", written(".ndjson", range(COUNT)))
+    first = producing.start(file, "--rate", SLOW)
+    wait_until(producing.messages, 20, "the first run's first records")
+    assert "a.ndjson: was begun and not sent to its end (" in producing.refuses(file)
+    assert finish(first).code == 0
+    assert producing.ids() == list(range(COUNT))
+
+
+def test_a_run_that_was_frozen_for_long_goes_on(producing: Producing) -> None:
+    file = producing.file("a.ndjson", written(".ndjson", range(COUNT)))
+    process = producing.start(file, "--rate", SLOW)
+    wait_until(producing.messages, 20, "the first records")
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(FROZEN_SECONDS)
+    process.send_signal(signal.SIGCONT)
+    outcome = finish(process)
+    assert outcome.code == 0, outcome
+    assert producing.ids() == list(range(COUNT))
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_a_broker_that_restarts_under_way(
+    make_producing: MakeProducing, own_kafka: Kafka, own_make_topic: MakeTopic, how: str
+) -> None:
+    producing = make_producing(bootstrap_servers=own_kafka.bootstrap_servers, topic=own_make_topic(4))
+    file = producing.file("a.ndjson", written(".ndjson", range(COUNT), BAD))
+    process = producing.start(file, "--rate", SLOW)
+    wait_until(producing.messages, 20, "the first records")
+    getattr(own_kafka, how)()
+    own_kafka.start()
+    outcome = finish(process)
+    assert outcome.code == 65, outcome
+    assert producing.ids() == GOOD
+    assert [entry["record"] for entry in failures(failed(file))] == [number + 1 for number in BAD]
+
+
+def test_a_broker_that_stays_away(make_producing: MakeProducing, own_kafka: Kafka, own_make_topic: MakeTopic) -> None:
+    producing = make_producing(
+        bootstrap_servers=own_kafka.bootstrap_servers, topic=own_make_topic(4), startup_timeout_seconds=4.0
+    )
+    file = producing.file("a.ndjson", written(".ndjson", range(COUNT), BAD))
+    process = producing.start(file, "--rate", SLOW)
+    wait_until(producing.messages, 20, "the first records")
+    own_kafka.kill()
+    outcome = finish(process)
+    assert outcome.code == 69, outcome
+    assert outcome.err[-1].startswith("kbatchd: Kafka cannot be reached: ")
+    assert outcome.out[-1].startswith(f"{file}: is not sent to its end; --resume goes on at line ")
+    own_kafka.start()
+    assert producing.run(file, "--resume").code == 65
+    assert producing.ids() == GOOD
+    assert [entry["record"] for entry in failures(failed(file))] == [number + 1 for number in BAD]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(producing: Producing, how: signal.Signals) -> None:
+    file = producing.file("a.ndjson", written(".ndjson", range(COUNT)))
+    lines = interrupt(producing, file, how)
+    acknowledged = len(producing.ids())
+    assert lines[0] == f"{file}: {acknowledged:,} records acknowledged"
+    assert lines[-1] == f"{file}: is not sent to its end; --resume goes on at line {acknowledged + 1:,}"
+    assert (
+        f"goes on behind {acknowledged:,} records, up to line {acknowledged:,}" in producing.sends(file, "--resume")[0]
+    )
+    assert producing.ids() == list(range(COUNT))
+
+
+def test_from_file_to_table(make_producing: MakeProducing, make_daemon: MakeDaemon) -> None:
+    producing = make_producing(TABLE)
+    daemon = make_daemon({"topic": producing.topic, "table": "public.sent"}).start()
+    daemon.wait_ready()
+    file = producing.file("a.csv", written(".csv", range(COUNT), BAD))
+    assert producing.run(file).code == 65
+    with psycopg.connect(producing.dsn, autocommit=True) as connection:
+
+        def rows() -> int:
+            found = connection.execute("SELECT count(*) FROM public.sent").fetchone()
+            assert found is not None
+            return int(found[0])
+
+        wait_until(lambda: rows() >= len(GOOD), 30, "the rows in the table")
+        wrong = connection.execute(
+            "SELECT count(*) FROM public.sent WHERE name <> 'n' || id OR data <> format('{\"a\": [%s]}', id)::jsonb"
+        )
+        assert wrong.fetchone() == (0,)
+        ids = connection.execute("SELECT array_agg(id ORDER BY id) FROM public.sent").fetchone()
+    assert ids == (GOOD,)
+
+
+def interrupt(producing: Producing, file: Path, how: signal.Signals = signal.SIGINT) -> list[str]:
+    """Stop a run when it has sent something; return what it said."""
+    process = producing.start(file, "--rate", SLOW)
+    wait_until(producing.messages, 20, "the first records")
+    process.send_signal(how)
+    outcome = finish(process)
+    assert (outcome.code, outcome.err) == (130, [])
+    return outcome.out
+
+
+def failed(file: Path) -> Path:
+    """The file that a run puts beside its input."""
+    return file.with_name(f"{file.name}.failed")

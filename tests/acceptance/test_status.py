@@ -1,0 +1,96 @@
+"""`kbatchd status`: true with the daemon up, frozen or down, and without Kafka."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from kbatchd.errors import EX_UNAVAILABLE
+from tests.fix_daemon import wait_until
+
+if TYPE_CHECKING:
+    from tests.fix_daemon import Daemon, MakeDaemon
+    from tests.fix_load import Delivery
+
+
+def status(daemon: Daemon) -> Any:
+    done = daemon.command("status", "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_status_is_true_with_the_daemon_up_and_down(make_daemon: MakeDaemon, delivery: Delivery) -> None:
+    daemon = make_daemon(delivery.route)
+    # Nobody has begun yet,
+    assert status(daemon)["routes"][0]["state"] == "no progress yet"
+    # somebody works,
+    daemon.start().wait_ready()
+    delivery.send(500)
+    delivery.wait_drained()
+    shown = status(daemon)
+    assert (shown["routes"][0]["state"], shown["routes"][0]["lag"], shown["trouble"]) == ("ok", 0, [])
+    assert {each["partition"]: each["next_offset"] for each in shown["partitions"]} == delivery.progress()
+    assert {each["owner"] for each in shown["partitions"]} == {"worker-0", "worker-1"}
+    # has stopped,
+    assert daemon.stop() == 0
+    delivery.send(80, first=125)
+    shown = status(daemon)
+    assert (shown["routes"][0]["state"], shown["routes"][0]["lag"]) == ("stopped", 80)
+    assert {each["partition"]: each["end"] for each in shown["partitions"]} == delivery.ends()
+    assert 0 < shown["routes"][0]["lag_seconds"] < 60
+    # and programs get it in lines that nothing cuts.
+    lines = [line.split("\t") for line in daemon.command("status").stdout.splitlines()]
+    assert [delivery.topic, "public.numbered", "8", "80"] == lines[2][:4]
+    assert [line[2] for line in lines[-4:]] == ["nobody"] * 4
+
+
+def test_status_without_kafka_and_without_postgres(make_daemon: MakeDaemon, delivery: Delivery) -> None:
+    daemon = make_daemon(delivery.route).start()
+    daemon.wait_ready()
+    delivery.send(100)
+    delivery.wait_drained()
+    nowhere = make_daemon(delivery.route, kafka={"bootstrap_servers": "127.0.0.1:9"})
+    shown = status(nowhere)
+    assert "Kafka cannot be reached" in shown["trouble"][0]
+    assert shown["routes"][0]["lag"] is None
+    assert {each["partition"]: each["next_offset"] for each in shown["partitions"]} == delivery.progress()
+    done = make_daemon(delivery.route, postgres={"dsn": "postgresql://kbatchd@127.0.0.1:9/x"}).command("status")
+    assert done.returncode == EX_UNAVAILABLE
+    assert done.stderr.startswith("kbatchd: PostgreSQL cannot be reached")
+
+
+def test_watch_refreshes_in_place(make_daemon: MakeDaemon, delivery: Delivery) -> None:
+    daemon = make_daemon(delivery.route).start()
+    daemon.wait_ready()
+    leader, terminal = pty.openpty()
+    command = [sys.executable, "-m", "kbatchd", "status", "--config", str(daemon.config), "--watch"]
+    with subprocess.Popen(command, stdout=terminal, env={**os.environ, "COLUMNS": "160", "TERM": "xterm"}) as process:
+        os.close(terminal)
+        shown = bytearray()
+
+        def shows(pattern: bytes) -> bool:
+            shown.extend(os.read(leader, 65_536))
+            return re.search(pattern, shown.rpartition(b"\x1b[H\x1b[2J")[2]) is not None
+
+        wait_until(lambda: shows(rb"public.numbered +\d+ +0 "), 20, "the first look")
+        delivery.send(120)
+        wait_until(lambda: shows(rb"public.numbered +2 +0 "), 20, "the rate after 120 rows in a minute")
+        process.send_signal(signal.SIGINT)
+        # Read on until nobody has the terminal any more (EIO): a full terminal would hold the end back.
+        timer = threading.Timer(10, process.kill)
+        timer.start()
+        with contextlib.suppress(OSError):
+            while data := os.read(leader, 65_536):
+                shown.extend(data)
+        assert process.wait(10) == 0
+        timer.cancel()
+        assert shown.endswith(b"\x1b[?1049l"), "the first screen again"
+    os.close(leader)

@@ -1,0 +1,107 @@
+"""A gateway's client for tests: plain requests over a real connection, and a free port to listen on."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import pytest
+
+from tests.fix_daemon import Daemon, MakeDaemon, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from types import TracebackType
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A response, read to its end."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Client:
+    """One connection to a gateway; it is made anew when the server has closed it."""
+
+    def __init__(self, port: int, timeout_seconds: float = 60.0) -> None:
+        self.port = port
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_seconds)
+
+    def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
+        """Send a request; underscores in the headers' names are hyphens."""
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        self._connection.request(method, path, body, names)
+        response = self._connection.getresponse()
+        return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+
+    def post(self, path: str, body: bytes, **headers: str) -> Reply:
+        """Post a body, JSON if nothing else is said."""
+        return self.request("POST", path, body, **{"content_type": "application/json", **headers})
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def wait_listening(port: int, seconds: float = 30.0) -> None:
+    """Return when somebody accepts connections on the port."""
+
+    def accepts() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    wait_until(accepts, seconds, f"a listener on port {port}")
+
+
+class MakeGateway(Protocol):
+    """Starts a daemon with a gateway."""
+
+    def __call__(
+        self, *routes: Mapping[str, object], gateway: Mapping[str, object] | None = None, **tables: Mapping[str, object]
+    ) -> tuple[Daemon, Client]:
+        """Return the daemon, ready, and a client of its gateway; `gateway` are more keys of [gateway]."""
+
+
+@pytest.fixture
+def make_gateway(make_daemon: MakeDaemon) -> Iterator[MakeGateway]:
+    """Make daemons with a gateway, on free ports."""
+    with ExitStack() as clients:
+
+        def make(
+            *routes: Mapping[str, object],
+            gateway: Mapping[str, object] | None = None,
+            **tables: Mapping[str, object],
+        ) -> tuple[Daemon, Client]:
+            port = free_port()
+            tables["gateway"] = {"listen": f"127.0.0.1:{port}", **(gateway or {})}
+            daemon = make_daemon(*routes, config=None, **tables).start()  # type: ignore[arg-type]  # no "program" in it
+            daemon.wait_ready()
+            return daemon, clients.enter_context(Client(port))
+
+        yield make

@@ -1,0 +1,241 @@
+"""Whoever waits for rows hears of them when they are there for good, and of nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+import uvloop
+
+from kbatchd import progress
+from kbatchd.config import Config, load
+from kbatchd.errors import ConfigError
+from kbatchd.gateway import database as module
+from kbatchd.gateway.database import Database, Outcome
+from kbatchd.model import Gap, GapKind, OffsetRange, Partition
+from kbatchd.progress import Owner, Position
+from kbatchd.tables import Columns, Tables
+from tests.fix_http import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine, Iterator
+    from pathlib import Path
+
+    from kbatchd.devstack.postgres import Postgres
+
+TOPIC = "orders"
+OWNER = Owner("kbatchd", TOPIC, TOPIC, '"public"."orders"', "test")
+P0, P1 = Partition(TOPIC, 0), Partition(TOPIC, 1)
+
+
+def run(test: Coroutine[object, object, None]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(test)
+
+
+def make_config(directory: Path, dsn: str) -> Config:
+    file = directory / "kbatchd.toml"
+    file.write_text(
+        f"state_directory = 'state'\n[kafka]\nbootstrap_servers = 'x:1'\n[postgres]\ndsn = {json.dumps(dsn)}\n"
+        f"[[route]]\ntopic = '{TOPIC}'\ntable = 'public.orders'\n"
+    )
+    return load(file)
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[tuple[Database, asyncio.Queue[Tables]]]:
+    """Start the thread; whatever it says of the tables goes into the queue."""
+    heard: asyncio.Queue[Tables] = asyncio.Queue()
+    database = Database(config, "gateway-0")
+    database.on_tables = heard.put_nowait
+    database.start()
+    try:
+        yield database, heard
+    finally:
+        await asyncio.to_thread(database.stop)
+        database.stop()
+
+
+class Table:
+    """The table, its progress, and how both move."""
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self.connection = connection
+        self.connection.execute("CREATE TABLE public.orders (id bigint NOT NULL)")
+        progress.register(self.connection, OWNER, "id", {0: 0, 1: 0})
+        positions, _ = progress.claim(self.connection, OWNER, {0: "id", 1: "id"})
+        self.positions = {Partition(TOPIC, number): position for number, position in positions.items()}
+
+    def advance(self, partition: Partition, next_offset: int) -> None:
+        progress.advance(self.connection, OWNER, self.positions, {partition: next_offset})
+        self.positions[partition] = Position(self.positions[partition].epoch, next_offset)
+
+    def refuse(self, partition: Partition, offset: int) -> None:
+        self.connection.execute(
+            'INSERT INTO kbatchd.dead_letters (pipeline, route, topic, partition, "offset", code, message, "column") '
+            "VALUES ('kbatchd', %s, %s, %s, %s, '23514', 'too small', 'id')",
+            (TOPIC, TOPIC, partition.number, offset),
+        )
+
+
+@pytest.fixture
+def table(database: str) -> Iterator[Table]:
+    with psycopg.connect(database, autocommit=True) as connection:
+        yield Table(connection)
+
+
+def test_reached_is_every_partition_behind_the_last_offset(table: Table, database: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(config := make_config(tmp_path, database)) as (watcher, _):
+            route = config.route[0]
+            waits = [OffsetRange(P0, 3, 5), OffsetRange(P1, 0, 0)]
+            waiting = asyncio.create_task(watcher.committed(route, waits, 20))
+            other = asyncio.create_task(watcher.committed(route, [OffsetRange(P1, 0, 0)], 20))
+            table.advance(P1, 1)
+            assert await other is Outcome.COMMITTED
+            table.advance(P0, 5)
+            assert await watcher.committed(route, [OffsetRange(P0, 4, 4)], 20) is Outcome.COMMITTED
+            assert not waiting.done(), "offset 5 is not below next_offset 5"
+            table.advance(P0, 6)
+            assert await waiting is Outcome.COMMITTED
+
+    run(test())
+
+
+@pytest.mark.usefixtures("table")
+def test_a_wait_runs_out(database: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(config := make_config(tmp_path, database)) as (watcher, _):
+            assert await watcher.committed(config.route[0], [OffsetRange(P0, 0, 0)], 0.2) is Outcome.PENDING
+            waiting = asyncio.create_task(watcher.committed(config.route[0], [OffsetRange(P0, 0, 0)], 20))
+            await asyncio.sleep(0)
+            watcher.give_up()
+            assert await waiting is Outcome.PENDING
+        assert await watcher.committed(config.route[0], [OffsetRange(P0, 0, 0)], 20) is Outcome.PENDING, "it has ended"
+
+    run(test())
+
+
+def test_dead_letters_are_named(table: Table, database: str, tmp_path: Path) -> None:
+    table.refuse(P0, 9)
+    table.refuse(P0, 1)
+    table.refuse(P1, 0)
+    table.advance(P0, 10)
+    table.connection.execute(
+        "UPDATE kbatchd.dead_letters SET refused_at = now() - interval '1 hour' WHERE partition = 1"
+    )
+    table.advance(P1, 1)
+
+    async def test() -> None:
+        async with running(config := make_config(tmp_path, database)) as (watcher, _):
+            route = config.route[0]
+            letters = await watcher.committed(route, [OffsetRange(P0, 0, 3), OffsetRange(P0, 5, 8)], 20)
+            assert isinstance(letters, list)
+            assert [(letter.partition, letter.offset, letter.code, letter.column) for letter in letters] == [
+                (0, 1, "23514", "id")
+            ]
+            # An hour ago somebody else had this offset: the topic was made anew since.
+            assert await watcher.committed(route, [OffsetRange(P1, 0, 0)], 20) is Outcome.COMMITTED
+
+    run(test())
+
+
+def test_what_kafka_lost_is_not_committed(table: Table, database: str, tmp_path: Path) -> None:
+    gap = Gap(P0, GapKind.RETENTION, 0, 7, 7, "id")
+    progress.accept(table.connection, OWNER, gap, table.positions[P0].epoch)
+    other = Gap(P1, GapKind.RECREATED, 0, 0, 0, "id2")
+
+    async def test() -> None:
+        async with running(config := make_config(tmp_path, database)) as (watcher, _):
+            route = config.route[0]
+            assert await watcher.committed(route, [OffsetRange(P0, 6, 6)], 20) is Outcome.LOST
+            anew = asyncio.create_task(watcher.committed(route, [OffsetRange(P1, 3, 3)], 20))
+            # A look has been taken when somebody who came later is answered.
+            await watcher.committed(route, [OffsetRange(P0, 6, 6)], 20)
+            progress.accept(table.connection, OWNER, other, table.positions[P1].epoch)
+            assert await anew is Outcome.LOST
+
+    run(test())
+
+
+def test_seen_is_not_enough_it_must_be_on_disk(own_postgres: Postgres, own_database: str, tmp_path: Path) -> None:
+    """With synchronous_commit off, rows can be seen that a crash takes back."""
+    with psycopg.connect(own_database, autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET wal_writer_delay = '10s'")
+        connection.execute("SELECT pg_reload_conf()")
+        table = Table(connection)
+        connection.execute("SET synchronous_commit = off")
+
+        async def test() -> None:
+            async with running(config := make_config(tmp_path, own_database)) as (watcher, heard):
+                await heard.get()
+                here = [OffsetRange(P0, 0, 0)]
+                table.advance(P0, 1)
+                assert _read(connection, "SELECT pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn()") is True
+                waiting = asyncio.create_task(watcher.committed(config.route[0], here, 30))
+                assert await watcher.committed(config.route[0], here, 0.3) is Outcome.PENDING
+                own_postgres.kill()
+                own_postgres.start()
+                with psycopg.connect(own_database, autocommit=True) as later:
+                    assert _read(later, "SELECT next_offset FROM kbatchd.progress WHERE partition = 0") == 0, "lost"
+                    assert not waiting.done()
+                    later.execute("UPDATE kbatchd.progress SET next_offset = 1")
+                assert await waiting is Outcome.COMMITTED
+
+        run(test())
+
+
+def _read(connection: psycopg.Connection, statement: str) -> object:
+    row = connection.execute(statement.encode()).fetchone()
+    return row and row[0]
+
+
+def test_tables_come_from_the_cache_then_as_they_are(
+    table: Table, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TABLES_SECONDS", 0.1)
+    here = make_config(tmp_path, database)
+    gone = here.model_copy(update={"postgres": make_config(tmp_path, f"host=127.0.0.1 port={free_port()}").postgres})
+
+    def names(tables: Tables) -> list[str]:
+        found = tables[TOPIC]
+        assert isinstance(found, Columns)
+        return [column.name for column in found.columns]
+
+    async def test() -> None:
+        async with running(here) as (_, heard):
+            assert await heard.get() == {}, "nothing is cached yet"
+            assert names(await heard.get()) == ["id"]
+            table.connection.execute("ALTER TABLE public.orders ADD note text")
+            assert names(await heard.get()) == ["id", "note"]
+            table.connection.execute("DROP TABLE public.orders")
+            assert isinstance((await heard.get())[TOPIC], ConfigError)
+            table.connection.execute("CREATE TABLE public.orders (id bigint, more jsonb)")
+            assert names(await heard.get()) == ["id", "more"]
+        async with running(gone) as (watcher, heard):
+            assert names(await heard.get()) == ["id", "more"]
+            assert await watcher.committed(gone.route[0], [OffsetRange(P0, 0, 0)], 0.2) is Outcome.PENDING
+
+    run(test())
+
+
+def test_thousands_who_wait_are_one_query(table: Table, database: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(config := make_config(tmp_path, database)) as (watcher, _):
+            route = config.route[0]
+            waits = [watcher.committed(route, [OffsetRange(P0, n, n)], 30) for n in range(3_000)]
+            waiting = asyncio.gather(*waits)
+            await asyncio.sleep(0)
+            table.refuse(P0, 1_500)
+            table.advance(P0, 3_000)
+            began = asyncio.get_running_loop().time()
+            outcomes = await waiting
+            assert asyncio.get_running_loop().time() - began < 3
+            assert outcomes.count(Outcome.COMMITTED) == 2_999
+            assert isinstance(outcomes[1_500], list)
+
+    run(test())

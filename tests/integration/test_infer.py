@@ -1,0 +1,133 @@
+"""`kbatchd infer`: what it prints goes through psql and the daemon, and the table takes every record."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+import tomli
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+
+from tests.fix_daemon import wait_until
+from tests.real_looking import TOPICS, records
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kbatchd.devstack.kafka import GivenKafka, Kafka
+    from tests.fix_daemon import MakeDaemon
+    from tests.fix_kafka import MakeTopic
+
+RECORDS = 400
+
+
+def infer(directory: Path, bootstrap_servers: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command, with a file that has nothing but the brokers."""
+    file = directory / "kafka-alone.toml"
+    file.write_text(f'[kafka]\nbootstrap_servers = "{bootstrap_servers}"\n')
+    command = [sys.executable, "-m", "kbatchd", "infer", "--config", str(file), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def send(bootstrap_servers: str, topic: str, values: list[bytes]) -> None:
+    producer = Producer({"bootstrap.servers": bootstrap_servers})
+    for value in values:
+        producer.produce(topic, value)
+    assert producer.flush(30) == 0
+
+
+def types(connection: psycopg.Connection, table: str) -> dict[str, str]:
+    rows = connection.execute(
+        """SELECT attname, format_type(atttypid, atttypmod) || CASE WHEN attnotnull THEN ' not null' ELSE '' END
+           FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0""",
+        (table,),
+    )
+    return dict(rows.fetchall())
+
+
+def test_every_record_of_five_topics(
+    kafka: Kafka | GivenKafka, database: str, make_topic: MakeTopic, make_daemon: MakeDaemon, tmp_path: Path
+) -> None:
+    routes, found = [], {}
+    with psycopg.connect(database, autocommit=True) as connection:
+        for name in TOPICS:
+            topic, table = make_topic(2), f"public.{name}"
+            send(kafka.bootstrap_servers, topic, list(records(name, RECORDS)))
+            done = infer(tmp_path, kafka.bootstrap_servers, topic, "--table", table)
+            assert (done.returncode, done.stderr) == (0, "")
+            connection.execute(done.stdout.encode())  # as psql would
+            route = infer(tmp_path, kafka.bootstrap_servers, topic, "--table", table, "--route").stdout
+            routes += tomli.loads(route)["route"]
+            found[name] = types(connection, table)
+        daemon = make_daemon(*routes).start()
+        daemon.wait_ready()
+        counts = " UNION ALL ".join(f"SELECT count(*) FROM public.{name}" for name in TOPICS)
+        letters = 'SELECT route, code, "column", message FROM kbatchd.dead_letters LIMIT 5'
+        wait_until(
+            lambda: (
+                connection.execute(letters.encode()).fetchall()
+                or all(count == RECORDS for (count,) in connection.execute(counts.encode()))
+            ),
+            30,
+            "all records in their tables",
+        )
+        assert connection.execute(letters.encode()).fetchall() == []
+    assert daemon.stop() == 0
+    assert found["webhooks"] == {
+        "id": "text not null", "type": "text not null", "created": "bigint not null", "livemode": "boolean not null",
+        "api_version": "text not null", "pending_webhooks": "integer not null", "request": "jsonb",
+        "data": "jsonb not null",
+    }  # fmt: skip
+    assert found["orders"] == {
+        "order_id": "uuid not null", "order": "bigint not null", "orderDate": "date not null",
+        "placed at": "timestamp with time zone not null", "total": "numeric not null", "currency": "text not null",
+        "customer": "jsonb not null", "items": "jsonb not null", 'a "quoted" name': "text not null", "coupon": "text",
+    }  # fmt: skip
+    assert found["metrics"] == {
+        "ts": "timestamp with time zone not null", "name": "text not null", "value": "double precision not null",
+        "total_bytes": "numeric not null", "labels": "jsonb not null", "up": "integer not null",
+    }  # fmt: skip
+    assert found["logs"] == {
+        "@timestamp": "timestamp with time zone not null", "level": "text not null", "message": "text not null",
+        "pid": "bigint not null", "code": "jsonb", "stack": "jsonb",
+    }  # fmt: skip
+    assert found["clicks"] == {
+        "event_id": "uuid not null", "session_id": "uuid not null", "userId": "bigint",
+        "at": "timestamp without time zone not null", "url": "text not null", "referrer": "jsonb",
+        "viewport": "jsonb not null", "scroll": "numeric not null", "props": "jsonb not null",
+    }  # fmt: skip
+
+
+def test_the_newest_of_all_partitions(kafka: Kafka | GivenKafka, make_topic: MakeTopic, tmp_path: Path) -> None:
+    topic = make_topic(3)
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    for n in range(300):
+        producer.produce(topic, b'{"old":1}' if n < 200 else b'{"n":%d}' % n, partition=0 if n < 290 else 1)
+    assert producer.flush(30) == 0
+    done = infer(tmp_path, kafka.bootstrap_servers, topic, "--records", "60")
+    assert "from the 60 newest records" in done.stdout
+    assert "n bigint NOT NULL" in done.stdout
+    assert "old" not in done.stdout
+    groups = AdminClient({"bootstrap.servers": kafka.bootstrap_servers}).list_consumer_groups().result().valid
+    assert not [group for group in groups if "infer" in group.group_id]
+
+
+@pytest.mark.parametrize(("values", "what"), [([], "is empty"), ([b"[1]", b"x"], "none of its 2 newest records")])
+def test_no_table_can_be_made(
+    kafka: Kafka | GivenKafka, make_topic: MakeTopic, tmp_path: Path, values: list[bytes], what: str
+) -> None:
+    topic = make_topic(1)
+    send(kafka.bootstrap_servers, topic, values)
+    done = infer(tmp_path, kafka.bootstrap_servers, topic)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert what in done.stderr
+
+
+def test_no_such_topic(kafka: Kafka | GivenKafka, topic_name: str, tmp_path: Path) -> None:
+    done = infer(tmp_path, kafka.bootstrap_servers, topic_name)
+    assert done.returncode == 78
+    assert "does not exist" in done.stderr

@@ -1,0 +1,99 @@
+"""The routes' tables: as PostgreSQL has them, and as the cache remembers them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from kbatchd import tables
+from kbatchd.config import Config, load
+from kbatchd.errors import ConfigError, ServerUnavailable
+from kbatchd.tables import Columns
+from tests.fix_http import free_port
+
+Make = Callable[..., Config]
+
+
+@pytest.fixture
+def make_config(database: str, tmp_path: Path) -> Make:
+    """Write files that differ in what a test is about; all have the same state directory."""
+
+    def make(dsn: str = database, pipeline: str = "pipe/line ü", **orders: object) -> Config:
+        file = tmp_path / "kbatchd.toml"
+        keys = {"topic": "orders", "table": "public.orders", **orders}
+        file.write_text(
+            f"pipeline = {json.dumps(pipeline)}\nstate_directory = 'state'\n"
+            f"[kafka]\nbootstrap_servers = 'x:1'\n[postgres]\ndsn = {json.dumps(dsn)}\n[[route]]\n"
+            + "\n".join(f"{key} = {json.dumps(value)}" for key, value in keys.items()),
+            encoding="utf-8",
+        )
+        return load(file)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _orders(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("CREATE TABLE public.orders (id bigint NOT NULL, note varchar(7), made timestamptz)")
+
+
+def away() -> str:
+    return f"host=127.0.0.1 port={free_port()} dbname=app"
+
+
+def test_postgres_first_then_the_cache(make_config: Make) -> None:
+    here, gone = make_config(), make_config(away())
+    with pytest.raises(ServerUnavailable):
+        tables.load(gone)
+    assert not tables.is_cached(gone)
+    found = tables.load(here)
+    assert [(column.name, column.type_name, column.not_null) for column in found["orders"]] == [
+        ("id", "int8", True),
+        ("note", "varchar", False),
+        ("made", "timestamptz", False),
+    ]
+    assert tables.is_cached(gone)
+    assert tables.load(gone) == found
+    [file] = here.state_directory.iterdir()
+    assert file.name == "pipe%2Fline%20%C3%BC.tables.json"
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "other", [{"table": "public.refunds"}, {"omit": ["note"]}, {"name": "else"}, {"pipeline": "x"}]
+)
+def test_an_entry_is_good_for_the_same_route_only(make_config: Make, other: dict[str, object]) -> None:
+    tables.load(make_config())
+    assert not tables.is_cached(make_config(**other))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version":0}', b'{"version":1,"routes":{"orders":3}}'])
+def test_a_damaged_cache_is_none(make_config: Make, content: bytes) -> None:
+    config = make_config()
+    tables.load(config)
+    [file] = config.state_directory.iterdir()
+    file.write_bytes(content)
+    assert not tables.is_cached(config)
+    tables.load(config)
+    assert tables.is_cached(config)
+
+
+def test_a_directory_that_takes_nothing_is_no_failure(make_config: Make, tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("a file where the directory should be")
+    assert tables.load(make_config())
+    assert not tables.is_cached(make_config())
+
+
+def test_a_faulty_table_is_told(make_config: Make, database: str) -> None:
+    config = make_config(table="public.nowhere")
+    with pytest.raises(ConfigError, match=r"public\.nowhere does not exist"):
+        tables.load(config)
+    with psycopg.connect(database, autocommit=True) as connection:
+        found = tables.read(connection, [*config.route, *make_config(name="good").route])
+    assert isinstance(found["orders"], ConfigError)
+    assert isinstance(found["good"], Columns), "a fault of one hides no other"

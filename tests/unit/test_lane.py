@@ -1,0 +1,169 @@
+"""The compiled lane takes nothing that the Python lanes refuse, and makes the same row of what it takes."""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+from decimal import ROUND_HALF_UP, Decimal
+
+import orjson
+import pytest
+
+from kbatchd import rows
+from kbatchd.catalogue import Column
+from kbatchd.rows import build_encoder
+from tests.fix_lanes import CAN_COMPILE
+
+pytestmark = pytest.mark.skipif(
+    not (rows.COMPILED or CAN_COMPILE), reason="there is no compiler, so there is no compiled lane to be tested"
+)
+
+#: numeric(12,3), varchar(5), and each type alone.
+SCALE, PRECISION, LENGTH = 3, 12, 5
+TYPMODS = {"scaled": (PRECISION << 16 | SCALE) + 4, "short": LENGTH + 4}
+TYPES = {**{f"c_{name}": name for name in sorted(rows._COMPILED_TYPES)}, "scaled": "numeric", "short": "varchar"}
+
+#: Literals that are plain, odd or wrong, of which each column gets some of its own and some of the others.
+LITERALS = [
+    *(b"null true false 0 -0 1 -1 7.0 1e2 1E+2 01 1. .5 - 127 32767 32768 -32768 -32769 2147483648".split()),
+    *(b"9223372036854775807 9223372036854775808 -9223372036854775808 18446744073709551616 1e400 1e-400 0.1".split()),
+    *(b"123456789.1235 0.00050 -0.0005 1.7976931348623157e308 5e-324 2.2250738585072014e-308".split()),
+    *(b"16777217 3.4028236e38 1e39 1e-46 1.000000059604644775390625 999999999.9995 1234567890123456789012345".split()),
+    *(b'"" "x" "abcde" "abcdef" "\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9" "a\\nb" "\\u0041" "\\u0000"'.split()),
+    *(b'"\\ud83d\\ude00" "\\ud83d" "\xff" "\xc0\x80" "\xed\xa0\x80" "\xf4\x90\x80\x80" "\x01"'.split()),
+    *(b'"AAEC" "AAE=" "A" "AA==" "A A=" "NaN"'.split()),
+    *(b'"2026-11-22" "2024-02-29" "2023-02-29" "0001-01-01" "9999-12-31" "2026-1-2" "20261122" "2026-W47-7"'.split()),
+    b'"2026-11-22T23:44:05Z"', b'"2026-11-22T23:44:05.123456Z"', b'"2026-11-22 23:44:05.12Z"',
+    b'"2026-11-22T23:44:05+02:00"', b'"2026-11-22T23:44:05"', b'"2026-11-22T24:00:00Z"', b'"2026-11-22T23:44:60Z"',
+    b'"2026-11-22T23:44:05.1234567Z"', b'"2026-11-22T23:44Z"', b'"1999-12-31T23:59:59.999999-11:30"',
+    b'"0001-01-01T00:00:00+14:00"', b'"2026-11-22t23:44:05z"', b'"2026-11-22T23:44:05,5Z"',
+    b'"cd613e30-d8f1-6adf-91b7-584a2265b1f5"', b'"CD613E30-D8F1-6ADF-91B7-584A2265B1F5"',
+    b'"cd613e30d8f16adf91b7584a2265b1f5"', b'"{cd613e30-d8f1-6adf-91b7-584a2265b1f5}"',
+    b'"cd613e30-d8f1-6adf-91b7-584a2265b1fg"',
+    b"{}", b"[]", b'{"a":1,"a":2}', b'{"a":[1,{"b":null}]}', b"[1,]", b'{"a"}', b'{"k\\u0000":1}', b'["\\u0000"]',
+    b"[1e400,1e-400,123456789012345678901234567890]", b"[" * 70 + b"]" * 70, b'{"a": [ 1 , 2.50 ] }', b"[tru]",
+]  # fmt: skip
+
+PLAIN = {
+    "c_bool": b"true", "c_bytea": b'"AAEC"', "c_date": b'"2026-11-22"', "c_float4": b"0.1", "c_float8": b"12.5",
+    "c_int2": b"7", "c_int4": b"7", "c_int8": b"7", "c_json": b'{"a": [1.5, "x\\""]}', "c_jsonb": b'{"a":[-1e-7,"x"]}',
+    "c_numeric": b"12.50", "c_text": b'"x"', "c_varchar": b'"x"', "c_timestamp": b'"2026-11-22T23:44:05.123456"',
+    "c_timestamptz": b'"2026-11-22 23:44:05.12Z"', "c_uuid": b'"cd613e30-d8f1-6adf-91b7-584a2265b1f5"',
+    "scaled": b"1.5", "short": b'"abc"',
+}  # fmt: skip
+
+
+def columns(types: dict[str, str], *, not_null: bool) -> list[Column]:
+    return [
+        Column(name, number, kind, TYPMODS.get(name, -1), not_null, generated=False, identity=False, has_default=False)
+        for number, (name, kind) in enumerate(types.items(), 1)
+    ]
+
+
+class Pair:
+    """Two encoders of the same columns, with the compiled lane and without."""
+
+    def __init__(self, types: dict[str, str], *, not_null: bool) -> None:
+        self._compiled = build_encoder(columns(types, not_null=not_null), compiled=True)
+        self._python = build_encoder(columns(types, not_null=not_null), compiled=False)
+
+    def compare(self, values: list[bytes | None]) -> None:
+        got: list[bytes] = []
+        due: list[bytes] = []
+        refused = self._compiled.encode((), values, got)
+        assert refused == self._python.encode((), values, due), values
+        assert len(got) == len(due)
+        for ours, theirs in zip(got, due, strict=True):
+            if ours != theirs:
+                assert self._meanings(ours) == self._meanings(theirs), values
+
+    def _meanings(self, row: bytes) -> list[object]:
+        return [_meaning(name, field) for name, field in zip(self._compiled.columns, _fields(row), strict=True)]
+
+
+def _fields(row: bytes) -> list[bytes | None]:
+    at, found = 2, []
+    for _ in range(struct.unpack_from(">h", row)[0]):
+        (size,) = struct.unpack_from(">i", row, at)
+        found.append(None if size < 0 else row[at + 4 : at + 4 + size])
+        at += 4 + max(size, 0)
+    assert at == len(row)
+    return found
+
+
+def _meaning(name: str, field: bytes | None) -> object:
+    """Return what PostgreSQL makes of a field, where two forms of it mean the same."""
+    if field is None:
+        return None
+    if name in {"c_json", "c_jsonb"}:
+        return json.loads(field[name == "c_jsonb" :], parse_float=Decimal, parse_int=Decimal)
+    if name == "scaled":
+        return _decimal(field).quantize(Decimal(10) ** -SCALE, ROUND_HALF_UP)
+    return field
+
+
+def _decimal(field: bytes) -> Decimal:
+    count, weight, sign, _ = struct.unpack_from(">hhHh", field)
+    digits = struct.unpack_from(f">{count}h", field, 8)
+    value = sum((Decimal(digit) * Decimal(10000) ** (weight - at) for at, digit in enumerate(digits)), Decimal(0))
+    return -value if sign else value
+
+
+def _record(fields: dict[str, bytes]) -> bytes:
+    return b"{" + b",".join(b'"%b":%b' % (name.encode(), literal) for name, literal in fields.items()) + b"}"
+
+
+@pytest.mark.parametrize("not_null", [True, False])
+def test_every_literal_in_every_column(not_null: bool) -> None:
+    for name, kind in TYPES.items():
+        pair = Pair({name: kind}, not_null=not_null)
+        for literal in LITERALS:
+            pair.compare([_record({name: literal})])
+            pair.compare([_record({name: literal, "more": literal})])
+            pair.compare([b' { "x" : %b , "%b" : %b\n}\t' % (literal, name.encode(), literal)])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_changed_in_a_record(seed: int) -> None:
+    chance = random.Random(seed)
+    pairs = [Pair(TYPES, not_null=True), Pair(TYPES, not_null=False)]
+    for _ in range(250):
+        values: list[bytes | None] = [_changed(chance) for _ in range(chance.choice((1, 1, 2, 8)))]
+        if not chance.randrange(20):
+            values.insert(chance.randrange(len(values)), None)
+        for pair in pairs:
+            pair.compare(values)
+
+
+def _changed(chance: random.Random) -> bytes:
+    """Make a record of plain fields, then change none, some fields, the order, or bytes of it."""
+    fields = dict(PLAIN)
+    for _ in range(chance.choice((0, 0, 1, 2))):
+        fields[chance.choice(list(fields))] = chance.choice(LITERALS)
+    if not chance.randrange(4):
+        fields.pop(chance.choice(list(fields)))
+    if not chance.randrange(3):
+        fields = dict(chance.sample(list(fields.items()), len(fields)))
+    value = bytearray(_record(fields))
+    if not chance.randrange(8):  # the same key twice
+        value[-1:] = b',"c_int4":8}'
+    for _ in range(chance.choice((0, 0, 1, 3))):
+        at = chance.randrange(len(value))
+        value[at : at + chance.randrange(3)] = chance.choice(b'0123456789eE+-.,:"\\u{}[] \x00\x1f\xc3\xff').to_bytes()
+    return bytes(value)
+
+
+def test_plain_records_are_taken() -> None:
+    """Without this one, a lane that takes nothing would pass."""
+    lane = build_encoder(columns(TYPES, not_null=True), compiled=True)._lane
+    assert lane is not None
+    made: list[bytes] = []
+    values = [_record(PLAIN), orjson.dumps(orjson.loads(_record(PLAIN))), _record(dict(reversed(PLAIN.items())))]
+    assert lane.encode(values, 0, made) == len(values) == len(made)
+
+
+def test_column_names_that_json_writes_with_escapes() -> None:
+    for name in ('quo"te', "back\\slash", "tab\t", "é", "\x7f", "a\U0001f600"):
+        pair = Pair({name: "int4"}, not_null=True)
+        pair.compare([orjson.dumps({name: 1}), json.dumps({name: 1}).encode(), b"{}"])
