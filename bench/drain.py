@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+# From the directory above: http.py in this one must not hide Python's own http.
+sys.path.pop(0)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
-from rig import BATCH_ROWS, Drained, Rig, encode_blocks, rig
 
+from bench.rig import BATCH_ROWS, Drained, Rig, encode_blocks, rig
 from kbatchd.devstack.requests import generate
 
 if TYPE_CHECKING:

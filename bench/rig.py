@@ -1,7 +1,7 @@
 """The rig: the servers, filled topics, the raw COPY limit, and one drain by the real daemon, with what it cost.
 
-drain.py and poison.py build on it. The daemon runs as a process of its own, as it does in production; this process
-only fills topics, looks at the ledger and reads the kernel's accounts of everybody's CPU time.
+drain.py and poison.py build on it, and http.py in part. The daemon runs as a process of its own, as it does in
+production; this process only fills topics, looks at the ledger and reads the kernel's accounts of everybody's CPU time.
 
 What is counted:
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,17 +30,20 @@ from typing import TYPE_CHECKING
 
 import psutil
 import psycopg
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from kbatchd import catalogue, migrations
+from kbatchd.config_mapping import RouteMapping
 from kbatchd.devstack.kafka import Kafka, kafka_server
 from kbatchd.devstack.postgres import postgres_server
 from kbatchd.devstack.process import tail
 from kbatchd.devstack.requests import send
+from kbatchd.insertion import COPY_HEADER
+from kbatchd.mapping import row_columns
 from kbatchd.rows import RowEncoder, build_encoder
-from kbatchd.sink import COPY_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -88,22 +92,35 @@ class Rig:
         self._admin = AdminClient({"bootstrap.servers": bootstrap_servers})
         self._broker = broker
         self._postmaster = _postmaster(self.connection)
-        self._directory = directory
+        self.directory = directory
+        #: What gives every measurement the same start.
+        self.start_sql: Sequence[str] = ["TRUNCATE requests, kbatchd.dead_letters"]
         self._topics: list[str] = []
         migrations.migrate(self.connection)
         self.connection.execute(REQUESTS_SQL.read_bytes())
 
     def fill_topic(self, values: Iterable[bytes], partitions: int, on_sent: Callable[[int], None]) -> str:
         """Make a topic and send the values to its partitions in turn; return its name."""
-        topic = f"bench-{uuid.uuid4().hex[:12]}"
-        self._admin.create_topics([NewTopic(topic, partitions, 1)])[topic].result()
-        self._topics.append(topic)
+        topic = self.make_topic(partitions)
         send(self.bootstrap_servers, topic, values, partitions, on_sent)
         return topic
 
+    def make_topic(self, partitions: int) -> str:
+        """Make an empty topic; return its name."""
+        topic = f"bench-{uuid.uuid4().hex[:12]}"
+        self._admin.create_topics([NewTopic(topic, partitions, 1)])[topic].result()
+        self._topics.append(topic)
+        return topic
+
+    def count_records(self, topic: str, partitions: int) -> int:
+        """Add up the partitions' end offsets."""
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        ends = self._admin.list_offsets({TopicPartition(topic, number): latest for number in range(partitions)})
+        return sum(each.result().offset for each in ends.values())
+
     def encoder(self) -> RowEncoder:
         """Make the encoder that the daemon will use."""
-        return build_encoder(catalogue.row_columns(catalogue.read_table(self.connection, "requests"), ()))
+        return build_encoder(row_columns(catalogue.read_table(self.connection, "requests"), RouteMapping()))
 
     def copy_raw(self, blocks: Sequence[bytes], columns: Iterable[str]) -> float:
         """Copy encoded rows, a block a transaction, and nothing else; return rows/s between first and last commit."""
@@ -120,18 +137,23 @@ class Rig:
                 commits.append(time.monotonic())
         return (len(blocks) - 1) * BATCH_ROWS / (commits[-1] - commits[0])
 
-    def drain(self, topic: str, records: int, workers: int, *, dead_letters: int = 0) -> Drained:
-        """Run the daemon on a filled topic until all is in; check the counts."""
+    def drain(
+        self, topic: str, records: int, workers: int, *, dead_letters: int = 0, rows: int | None = None, route: str = ""
+    ) -> Drained:
+        """Run the daemon on a filled topic until all is in; check the counts.
+
+        `rows` are in the table then, if they are not as many as records went in; `route` is more of the [[route]].
+        """
         self._clear()
         pipeline = f"bench-{uuid.uuid4().hex[:12]}"  # a fresh one: it reads the topic from its beginning
-        with self._daemon(pipeline, topic, workers) as daemon:
+        with self._daemon(pipeline, topic, workers, route) as daemon:
             self._wait(daemon, lambda: self._all_claimed(pipeline))
-            processes = [psutil.Process(pid) for pid in _children(daemon.pid)]
+            processes = [psutil.Process(pid) for pid in self._workers(daemon.pid)]
             before = self._cpu(processes)
-            self._wait(daemon, lambda: self._records_in(pipeline) >= records)
+            self._wait(daemon, lambda: self.records_in(pipeline) >= records)
             after = self._cpu(processes)
             rss = max(_peak_rss_bytes(process.pid) for process in processes)
-        self._verify(records - dead_letters, dead_letters)
+        self._verify(records - dead_letters if rows is None else rows, dead_letters)
         return Drained(
             self._rate(pipeline),
             _microseconds(before.workers, after.workers, records) or 0.0,
@@ -140,6 +162,10 @@ class Rig:
             rss,
         )
 
+    def broker_cpu_seconds(self) -> float | None:
+        """Return what the broker has used; None where it is not on this machine."""
+        return None if self._broker is None else cpu_seconds(self._broker.pid)
+
     def close(self) -> None:
         """Delete the topics and leave."""
         for deleted in self._admin.delete_topics(self._topics).values() if self._topics else ():
@@ -147,22 +173,23 @@ class Rig:
         self.connection.close()
 
     def _clear(self) -> None:
-        """Give every measurement the same start: empty tables, and no checkpoint due."""
-        self.connection.execute("TRUNCATE requests, kbatchd.dead_letters")
+        """Give every measurement the same start, and no checkpoint due."""
+        for statement in self.start_sql:
+            self.connection.execute(statement.encode())
         with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
             self.connection.execute("CHECKPOINT")
 
     @contextmanager
-    def _daemon(self, pipeline: str, topic: str, workers: int) -> Iterator[subprocess.Popen[bytes]]:
-        file = self._directory / "kbatchd.toml"
+    def _daemon(self, pipeline: str, topic: str, workers: int, route: str) -> Iterator[subprocess.Popen[bytes]]:
+        file = self.directory / "kbatchd.toml"
         file.write_text(
             f'pipeline = "{pipeline}"\n'
             f'kafka.bootstrap_servers = "{self.bootstrap_servers}"\n'
             f"workers.count = {workers}\n"
             f"batch.max_rows = {BATCH_ROWS}\n"
-            f'[[route]]\ntopic = "{topic}"\ntable = "requests"\n'
+            f'[[route]]\ntopic = "{topic}"\ntable = "requests"\n{route}\n'
         )
-        log = self._directory / "kbatchd.log"
+        log = self.directory / "kbatchd.log"
         # By the environment: a DSN in the file may hold no password, the one we were given may.
         environment = {**os.environ, "DATABASE_URL": self.dsn}
         command = [sys.executable, "-m", "kbatchd", "--config", str(file)]
@@ -178,6 +205,11 @@ class Rig:
         if code != 0:
             raise RuntimeError(f"kbatchd ended with {code}\n{tail(log)}")
 
+    def _workers(self, daemon: int) -> list[int]:
+        """Return the workers' pids: a monitor is a child as well."""
+        started = re.findall(r"action=worker_started .*pid=(\d+)", (self.directory / "kbatchd.log").read_text())
+        return [pid for pid in _children(daemon) if str(pid) in started]
+
     def _wait(self, daemon: subprocess.Popen[bytes], is_true: Callable[[], bool]) -> None:
         deadline = time.monotonic() + DRAIN_SECONDS
         while not is_true():
@@ -190,7 +222,8 @@ class Rig:
     def _all_claimed(self, pipeline: str) -> bool:
         return bool(self._value("SELECT bool_and(epoch > 0) FROM kbatchd.progress WHERE pipeline = %s", pipeline))
 
-    def _records_in(self, pipeline: str) -> int:
+    def records_in(self, pipeline: str) -> int:
+        """Return how many records a pipeline has written, by its ledger."""
         return int(
             self._value(
                 "SELECT coalesce(sum(rows + dead_letters), 0) FROM kbatchd.batches WHERE pipeline = %s", pipeline
@@ -231,12 +264,12 @@ class Rig:
         if self._postmaster is not None:
             # What ended meanwhile is in its parent's account of its children: nothing is lost or counted twice.
             own = self.connection.info.backend_pid
-            backends = sum(_cpu_seconds(pid) for pid in _children(self._postmaster) if pid != own)
-            postgres = _cpu_seconds(self._postmaster, children=True) + backends
+            backends = sum(cpu_seconds(pid) for pid in _children(self._postmaster) if pid != own)
+            postgres = cpu_seconds(self._postmaster, children=True) + backends
         return Cpu(
-            sum(_cpu_seconds(worker.pid) for worker in workers),
+            sum(cpu_seconds(worker.pid) for worker in workers),
             postgres,
-            None if self._broker is None else _cpu_seconds(self._broker.pid),
+            self.broker_cpu_seconds(),
         )
 
 
@@ -265,7 +298,7 @@ def encode_blocks(encoder: RowEncoder, values: Sequence[bytes]) -> list[bytes]:
     blocks = []
     for start in range(0, len(values) - BATCH_ROWS + 1, BATCH_ROWS):
         rows: list[bytes] = []
-        refused = encoder.encode(values[start : start + BATCH_ROWS], rows)
+        refused = encoder.encode((), values[start : start + BATCH_ROWS], rows).refused
         if refused:
             raise RuntimeError(f"{len(refused)} records do not fit the table; the first: {refused[0]}")
         blocks.append(COPY_HEADER + b"".join(rows))
@@ -300,7 +333,7 @@ def _children(pid: int) -> list[int]:
     return [child.pid for child in psutil.Process(pid).children()]
 
 
-def _cpu_seconds(pid: int, *, children: bool = False) -> float:
+def cpu_seconds(pid: int, *, children: bool = False) -> float:
     """Return user and system time of a process, all its threads; with `children` of those it has waited for as well.
 
     Fields 14 to 17 of proc(5)'s stat, after the name in brackets. 0 for a process that has ended meanwhile: its parent

@@ -22,13 +22,16 @@ from psycopg.conninfo import make_conninfo
 
 from kbatchd import catalogue, migrations, progress
 from kbatchd.batch import Batch, BufferPool, Chunk, RouteBatches
+from kbatchd.config_mapping import RouteMapping
 from kbatchd.devstack.postgres import postgres_server
 from kbatchd.devstack.requests import generate
 from kbatchd.exact import suspects
+from kbatchd.insertion import Target
+from kbatchd.mapping import row_columns
 from kbatchd.model import Partition
 from kbatchd.progress import Owner
 from kbatchd.rows import RowEncoder, build_encoder
-from kbatchd.sink import Sink, Target
+from kbatchd.sink import Sink
 from kbatchd.worker import RECORDS_PER_POLL
 
 if TYPE_CHECKING:
@@ -114,7 +117,7 @@ def table(database: psycopg.Connection) -> catalogue.Table:
 @pytest.fixture(scope="module")
 def encoder(table: catalogue.Table) -> RowEncoder:
     """Make the encoder that the daemon would use."""
-    return build_encoder(catalogue.row_columns(table, ()))
+    return build_encoder(row_columns(table, RouteMapping()))
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +136,7 @@ def chunks(encoder: RowEncoder, values: Sequence[bytes]) -> list[Chunk]:
     made: list[Chunk] = []
     for part in polls(values):
         rows: list[bytes] = []
-        refused = encoder.encode(part, rows)
+        refused = encoder.encode((), part, rows).refused
         records = [Received(len(made) * RECORDS_PER_POLL + index, value) for index, value in enumerate(part)]
         made.append(Chunk(records, rows, refused, sum(map(len, part))))
     return made
@@ -181,7 +184,7 @@ def test_encode(benchmark: BenchmarkFixture, encoder: RowEncoder, values: list[b
     def encode() -> None:
         for part in parts:
             rows: list[bytes] = []
-            assert not encoder.encode(part, rows)
+            assert not encoder.encode((), part, rows).refused
 
     benchmark(encode)
     note_cost(benchmark, len(values))
@@ -204,9 +207,9 @@ def test_flush(
 ) -> None:
     """One full batch: COPY, the columns' check, progress, the ledger, COMMIT."""
     owner = Owner("bench", "bench", PARTITION.topic, table.quoted, "bench")
-    target = Target(owner, table, encoder.columns, 0)
+    target = Target(owner, table, [encoder.columns], 0)
     batch = fill(chunks(encoder, values))
-    sink = Sink(database)
+    sink = Sink(database, lambda: None)
     progress.register(database, owner, "id", {PARTITION.number: 0})
 
     def claim() -> tuple[tuple[object, ...], dict[str, object]]:

@@ -1,0 +1,1 @@
+"""What kbatchd costs: one program a question, and the rig they share."""
