@@ -12,17 +12,27 @@ DEMO   := $(VENV)/.demo
 TEST   := $(VENV)/.test
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench wheel clean
+.PHONY: help demo test test-browser test-systemd soak lint format bench bench-http docs wheel sdist clean
 
 help:    ## this list
-	@sed -n 's/^\([a-z]*\): .*## */\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do \
-	    printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\): .*## */\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do \
+	    printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 demo: $(DEMO)    ## a real Kafka and PostgreSQL, 300,000 requests, and the proof; KEEP=1 leaves it all up
 	$(BIN)/python -m kbatchd demo
 
-test: $(TEST)    ## all tests, against real servers; PYTEST='-k word' for some
-	$(BIN)/python -m pytest $(PYTEST)
+# A file's tests stay together: what they share is made once.
+test: $(TEST)    ## all tests, against real servers, in three processes; PYTEST='-n0 -k word' for some
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST)
+
+test-browser: $(TEST)    ## the pages in a real browser; needs Chromium (apt-get install chromium)
+	$(BIN)/python -m pytest -m browser $(PYTEST)
+
+test-systemd: $(TEST)    ## the units, and the daemon as a service; needs root and systemd, not as process 1
+	$(BIN)/python -m pytest -m systemd $(PYTEST)
+
+soak: $(TEST)    ## the tests that take minutes each
+	$(BIN)/python -m pytest -m soak $(PYTEST)
 
 lint: $(TEST)    ## ruff and mypy
 	$(BIN)/ruff check
@@ -36,12 +46,22 @@ format: $(TEST)    ## rewrite the sources as ruff wants them
 bench: $(TEST)    ## bench/drain.py: rows per second, next to PostgreSQL's own limit
 	$(BIN)/python bench/drain.py $(BENCH)
 
-wheel: $(TEST)    ## dist/kbatchd-*.whl
-	rm -rf dist
+bench-http: $(TEST)    ## bench/http.py: requests per second through a gateway, next to its server's own limit
+	$(BIN)/python bench/http.py $(BENCH)
+
+docs: $(TEST)    ## docs/configuration.md, anew from the models
+	$(BIN)/python -m tests.reference docs/configuration.md
+
+wheel: $(TEST)    ## dist/kbatchd-*.whl, with the compiled lane where there is a compiler
+	rm -rf dist/*.whl build
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
+sdist: $(TEST)    ## dist/kbatchd-*.tar.gz
+	rm -rf dist/*.tar.gz build
+	$(BIN)/python -m build --sdist --outdir dist .
+
 clean:    ## remove the environment and everything made
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) dist build *.egg-info kbatchd/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
