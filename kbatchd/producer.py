@@ -157,7 +157,8 @@ class RecordProducer:
             raise ConfigError(f"kafka.librdkafka: {error}") from error
         #: Set when librdkafka can go on no more: the process must be replaced.
         self.fatal = asyncio.Event()
-        self._up = asyncio.Event()
+        #: Set while a broker can be reached.
+        self.up = asyncio.Event()
         self._down_at_us = 0
         self._under_way: deque[_Sending] = deque()
         self.queued_records = self.queued_bytes = 0
@@ -173,7 +174,7 @@ class RecordProducer:
         """
         if not self._collects_soon:
             self._producer.poll(0)  # librdkafka may have lost its brokers since the last look
-        if not self._up.is_set():
+        if not self.up.is_set():
             await self._wait_up()
         self._refuse_beyond_limits(values, keys)
         sending = _Sending(len(values), sum(map(len, values)), self._loop.create_future())
@@ -198,7 +199,7 @@ class RecordProducer:
 
     async def _wait_up(self) -> None:
         try:
-            await asyncio.wait_for(self._up.wait(), BLINK_SECONDS)
+            await asyncio.wait_for(self.up.wait(), BLINK_SECONDS)
         except TimeoutError as error:
             raise KafkaAway("no broker can be reached") from error
 
@@ -270,13 +271,13 @@ class RecordProducer:
                 self._note_up(up=True)
 
     def _note_up(self, *, up: bool) -> None:
-        if up == self._up.is_set():
+        if up == self.up.is_set():
             return
         if up:
-            self._up.set()
+            self.up.set()
             log.info("connected to Kafka", extra={"action": "kafka_up"})
         else:
-            self._up.clear()
+            self.up.clear()
             log.warning("Kafka cannot be reached", extra={"action": "kafka_down"})
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 TABLE = "CREATE TABLE public.sent (id bigint NOT NULL, name text NOT NULL, note text, data jsonb)"
 
-RUN_SECONDS = 60.0
+RUN_SECONDS = 120.0
 
 
 def record(number: int, *, sound: bool = True) -> bytes:
@@ -74,7 +74,7 @@ class Producing:
     bootstrap_servers: str
     topic: str
     dsn: str
-    startup_timeout_seconds: float = 30.0
+    startup_timeout_seconds: float = 60.0
     keys: Mapping[str, object] = field(default_factory=dict)
     _processes: list[subprocess.Popen[str]] = field(default_factory=list)
 

@@ -79,6 +79,8 @@ class Database(threading.Thread):
         self._loop = asyncio.get_running_loop()
         #: Told on the event loop of what is known of the tables.
         self.on_tables: Callable[[Tables], None] = lambda _: None
+        #: Set when the tables have been read, or could not be.
+        self.looked = asyncio.Event()
         self._wake = threading.Condition()
         self._stopping = False
         self._arrivals: list[_Waiter] = []
@@ -136,6 +138,7 @@ class Database(threading.Thread):
                     self._serve(connection)
             except KbatchError as error:
                 self._note_away(error)
+                self._call(self.looked.set)
                 self._pause(retry_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
                 retry_seconds = min(MAX_RETRY_SECONDS, 2 * retry_seconds)
 
@@ -172,6 +175,7 @@ class Database(threading.Thread):
         }:
             self._publish(found)
             tables.write_cache(self._config, found)
+        self._call(self.looked.set)
 
     def _publish(self, found: Tables) -> None:
         self._tables = found

@@ -57,6 +57,10 @@ BACKLOG = 4_096
 #: Files of a gateway that are no clients' connections: Kafka's brokers, PostgreSQL, the log.
 OWN_FILES = 256
 
+#: How long a new gateway waits for Kafka and its tables before it listens. Then it listens all the same, to say what is
+#: missing.
+REACH_SECONDS = 5.0
+
 #: What is left of the grace period for writing the answers, when waiting for tables has been given up.
 ANSWER_SECONDS = 1.0
 
@@ -80,7 +84,6 @@ def run_gateway(config: Config, index: int, slot: Slot) -> int:
 
 async def _run(config: Config, gateway: Gateway, index: int, slot: Slot) -> int:
     _raise_open_files(gateway)
-    listener = listen(gateway, "gateway", shared=True)
     name = f"gateway-{index}"
     producer = RecordProducer(config.kafka, gateway, f"{config.pipeline}-{name}")
     tokens = Tokens(gateway)
@@ -89,9 +92,13 @@ async def _run(config: Config, gateway: Gateway, index: int, slot: Slot) -> int:
     database.on_tables = app.use_tables
     database.start()
     server = Server(gateway, app)
-    _on_signals(server, database, tokens, gateway)
+    reaching = asyncio.create_task(_reach_servers(producer, database))
+    _on_signals(server, database, tokens, gateway, reaching)
     beating = asyncio.create_task(beat(slot))
     watching = asyncio.create_task(_end_with(producer, server))
+    # Only now: the kernel sends its share of the connections to whoever listens.
+    await asyncio.wait([reaching])
+    listener = listen(gateway, "gateway", shared=True)
     slot[Field.STATE] = State.RUNNING
     log.info("gateway listening", extra={"action": "gateway_listening", "address": gateway.listen})
     # What was made so far stays: the collector need not look at it again.
@@ -106,11 +113,14 @@ async def _run(config: Config, gateway: Gateway, index: int, slot: Slot) -> int:
     return EX_SOFTWARE if producer.fatal.is_set() else EX_OK
 
 
-def _on_signals(server: Server, database: Database, tokens: Tokens, gateway: Gateway) -> None:
+def _on_signals(
+    server: Server, database: Database, tokens: Tokens, gateway: Gateway, reaching: asyncio.Task[None]
+) -> None:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
         server.should_exit = True
+        reaching.cancel()
         # Who waits for the table is answered in time: the records are in Kafka.
         loop.call_later(max(0.0, gateway.grace_seconds - ANSWER_SECONDS), database.give_up)
 
@@ -122,6 +132,14 @@ def _on_signals(server: Server, database: Database, tokens: Tokens, gateway: Gat
     # In a thread: a command for the tokens may take its time.
     loop.add_signal_handler(signal.SIGHUP, lambda: loop.run_in_executor(None, renew))
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+async def _reach_servers(producer: RecordProducer, database: Database) -> None:
+    """Return when requests can be taken, or after a while."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(REACH_SECONDS):
+            await producer.up.wait()
+            await database.looked.wait()
 
 
 async def beat(slot: Slot) -> None:

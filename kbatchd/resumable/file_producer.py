@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -51,6 +52,10 @@ _LEAST_BYTES, _FIRST_BYTES, _MOST_BYTES = 16_384, 1_048_576, 16_777_216
 #: has restarted (librdkafka issues 5456 and 5511).
 _HANG_SECONDS: Final = 3.0
 
+#: How long the other transactional functions may be called again and again for one answer. Once the broker has
+#: restarted, that too may never come to this producer, but comes to the next one.
+_STUCK_SECONDS: Final = 8.0
+
 _FENCED: Final = {
     KafkaError._FENCED,  # noqa: SLF001 - librdkafka's own codes have this name
     KafkaError.INVALID_PRODUCER_EPOCH,
@@ -66,7 +71,7 @@ class TakenOver(ConfigError):
 
 
 class _Hangs(Exception):
-    """A call to librdkafka does not return."""
+    """A call to librdkafka does not return, or has no answer."""
 
 
 class FileProducer:
@@ -198,6 +203,8 @@ class FileProducer:
                 self._call(lambda: producer.abort_transaction(SLICE_SECONDS))
             except (KafkaException, SystemError) as second:
                 error = cause_of(second)
+            except _Hangs:
+                pass
             else:
                 self._forget_attempt()
                 refuse(error, reported)
@@ -253,11 +260,15 @@ class FileProducer:
             "transaction.timeout.ms": round(TRANSACTION_TIMEOUT_SECONDS * 1000),
             "delivery.timeout.ms": round(TRANSACTION_TIMEOUT_SECONDS * 1000),
         }
-        producer = make_producer(self._kafka, settings, self._patience)
-        try:
-            self._call(lambda: producer.init_transactions(SLICE_SECONDS))
-        except KafkaException as error:
-            raise ConfigError(f"Kafka refuses: {error.args[0].str()}{remedy(error.args[0])}") from error
+        while True:
+            producer = make_producer(self._kafka, settings, self._patience)
+            try:
+                self._call(partial(producer.init_transactions, SLICE_SECONDS))
+                break
+            except KafkaException as error:
+                raise ConfigError(f"Kafka refuses: {error.args[0].str()}{remedy(error.args[0])}") from error
+            except _Hangs:
+                continue
         self._producer = producer
         with closing(self._consumer(stable=True)) as consumer:
             self._group = consumer.consumer_group_metadata()
@@ -310,7 +321,8 @@ class FileProducer:
 
     def _call(self, function: Callable[[], object]) -> None:
         """Call one of the transactional functions until it has an answer: called again, it goes on waiting."""
-        while True:
+        deadline = time.monotonic() + _STUCK_SECONDS
+        while time.monotonic() < deadline:
             try:
                 function()
             except KafkaException as error:
@@ -320,3 +332,4 @@ class FileProducer:
                 self._patience.wait(kafka_error.str())
             else:
                 return
+        raise _Hangs

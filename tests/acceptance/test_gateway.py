@@ -68,6 +68,17 @@ def shop(kafka: Kafka | GivenKafka, database: str, make_topic: MakeTopic, make_g
     return Shop(client, topic, database, kafka.bootstrap_servers)
 
 
+def test_it_listens_when_it_can_take_requests(database: str, make_topic: MakeTopic, make_gateway: MakeGateway) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(TABLE.encode())
+    topic = make_topic(1)
+    daemon, client = make_gateway({"topic": topic, "table": "public.orders"})
+    assert client.post(f"/v1/{topic}", GOOD).status == HTTPStatus.ACCEPTED, "the first request of all"
+    [connected] = [number for number, line in enumerate(daemon.lines()) if "action=kafka_up" in line]
+    [listening] = [number for number, line in enumerate(daemon.lines()) if "action=gateway_listening" in line]
+    assert connected < listening
+
+
 def test_one_record(shop: Shop) -> None:
     reply = shop.client.post(shop.path, b"  " + GOOD + b"\n")
     assert reply.status == HTTPStatus.ACCEPTED

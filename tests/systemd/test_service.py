@@ -130,7 +130,7 @@ def test_start_write_and_stop(service: Service) -> None:
     assert "2 workers" in state["StatusText"]
     assert service.post({"id": 1, "path": "/"}) == 200
     assert service.ids() == [1]
-    deadline = time.monotonic() + 20.0
+    deadline = time.monotonic() + 60.0
     while not (answer := service.readiness())["ready"]:
         assert time.monotonic() < deadline, f"{answer}\n{service.journal()}"
         time.sleep(0.1)
