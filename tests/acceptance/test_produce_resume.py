@@ -5,6 +5,7 @@ pytest-randomly seeds `random` before each test and prints the seed; `--randomly
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -118,6 +119,26 @@ def test_a_broker_that_restarts_under_way(
     wait_until(producing.messages, 20, "the first records")
     getattr(own_kafka, how)()
     own_kafka.start()
+    outcome = finish(process)
+    assert outcome.code == 65, outcome
+    assert producing.ids() == GOOD
+    assert [entry["record"] for entry in failures(failed(file))] == [number + 1 for number in BAD]
+
+
+def test_a_broker_that_is_frozen_for_long(
+    make_producing: MakeProducing, own_kafka: Kafka, own_make_topic: MakeTopic
+) -> None:
+    """Whatever was asked of it then has no answer, and another producer has to find out what became of it."""
+    producing = make_producing(bootstrap_servers=own_kafka.bootstrap_servers, topic=own_make_topic(4))
+    file = producing.file("a.ndjson", written(".ndjson", range(COUNT), BAD))
+    process = producing.start(file, "--rate", SLOW)
+    wait_until(producing.messages, 20, "the first records")
+    os.kill(own_kafka.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(FROZEN_SECONDS)
+    finally:
+        os.kill(own_kafka.pid, signal.SIGCONT)
     outcome = finish(process)
     assert outcome.code == 65, outcome
     assert producing.ids() == GOOD
