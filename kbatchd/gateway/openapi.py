@@ -12,14 +12,12 @@ from urllib.parse import quote
 
 import orjson
 
-from kbatchd import samples
-from kbatchd.gateway import schemas
+from kbatchd.gateway import records
 from kbatchd.tables import Columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from kbatchd.catalogue import Column
     from kbatchd.config import Gateway, Route
     from kbatchd.tables import Tables
 
@@ -182,10 +180,10 @@ def document(routes: Sequence[Route], tables: Tables, gateway: Gateway, version:
     paths = {}
     for number, route in enumerate(routes):
         known = tables.get(route.name)
-        columns = known.columns if isinstance(known, Columns) else None
+        record = records.describe(route, known.columns if isinstance(known, Columns) else None)
         name = f"record.{route.name}" if re.fullmatch(r"[\w.-]+", route.name, re.ASCII) else f"record-{number}"
-        components["schemas"][name] = _record(route, columns)
-        operation = _operation(route, columns, name, components["responses"])
+        components["schemas"][name] = record.schema
+        operation = _operation(route, record.example, name, components["responses"])
         if not gateway.validate_records:
             operation["description"] += " This gateway does not check records: what does not fit becomes a dead letter."
         paths[f"/v1/{quote(route.name, safe='')}"] = {"post": operation}
@@ -202,8 +200,7 @@ def document(routes: Sequence[Route], tables: Tables, gateway: Gateway, version:
     return orjson.dumps(described)
 
 
-def _operation(route: Route, columns: Sequence[Column] | None, name: str, problems: Iterable[str]) -> Schema:
-    one = samples.example(columns) if columns is not None else {}
+def _operation(route: Route, one: object, name: str, problems: Iterable[str]) -> Schema:
     line = orjson.dumps(one).decode()
     record = {"$ref": f"#/components/schemas/{name}"}
     key = f" The field `{route.key_field}` becomes the record's key: a string or an integer." if route.key_field else ""
@@ -255,21 +252,4 @@ def _problem(status: HTTPStatus) -> Schema:
         "description": "\n".join(f"- `{kind}`: {meaning}" for kind, meaning in kinds.items()),
         "headers": {name: {"description": what, "schema": _STRING} for name, what in headers.items()},
         "content": {"application/problem+json": {"schema": schema}},
-    }
-
-
-def _record(route: Route, columns: Sequence[Column] | None) -> Schema:
-    if columns is None:
-        return {"type": "object", "description": f"A row of {route.table}, whose columns are not known now."}
-    if route.columns or route.value_field is not None:
-        return {"type": "object", "description": f"A record for {route.table}, mapped to its columns by the route."}
-    properties = {column.name: schemas.of_column(column) for column in columns}
-    if route.key_field and route.key_field not in properties:
-        properties[route.key_field] = {"type": ["string", "integer", "null"], "description": "The record's key."}
-    return {
-        "type": "object",
-        "description": f"A row of {route.table}. Fields that are no columns are ignored.",
-        "required": [column.name for column in columns if column.not_null],
-        "properties": properties,
-        "additionalProperties": True,
     }

@@ -192,6 +192,121 @@ def test_key_that_is_no_column_has_a_schema_too() -> None:
         assert schema.is_valid(json.loads(record)) == (not door.keys([record])[1]), literal
 
 
+MAPPED = Route.model_validate({
+    "topic": "orders",
+    "table": "public.orders",
+    "value_field": "data",
+    "unknown_fields": "reject",
+    "key_field": "tenant",
+    "columns": {
+        "city": "address.city",
+        "sku": "items[1].sku",
+        "items": "items",
+        "placed": {"field": "placed_ms", "unit": "ms"},
+        "note": {"json_text": True},
+        "state": {"default": "new"},
+        "kind": {"on_missing": "reject"},
+        "version": {"source": "value", "field": "meta.version"},
+        "origin": {"constant": "shop"},
+        "seen": {"source": "timestamp"},
+    },
+})  # fmt: skip
+MAPPED_COLUMNS = (
+    column("int8", name="id"),
+    column("text", name="city", not_null=False),
+    column("text", name="sku"),
+    column("jsonb", name="items"),
+    column("timestamptz", name="placed"),
+    column("jsonb", name="note", not_null=False),
+    column("text", name="state"),
+    column("text", name="kind", not_null=False),
+    column("int4", name="version", not_null=False),
+    column("text", name="origin"),
+    column("timestamptz", name="seen"),
+)
+
+
+def mapped() -> tuple[Any, Draft202012Validator, Door]:
+    document = described(of(*MAPPED_COLUMNS), MAPPED)
+    validate(document)
+    content = document["paths"]["/v1/orders"]["post"]["requestBody"]["content"]
+    example = content["application/json"]["examples"]["one"]["value"]
+    schema = Draft202012Validator(document["components"]["schemas"]["record.orders"])
+    return example, schema, Door(MAPPED_COLUMNS, "tenant", MAPPED)
+
+
+def test_example_of_a_mapped_route_fits() -> None:
+    example, schema, door = mapped()
+    schema.validate(example)
+    assert door.check([json.dumps(example).encode()]) == []
+    assert example["data"]["items"][1]["sku"]
+    assert type(example["data"]["placed_ms"]) is int
+    assert json.loads(example["data"]["note"])
+    assert type(example["meta"]["version"]) is int
+    assert {"origin", "seen", "placed"}.isdisjoint(example["data"])
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "good"),
+    [
+        ("data", None, False),
+        ("data.id", "x", False),
+        ("data.id", None, False),
+        ("data.address", None, True),
+        ("data.address", 1, False),
+        ("data.address.city", 1, False),
+        ("data.items", [1], False),
+        ("data.items.1.sku", None, False),
+        ("data.placed_ms", 1.5, False),
+        ("data.placed_ms", 10**18, False),
+        ("data.note", "{}", True),
+        ("data.note", {}, False),
+        ("data.state", None, False),
+        ("data.kind", None, True),
+        ("data.more", 1, False),
+        ("meta", None, True),
+        ("meta.version", "one", False),
+        ("tenant", 7, True),
+        ("tenant", 1.5, False),
+    ],
+)
+def test_schema_of_a_mapped_route_is_that_of_its_fields(at: str, value: object, *, good: bool) -> None:
+    example, schema, door = mapped()
+    *path, last = (int(step) if step.isdigit() else step for step in at.split("."))
+    place = example
+    for step in path:
+        place = place[step]
+    place[last] = value
+    record = json.dumps(example).encode()
+    if good:
+        assert door.check([record]) == []
+    assert schema.is_valid(example) == good
+
+
+@pytest.mark.parametrize("missing", ["data", "data.id", "data.kind", "data.items", "data.placed_ms"])
+def test_what_a_mapped_route_needs_is_required(missing: str) -> None:
+    example, schema, door = mapped()
+    *path, last = missing.split(".")
+    del (example[path[0]] if path else example)[last]
+    assert not schema.is_valid(example)
+    assert door.check([json.dumps(example).encode()])
+
+
+@pytest.mark.parametrize("missing", ["data.address", "data.state", "data.note", "meta"])
+def test_what_a_mapped_route_does_not_need_is_not(missing: str) -> None:
+    example, schema, door = mapped()
+    *path, last = missing.split(".")
+    del (example[path[0]] if path else example)[last]
+    schema.validate(example)
+    assert door.check([json.dumps(example).encode()]) == []
+
+
+def test_raw_record_is_described_as_such() -> None:
+    route = Route(topic="orders", table="t", format="raw")
+    schema = described(of(column("bytea")), route)["components"]["schemas"]["record.orders"]
+    assert "as it is" in schema["description"]
+
+
 def test_any_name_has_a_path_of_its_own() -> None:
     names = ["orders", "a/b", "ü {x}", "1", "record-1", "~0", "%41", "<b>", "a?b#c"]
     routes = [Route(topic=f"t{number}", name=name, table="t") for number, name in enumerate(names)]
