@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 pytest_plugins = (
     "tests.fix_daemon",
     "tests.fix_browser",
@@ -15,3 +17,7 @@ pytest_plugins = (
     "tests.fix_tls",
     "tests.fix_systemd",
 )
+
+# A shell starts what runs in its background with SIGINT ignored, and whatever the tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
