@@ -43,6 +43,10 @@ MAX_WINDOWS = 48
 MIN_WINDOW_ROWS = 64
 MAX_WINDOW_ROWS = 5_000
 
+#: What input functions of extensions say of a value, beside the codes that are for that: ltree and hstore a syntax
+#: error, PostGIS an internal one, others that of an external routine.
+_OF_INPUT_FUNCTIONS = ("42601", "XX000", "38", "39")
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -264,7 +268,10 @@ class Insertion:
         return None
 
     def _is_poison(self, error: psycopg.Error) -> bool:
-        return verdict(error, broken=self.connection.broken) is Verdict.POISON
+        judged = verdict(error, broken=self.connection.broken)
+        if judged is Verdict.ASIDE and (error.sqlstate or "").startswith(_OF_INPUT_FUNCTIONS):
+            return re.search(rf"^{self._copy_head}\D+\d+, ", error.diag.context or "", re.MULTILINE) is not None
+        return judged is Verdict.POISON
 
     def _copy(self, rows: Sequence[int]) -> None:
         """Copy rows, those of each layout together."""
@@ -304,13 +311,16 @@ class Insertion:
             return len(self.batch.row_sizes)
         return bisect_left(self.row_records, record)
 
+    @property
+    def _copy_head(self) -> str:
+        return re.escape(f"COPY {self.target.copied[1]}")
+
     def _named_row(self, error: psycopg.Error) -> int | None:
         """Return the row that the error's context names: `COPY requests, line 7, column id`.
 
         The words are in the server's language, the form is not. A trigger's own lines stand before it.
         """
-        head = re.escape(f"COPY {self.target.copied[1]}")
-        match = re.search(rf"^{head}\D+(\d+)", error.diag.context or "", re.MULTILINE)
+        match = re.search(rf"^{self._copy_head}\D+(\d+)", error.diag.context or "", re.MULTILINE)
         line = int(match[1]) if match else 0
         return self.copied[line - 1] if 0 < line <= len(self.copied) else None
 

@@ -6,6 +6,7 @@ fork, since libpq's connections do not survive one.
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from enum import Enum, auto
 from typing import TYPE_CHECKING
@@ -49,6 +50,10 @@ _CONFIGURATION_HINTS = (
 )
 
 
+#: The classes of PostgreSQL's own SQLSTATEs. Any other is the invention of a trigger or a constraint's function.
+_OWN_CLASSES = re.compile("0[0-389ABFLPZ]|10|2[0-8BDF]|3[489BDF]|4[024]|5[34578]|72|F0|HV|P0|XX")
+
+
 class Verdict(Enum):
     """What to do about a failed flush."""
 
@@ -74,7 +79,7 @@ def verdict(error: psycopg.Error, *, broken: bool) -> Verdict:
     # 22P03 and 22P04 mean that our bytes do not fit the table as it is now: no fault of a row.
     if state.startswith(("22", "23", "44", "54")) and state not in {"22P03", "22P04"}:
         return Verdict.POISON
-    return Verdict.POISON if state == "P0001" else Verdict.ASIDE
+    return Verdict.POISON if state == "P0001" or not _OWN_CLASSES.match(state) else Verdict.ASIDE
 
 
 def connect(settings: config.Postgres, application_name: str) -> psycopg.Connection:

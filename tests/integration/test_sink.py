@@ -283,6 +283,19 @@ class TestPoison:
         message = route.connection.execute("SELECT min(message) FROM kbatchd.dead_letters").fetchone()
         assert message == ("unlucky 113",)
 
+    def test_a_trigger_with_a_code_of_its_own(self, make_route: Callable[..., Route]) -> None:
+        refuse = self.RAISE.format("BEFORE").replace(", NEW.id; END", ", NEW.id USING ERRCODE = ''KB001''; END")
+        route = make_route(setup=refuse)
+        assert route.flush(sent(range(300))) == Outcome(rows=297, dead_letters=3)
+        assert route.dead() == [(0, offset, "KB001", None) for offset in (13, 113, 213)]
+
+    def test_a_trigger_that_is_broken_puts_the_route_aside(self, make_route: Callable[..., Route]) -> None:
+        """Its error names a line too, but no row is to blame."""
+        route = make_route(setup=self.RAISE.format("BEFORE").replace("NEW.id % 100", "NEW.gone % 100"))
+        with pytest.raises(psycopg.errors.UndefinedColumn):
+            route.flush(sent(range(300)))
+        assert (route.ids(), route.dead()) == ([], [])
+
     def test_a_row_without_a_partition(self, make_route: Callable[..., Route]) -> None:
         """Its error is a check violation, and names the parent's line."""
         route = make_route(
@@ -616,6 +629,18 @@ class TestLayouts:
         rows = [(0, (n, "no number" if n in {3, 70} else n, "x")) for n in range(100)]
         route.sink.flush(self.batch(rows, CopyFormat.TEXT), route.target, route.positions)
         assert route.dead() == [(0, 3, "22P02", "a"), (0, 70, "22P02", "a")]
+
+    def test_what_an_extensions_input_function_refuses(
+        self, connection: psycopg.Connection, make_route: Callable[..., Route]
+    ) -> None:
+        """To ltree a bad value is a syntax error: the row's, not our statement's."""
+        connection.execute("CREATE EXTENSION ltree")
+        route = make_route("a ltree, b text")
+        route.target = replace(route.target, layouts=self.LAYOUTS, copy_format=CopyFormat.TEXT)
+        rows = [(0, (n, "a b" if n in {3, 70} else "a.b", "x")) for n in range(100)]
+        route.sink.flush(self.batch(rows, CopyFormat.TEXT), route.target, route.positions)
+        assert route.dead() == [(0, 3, "42601", "a"), (0, 70, "42601", "a")]
+        assert len(route.ids()) == 98
 
 
 class TestBreakerIsExact:

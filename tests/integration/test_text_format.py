@@ -150,6 +150,18 @@ READ_BY_POSTGRESQL = [
     ('"char"', '"x"', "x"),
 ]
 
+#: As above, from extensions; each type has its extension's name.
+READ_BY_EXTENSIONS = [
+    ("hstore", '{"a":"x, \\"y\\"","n":1.50,"none":null,"o":{"p":[1]}}',
+     '"a"=>"x, \\"y\\"", "n"=>"1.50", "o"=>"{\\"p\\":[1]}", "none"=>NULL'),
+    ("hstore", '"a=>1"', '"a"=>"1"'),
+    ("ltree", '"Top.Science.Astronomy"', "Top.Science.Astronomy"),
+    ("vector", "[1,2.5,-3]", "[1,2.5,-3]"),
+    ("vector", '"[1,2]"', "[1,2]"),
+    ("citext", '"MiXed"', "MiXed"),
+    ("cube", '"(1,2),(3,4)"', "(1, 2),(3, 4)"),
+]  # fmt: skip
+
 
 @pytest.mark.parametrize(("kind", "literal", "shown"), READ_BY_POSTGRESQL)
 def test_a_type_that_postgresql_reads(
@@ -157,6 +169,32 @@ def test_a_type_that_postgresql_reads(
 ) -> None:
     connection.execute("CREATE TYPE pair AS (a int, b text, c int[]); SET lc_monetary = 'C'")
     connection.execute(f"CREATE TABLE t (n numeric, v {kind})".encode())
+    assert_is_read(connection, literal, shown)
+
+
+@pytest.mark.parametrize(("kind", "literal", "shown"), READ_BY_EXTENSIONS)
+def test_a_type_that_an_extension_reads(connection: psycopg.Connection, kind: str, literal: str, shown: str) -> None:
+    connection.execute(f"CREATE EXTENSION {kind}".encode())
+    connection.execute(f"CREATE TABLE t (n numeric, v {kind})".encode())
+    assert_is_read(connection, literal, shown)
+
+
+@pytest.mark.parametrize(
+    ("kind", "literal"),
+    [("hstore", '"=>"'), ("ltree", '"a b"'), ("vector", '["x"]'), ("vector", "[1e400]"), ("cube", '"(1,"')],
+)
+def test_what_an_extension_refuses_has_its_line_and_column(
+    connection: psycopg.Connection, kind: str, literal: str
+) -> None:
+    connection.execute(f"CREATE EXTENSION {kind}; CREATE TABLE t (n int, v {kind})".encode())
+    with pytest.raises(psycopg.Error) as caught:
+        copy(connection, "t", [b'{"n":1}', b'{"n":2,"v":%b}' % literal.encode()])
+    assert caught.value.diag.context is not None
+    assert "COPY t, line 2, column v" in caught.value.diag.context
+
+
+def assert_is_read(connection: psycopg.Connection, literal: str, shown: str | None) -> None:
+    """Copy the literal into the table t, beside a row without it and one with a null."""
     assert copy(connection, "t", [b'{"n":0.10,"v":%b}' % literal.encode(), b'{"n":1}', b'{"n":2,"v":null}']) == []
     rows = connection.execute("SELECT n::text, v::text FROM t ORDER BY n").fetchall()
     assert [n for n, _ in rows] == ["0.10", "1", "2"]

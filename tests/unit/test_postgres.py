@@ -48,6 +48,8 @@ TABLE = [
     ("54000", "row too big for a page or an index", POISON),
     ("54001", "statement too complex", POISON),
     ("P0001", "RAISE EXCEPTION in a trigger", POISON),
+    ("KB001", "RAISE EXCEPTION with a code of one's own", POISON),
+    ("99001", "the same", POISON),
     ("22P03", "invalid binary representation: the table is another", ASIDE),
     ("22P04", "bad COPY file format: the table is another", ASIDE),
     ("42P01", "undefined table", ASIDE),
@@ -102,7 +104,7 @@ def test_a_whole_class_is_judged_alike() -> None:
     assert verdict(error_of("23ZZZ"), broken=False) is POISON
     assert verdict(error_of("53ZZZ"), broken=False) is RETRY
     assert verdict(error_of("08ZZZ"), broken=False) is RECONNECT
-    assert verdict(error_of("ZZZZZ"), broken=False) is ASIDE
+    assert verdict(error_of("XXZZZ"), broken=False) is ASIDE
 
 
 @pytest.mark.parametrize(
