@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import subprocess
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -211,3 +212,21 @@ def interrupt(producing: Producing, file: Path, how: signal.Signals = signal.SIG
 def failed(file: Path) -> Path:
     """The file that a run puts beside its input."""
     return file.with_name(f"{file.name}.failed")
+
+
+@pytest.mark.parametrize(("count", "rate"), [(10 * COUNT, ()), (COUNT, ("--rate", SLOW))])
+def test_a_transaction_is_short(producing: Producing, count: int, rate: tuple[str, ...]) -> None:
+    """An open one holds back all later records of its partitions. Between two ends of them lies one offset."""
+    producing.sends(producing.file("a.ndjson", written(".ndjson", range(count))), *rate)
+    begins: list[float] = []
+    last = -2
+    for message in producing.messages():
+        if message.partition() == 0:
+            if message.offset() != last + 1:
+                begins.append(message.timestamp()[1] / 1e3)
+            last = message.offset() or 0
+    # From one begin to the next: the transaction, its end, and the pause after it.
+    seconds = [later - earlier for earlier, later in pairwise(begins)]
+    # Not all: on a busy machine the broker's part takes as long as it takes.
+    assert len(seconds) >= 2, seconds
+    assert min(seconds) < 0.5, seconds
