@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kbatchd.gateway.problems import Answer
     from kbatchd.model import OffsetRange, Refusal
     from kbatchd.producer import NotAcknowledged
-    from kbatchd.progress import DeadLetter
+    from kbatchd.reached import DeadLetter
 
 #: So many refused records are named in an answer, 1 MB of it; all are counted.
 NAMED_ERRORS = 10_000

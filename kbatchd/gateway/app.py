@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from kbatchd.gateway.tokens import Tokens
     from kbatchd.model import OffsetRange, Refusal
     from kbatchd.producer import Headers, RecordProducer
-    from kbatchd.progress import DeadLetter
+    from kbatchd.reached import DeadLetter
     from kbatchd.tables import Tables
 
     Split = Callable[[bytes, int], Records]

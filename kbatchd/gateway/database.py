@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from kbatchd import progress, tables
+from kbatchd import reached, tables
 from kbatchd.errors import KbatchError
 from kbatchd.postgres import connect, explained
-from kbatchd.progress import Sought
+from kbatchd.reached import Sought
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kbatchd.config import Config, Route
     from kbatchd.model import OffsetRange
     from kbatchd.postgres import Connection
-    from kbatchd.progress import DeadLetter, Standing
+    from kbatchd.reached import DeadLetter, Standing
     from kbatchd.tables import Tables
 
 log = logging.getLogger(__name__)
@@ -184,19 +184,19 @@ class Database(threading.Thread):
     def _look_at_progress(self, connection: Connection) -> None:
         """Settle all whose records have been reached, and durably so."""
         pipeline = self._config.pipeline
-        standing = progress.standing(connection, pipeline)
-        reached = [waiter for waiter in self._waiters if self._is_reached(waiter, standing)]
+        standing = reached.standing(connection, pipeline)
+        there = [waiter for waiter in self._waiters if self._is_reached(waiter, standing)]
         sought = [
             Sought(index, waiter.route.name, waiter.route.topic, waiter.topic_ids[at.number], at.number, first, last)
-            for index, waiter in enumerate(reached)
+            for index, waiter in enumerate(there)
             for at, first, last in waiter.ranges
         ]
         if not sought:
             return
-        longest = time.monotonic() - min(waiter.since for waiter in reached)
-        lost = progress.lost_among(connection, pipeline, sought)
-        dead = progress.dead_letters_among(connection, pipeline, sought, longest + DEAD_LETTER_SLACK_SECONDS)
-        for index, waiter in enumerate(reached):
+        longest = time.monotonic() - min(waiter.since for waiter in there)
+        lost = reached.lost_among(connection, pipeline, sought)
+        dead = reached.dead_letters_among(connection, pipeline, sought, longest + DEAD_LETTER_SLACK_SECONDS)
+        for index, waiter in enumerate(there):
             self._call(_settle, waiter, Outcome.LOST if index in lost else dead.get(index) or Outcome.COMMITTED)
 
     def _is_reached(self, waiter: _Waiter, standing: Standing) -> bool:
