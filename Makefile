@@ -32,7 +32,7 @@ test-systemd: $(TEST)    ## the units, and the daemon as a service; needs root a
 	$(BIN)/python -m pytest -m systemd $(PYTEST)
 
 soak: $(TEST)    ## the tests that take minutes each
-	$(BIN)/python -m pytest -m soak $(PYTEST)
+	$(BIN)/python -m pytest -m soak -o timeout=3600 $(PYTEST)
 
 lint: $(TEST)    ## ruff and mypy
 	$(BIN)/ruff check

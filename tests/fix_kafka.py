@@ -94,6 +94,14 @@ def _topics(bootstrap_servers: str, *, delete: bool) -> Iterator[MakeTopic]:
                 deleted.result()
 
 
+def group_ids(bootstrap_servers: str) -> set[str]:
+    """Return the ids of all consumer groups."""
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    # The client must live as long as its future: the answer may come when it is gone, and then there is none.
+    listing = admin.list_consumer_groups()
+    return {group.group_id for group in listing.result().valid}
+
+
 def wait_for_leaders(admin: AdminClient, topic: str, partitions: int) -> None:
     """Return when all the partitions of a topic can be written and read."""
     deadline = time.monotonic() + LEADER_SECONDS

@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 
 from kbatchd import checkup
 from kbatchd.cli import main
-from tests.fix_kafka import _topics
+from tests.fix_kafka import _topics, group_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -318,8 +318,7 @@ def test_nothing_wrong_and_nothing_left(seed: Seed, capfdbinary: pytest.CaptureF
     locks = """SELECT count(*) FROM pg_locks JOIN pg_database AS d ON d.oid = database
                WHERE locktype = 'advisory' AND datname = current_database()"""
     assert seed.connection.execute(locks.encode()).fetchall() == [(0,)]
-    groups = AdminClient({"bootstrap.servers": seed.bootstrap_servers}).list_consumer_groups().result().valid
-    assert "kbatchd-check-test" not in {group.group_id for group in groups}
+    assert "kbatchd-check-test" not in group_ids(seed.bootstrap_servers)
 
 
 def test_records_that_are_in_the_table_already_are_no_fault(

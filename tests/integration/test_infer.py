@@ -10,9 +10,9 @@ import psycopg
 import pytest
 import tomli
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient
 
 from tests.fix_daemon import wait_until
+from tests.fix_kafka import group_ids
 from tests.real_looking import TOPICS, records
 
 if TYPE_CHECKING:
@@ -112,8 +112,7 @@ def test_the_newest_of_all_partitions(kafka: Kafka | GivenKafka, make_topic: Mak
     assert "from the 60 newest records" in done.stdout
     assert "n bigint NOT NULL" in done.stdout
     assert "old" not in done.stdout
-    groups = AdminClient({"bootstrap.servers": kafka.bootstrap_servers}).list_consumer_groups().result().valid
-    assert not [group for group in groups if "infer" in group.group_id]
+    assert not [group for group in group_ids(kafka.bootstrap_servers) if "infer" in group]
 
 
 @pytest.mark.parametrize(("values", "what"), [([], "is empty"), ([b"[1]", b"x"], "none of its 2 newest records")])
