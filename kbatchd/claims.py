@@ -144,6 +144,15 @@ class Claims:
         self._halted.update({partition: self.positions[partition].epoch for partition in partitions})
         self.revoke()
 
+    def topic_id(self, partitions: Iterable[Partition]) -> str:
+        """Return the id of the topic whose partitions were claimed."""
+        return self._topic_ids[next(iter(partitions))]
+
+    def meet_another_topic(self, topic_id: str) -> None:
+        """Drop what was read of whichever topic; the next claim finds that progress is of another one."""
+        self._topic_ids = dict.fromkeys(self._topic_ids, topic_id)
+        self.revoke()
+
     def learn(self, gap: Gap) -> None:
         """Remember the id that the topic has now: whatever becomes of the gap, the next claim compares it."""
         self._topic_ids[gap.partition] = gap.topic_id

@@ -74,5 +74,13 @@ class TableChanged(SinkError):
     """The table's columns differ from those the encoder was built for."""
 
 
+class TopicMadeAnew(SinkError):
+    """The topic was deleted and made anew: nobody knows which of the two a batch was read from."""
+
+    def __init__(self, topic: str, topic_id: str) -> None:
+        super().__init__(f"topic {topic} is another one now (id {topic_id}); what was read last is dropped")
+        self.topic_id = topic_id
+
+
 class BreakerOpen(SinkError):
     """A route has had `max_dead_letters` dead letters in a row."""

@@ -16,7 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from kbatchd.claims import SWEEP_SECONDS, Claims
-from kbatchd.errors import BreakerOpen, ConfigError, Fenced, KbatchError, ServerUnavailable, TableChanged
+from kbatchd.errors import BreakerOpen, ConfigError, Fenced, KbatchError, ServerUnavailable, TableChanged, TopicMadeAnew
+from kbatchd.identity import Identity
 from kbatchd.postgres import Connection, Error, Verdict, connect, verdict
 from kbatchd.sink import Sink
 from kbatchd.stats import Count, Field, Slot, State
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from kbatchd.config import Config
     from kbatchd.handover import Handover, Lane
     from kbatchd.insertion import Outcome
+    from kbatchd.topics import Admin
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +60,9 @@ class Backoff:
 class Flusher(threading.Thread):
     """The thread; see the module."""
 
-    def __init__(self, config: Config, worker: str, handover: Handover, slot: Slot) -> None:
+    def __init__(self, config: Config, worker: str, handover: Handover, slot: Slot, admin: Admin) -> None:
         super().__init__(name="flusher")
+        self._admin = admin
         self._postgres = config.postgres
         self._worker = worker
         self._handover = handover
@@ -202,10 +205,14 @@ class Flusher(threading.Thread):
         assert epochs == batch.epochs, "a batch is flushed under the epoch it was filled under"
         before = dict(positions)
         began = time.monotonic()
+        identity = Identity(self._admin, lane.route.topic, claims.topic_id(batch.epochs))
         try:
-            self._sink.flush(batch, claims.target, positions)
+            self._sink.flush(batch, claims.target, positions, identity.confirm)
         except Fenced as fenced:
             claims.be_fenced(fenced)
+        except TopicMadeAnew as anew:
+            log.warning(str(anew), extra={"action": "topic_made_anew", "route": lane.route.name})
+            claims.meet_another_topic(anew.topic_id)
         except TableChanged as changed:
             log.warning(str(changed), extra={"action": "table_changed"})
             claims.revoke()

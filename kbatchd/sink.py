@@ -52,8 +52,16 @@ class Sink:
         #: What the last flush has written, also when it failed after a part.
         self.outcome = Outcome()
 
-    def flush(self, batch: Batch, target: Target, positions: dict[Partition, Position]) -> Outcome:
+    def flush(
+        self,
+        batch: Batch,
+        target: Target,
+        positions: dict[Partition, Position],
+        confirm: Callable[[], None] = lambda: None,
+    ) -> Outcome:
         """Write the batch and move `positions`, which tells where each claimed partition stands.
+
+        `confirm` is called before each commit; what it raises undoes the transaction.
 
         Outcomes:
         - returns: rows and dead letters are in, progress has moved;
@@ -72,6 +80,7 @@ class Sink:
             self._in_a_row.get(route, 0),
             self._gaps.get(route, 0),
             self._on_sent,
+            confirm,
         )
         try:
             if target.merge is not None:
@@ -97,10 +106,12 @@ class _Flush(Insertion):
         in_a_row: int,
         gap: int,
         on_sent: Callable[[], None],
+        confirm: Callable[[], None],
     ) -> None:
         super().__init__(connection, batch, target, in_a_row, gap)
         self.positions = positions
         self._on_sent = on_sent
+        self._confirm = confirm
 
     def sent(self) -> None:
         """Let the flusher do what would have delayed these rows."""
@@ -122,6 +133,7 @@ class _Flush(Insertion):
             size_bytes=batch.size if last == len(batch.records) else 0,
             fill_seconds=batch.closed_at - batch.opened_at,
         )
+        self._confirm()
 
     def committed(self, last: int, dead: Mapping[int, Refusal]) -> None:
         """Remember where progress stands now."""

@@ -9,6 +9,7 @@ A topic's id tells it from another of the same name that was made later; brokers
 
 from __future__ import annotations
 
+from concurrent.futures import wait
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
@@ -115,6 +116,10 @@ class Inquiry:
         """Tell whether `result()` would return at once; also hands librdkafka's log lines on."""
         self._admin.poll(0)
         return all(future.done() for future in self._futures.values())
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Wait for the end, not longer than this; tell whether it has come."""
+        return not wait(self._futures.values(), timeout_seconds).not_done
 
     def result(self) -> dict[str, TopicDescription | None]:
         """Wait for the answer: None for a topic that does not exist. Raises ServerUnavailable or ConfigError."""

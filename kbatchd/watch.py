@@ -36,7 +36,7 @@ class TopicWatch:
     """The topics of the routes, as they were last seen."""
 
     def __init__(self, kafka: config.Kafka, names: Collection[str]) -> None:
-        self._admin = topics.make_admin(kafka)
+        self.admin = topics.make_admin(kafka)
         self._names = names
         self._inquiry: topics.Inquiry | None = None
         self._ask_at = 0.0
@@ -52,7 +52,7 @@ class TopicWatch:
         if self._inquiry is None:
             if time.monotonic() >= self._ask_at:
                 self._ask_at = time.monotonic() + INTERVAL_SECONDS
-                self._inquiry = topics.describe_async(self._admin, self._names)
+                self._inquiry = topics.describe_async(self.admin, self._names)
             return False
         if not self._inquiry.done():
             return False
@@ -70,11 +70,11 @@ class TopicWatch:
 
     def diagnose(self, partition: Partition, next_offsets: Mapping[str, int], topic_id: str) -> dict[str, Gap]:
         """Ask the brokers which routes' offsets cannot be read, and why. Raises KbatchError without an answer."""
-        description = topics.describe(self._admin, [partition.topic], DIAGNOSIS_TIMEOUT_SECONDS)[partition.topic]
+        description = topics.describe(self.admin, [partition.topic], DIAGNOSIS_TIMEOUT_SECONDS)[partition.topic]
         if description is None:
             message = f"topic {partition.topic} does not exist"
             raise KbatchError(message)
-        low, high = topics.watermarks(self._admin, [partition], DIAGNOSIS_TIMEOUT_SECONDS)[partition]
+        low, high = topics.watermarks(self.admin, [partition], DIAGNOSIS_TIMEOUT_SECONDS)[partition]
         judged = {
             route: judge(partition, next_offset, topic_id, description.topic_id, low, high)
             for route, next_offset in next_offsets.items()

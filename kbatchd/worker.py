@@ -82,13 +82,13 @@ class Worker:
         self._stopping = self._state_asked = False
         name = f"worker-{index}"
         self._handover = Handover(config.route, config.batch, config.workers.buffer_bytes)
-        self._flusher = Flusher(config, name, self._handover, slot)
         self._intakes: dict[str, list[Intake]] = {}
         for route in config.route:
             self._intakes.setdefault(route.topic, []).append(Intake(self._handover, route.name))
         self._topics = sorted(self._intakes)
         self._source = Source(config.kafka, f"{config.pipeline}-{name}", self._topics)
         self._watch = TopicWatch(config.kafka, self._topics)
+        self._flusher = Flusher(config, name, self._handover, slot, self._watch.admin)
         self._timeout_seconds = min(TURN_SECONDS, config.batch.linger_seconds / 2)
         #: What we asked the flusher for, under which topic id; and what may not be read on before it is looked into.
         self._wanted: dict[Partition, str] = {}

@@ -92,6 +92,22 @@ def test_a_topic_made_anew_halts_until_it_is_accepted(
         delivery.assert_exactly_once()
 
 
+def test_topics_made_anew_between_two_looks(make_delivery: MakeDelivery, make_daemon: MakeDaemon) -> None:
+    """Each is longer at once than what was read of its former self, and librdkafka reads on in it."""
+    deliveries = [make_delivery(2, f"public.anew_{number}") for number in range(6)]
+    daemon = make_daemon(*(delivery.route for delivery in deliveries), batch={"linger_seconds": 0.05}).start()
+    for delivery in deliveries:
+        delivery.send(200)
+    for delivery in deliveries:
+        delivery.wait_drained()
+    for delivery in deliveries:
+        make_anew(delivery)
+        delivery.send(600, first=1_000)
+    daemon.wait_for_log("action=halt", NOTICED_SECONDS, count=12)
+    assert [delivery.rows() for delivery in deliveries] == [200] * 6
+    assert [delivery.progress() for delivery in deliveries] == [{0: 100, 1: 100}] * 6
+
+
 def test_retention_past_progress_halts_or_is_recorded(make_delivery: MakeDelivery, make_daemon: MakeDaemon) -> None:
     # Given: two routes that were drained up to 100; then 100 more came, and Kafka deleted the first 50 of them in [0].
     halting, recording = make_delivery(2, "public.halting"), make_delivery(2, "public.recording")
