@@ -33,6 +33,9 @@ _SECRETS = {
     "ssl.keystore.password",
 }
 
+#: librdkafka's own names for the choice of a login.
+_MECHANISMS = {"sasl.mechanism", "sasl.mechanisms"}
+
 
 class Kafka(Table):
     """`[kafka]`: where the records come from. `client` is what librdkafka is given; it alone holds the password."""
@@ -102,6 +105,11 @@ class Kafka(Table):
         """Whether these keys choose the protocol, and not librdkafka's own."""
         return self.tls or self.sasl_mechanism is not None
 
+    @property
+    def _logs_in(self) -> bool:
+        """Whether a password is of use; for a mechanism of librdkafka's own as well."""
+        return self.sasl_mechanism is not None or not _MECHANISMS.isdisjoint(self.librdkafka)
+
     @field_validator("tls_ca_file", "tls_certificate_file")
     @classmethod
     def _is_readable(cls, path: Path | None, info: ValidationInfo) -> Path | None:
@@ -160,13 +168,14 @@ class Kafka(Table):
             raise fault("has one of sasl_mechanism and sasl_username; allowed: both or none")
         if (self.tls_certificate_file is None) != (self.tls_key_file is None):
             raise fault("has one of tls_certificate_file and tls_key_file; allowed: both or none")
-        password = read_password(self.password_file, self.password_command, CREDENTIAL)
+        password = None
+        if self._logs_in or self.password_file or self.password_command:
+            password = read_password(self.password_file, self.password_command, CREDENTIAL)
         if self.sasl_mechanism is not None and password is None:
             raise fault(
                 f"has sasl_mechanism and no password; allowed: password_file, password_command, or the credential "
                 f"{CREDENTIAL}"
             )
-        # For a mechanism of librdkafka's own as well.
         self._password = SecretStr(password) if password is not None else None
         return self
 

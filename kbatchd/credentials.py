@@ -41,9 +41,7 @@ def find(file: Path | None, command: Sequence[str] | None, credential: str) -> s
     if command:
         return run(command)
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    path = Path(directory, credential) if directory else None
-    # systemd keeps the directory private; the mode within is its own affair (0440 for a unit with User=).
-    return _read(path) if path is not None and path.exists() else None
+    return _read_credential(Path(directory), credential) if directory else None
 
 
 def read_private(path: Path) -> str:
@@ -54,6 +52,24 @@ def read_private(path: Path) -> str:
         raise _unreadable(path, error) from error
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(f"is {path} with mode {mode:04o}; allowed: 0600 or 0400 (chmod 600 {path})")
+    return _read(path)
+
+
+def _read_credential(directory: Path, name: str) -> str | None:
+    """Return a credential of systemd's; None when the unit has none of this name, which is no fault.
+
+    systemd keeps the directory private; the mode within is its own affair (0440 for a unit with User=).
+    """
+    path = directory / name
+    try:
+        path.lstat()
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and directory.is_dir():
+            return None
+        raise ConfigError(
+            f"is looked for in $CREDENTIALS_DIRECTORY, which is {directory} and cannot be searched: {error.strerror}; "
+            "let this user search it, or unset the variable"
+        ) from error
     return _read(path)
 
 
@@ -93,4 +109,4 @@ def _read(path: Path) -> str:
 
 
 def _unreadable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"is {path}, which cannot be read: {error.strerror}")
+    return ConfigError(f"is {path}, which cannot be read: {error.strerror}; allowed: a file that this user can read")

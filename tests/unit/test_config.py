@@ -453,7 +453,9 @@ class TestPassword:
 
     def test_file_that_is_missing(self, file: Path) -> None:
         (fault,) = _faults(file, MINIMAL.replace("[postgres]", '[postgres]\npassword_file = "/no/{where}"'))
-        assert fault.endswith("is /no/{where}, which cannot be read: No such file or directory")
+        assert fault.endswith(
+            "is /no/{where}, which cannot be read: No such file or directory; allowed: a file that this user can read"
+        )
 
     def test_from_a_systemd_credential(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (file.parent / "postgres_password").write_text(self.SECRET)
