@@ -124,6 +124,10 @@ class Daemon:
         """Return the pids of the gateways that run."""
         return self._started("gateway")
 
+    def monitors(self) -> list[int]:
+        """Return the pids of the monitors that run."""
+        return self._started("monitor")
+
     def _started(self, kind: str) -> list[int]:
         started = [int(line.partition(" pid=")[2].split()[0]) for line in self.logged(f"action={kind}_started")]
         return [pid for pid in started if is_alive(pid)]

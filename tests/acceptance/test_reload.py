@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import threading
 from typing import TYPE_CHECKING
 
@@ -176,6 +177,40 @@ def test_the_monitor_moves_and_sees_the_new_settings(make_monitored: MakeMonitor
     assert len(daemon.logged("action=monitor_started")) == 2
     moved.wait_ready()
     moved.client.close()
+
+
+def test_a_monitor_comes_and_goes(make_daemon: MakeDaemon, delivery: Delivery) -> None:
+    daemon = make_daemon(delivery.route).start()
+    daemon.wait_ready()
+    sound = daemon.config.read_text()
+    monitor = Monitor(free_port())
+    with delivery.load(PER_SECOND):
+        for _ in range(2):  # what has gone once comes again
+            daemon.config.write_text(f'{sound}\n[monitor]\nlisten = "127.0.0.1:{monitor.port}"\n')
+            reload(daemon)
+            wait_until(lambda: monitor.answers("/"), 10, "the page")
+            monitor.wait_ready()
+            assert len(daemon.monitors()) == 1
+            assert_rows_arrive(delivery)
+
+            daemon.config.write_text(sound)
+            reload(daemon)
+            wait_until(lambda: not daemon.monitors(), 10, "the end of the monitor's process")
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", monitor.port))
+            assert len(daemon.workers()) == 2
+            assert_rows_arrive(delivery)
+    monitor.client.close()
+    delivery.wait_drained()
+    delivery.assert_exactly_once()
+    assert not daemon.logged("ERROR")
+    assert daemon.stop() == 0
+
+
+def assert_rows_arrive(delivery: Delivery) -> None:
+    """See that more comes than was under way."""
+    wanted = delivery.rows() + 2 * PER_SECOND
+    wait_until(lambda: delivery.rows() > wanted, 10, "more rows")
 
 
 class TestGateway:
