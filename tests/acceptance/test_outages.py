@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 import time
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 OUTAGE_SECONDS = 20.0
 RETURN_SECONDS = 10.0
 MAX_RSS_BYTES = 200_000_000
+
+#: A repeated trouble is told every 10 s; a line is stamped a moment before it is let through.
+FOLDED_SECONDS = 9.9
 
 PARTITIONS = 4
 #: Enough to fill all buffers and librdkafka's queues several times over during the outage.
@@ -68,6 +74,7 @@ def test_sessions_broken_at_random_moments(delivery: Delivery, make_daemon: Make
 
     assert broken > len(workers) * 10
     assert daemon.workers() == workers
+    assert_folded(daemon)
     delivery.assert_exactly_once()
 
 
@@ -133,8 +140,24 @@ def assert_outlives(delivery: Delivery, daemon: Daemon, stop: Callable[[], None]
 
     assert daemon.workers() == workers
     assert_small(workers)
+    assert_folded(daemon)
     delivery.assert_exactly_once()
     assert daemon.stop() == 0
+
+
+def assert_folded(daemon: Daemon) -> None:
+    """See that a trouble which repeats is one line in ten seconds, by message and route, whatever the cause in it."""
+    daemon.wait_for_log(" repeated=", FOLDED_SECONDS)  # it has repeated
+    told: dict[tuple[str, ...], list[datetime]] = {}
+    for line in daemon.lines():
+        stamp, level, what = line.split(" ", 2)
+        if level in {"WARNING", "ERROR"} and what.startswith("worker "):
+            worker_and_message = what.partition(" action=")[0]
+            route = re.findall(r" route=(\S+)", what)
+            told.setdefault((worker_and_message, *route), []).append(datetime.fromisoformat(stamp))
+    for trouble, times in told.items():
+        pauses = [(later - earlier).total_seconds() for earlier, later in pairwise(times)]
+        assert all(pause > FOLDED_SECONDS for pause in pauses), f"{trouble}: {pauses}"
 
 
 def assert_first_commit_within(delivery: Delivery, seconds: float, returned_at: float) -> None:

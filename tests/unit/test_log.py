@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import pytest
 
 import kbatchd
 from kbatchd import log
+from kbatchd.folding import Folding
 from kbatchd.rdkafka_log import rdkafka_log
 
 if TYPE_CHECKING:
@@ -167,10 +169,41 @@ class TestFolding:
         assert len(self.lines(capsys)) == 1
         clock[0] += 0.2
         log.tell_repeats()
-        assert self.lines(capsys) == ['lost action=lost error="try 4" repeated=4']
+        assert self.lines(capsys) == ['lost action=lost error="try 4" repeated=4 seconds_ago=0.0']
         clock[0] += 60
         log.tell_repeats()
         assert self.lines(capsys) == []
+
+    def test_a_last_count_has_the_time_when_it_is_written(self, clock: list[float]) -> None:
+        folding = Folding()
+        record = logger.makeRecord(logger.name, logging.WARNING, "", 0, "lost", (), None)
+        record.created = time.time() - 7.0
+        assert [folding.filter(record) for _ in range(2)] == [True, False]
+        clock[0] += 10.1
+        [late] = folding.take_repeats()
+        assert (late.__dict__["repeated"], late.__dict__["seconds_ago"]) == (1, 7.0)
+        assert time.time() - late.created < 1.0
+        assert not hasattr(record, "repeated"), "another handler has it too"
+
+    def test_threads_tell_it_once(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whichever thread finds that it is time again, no other one writes the same."""
+        monkeypatch.setattr("kbatchd.folding.SECONDS", 0.05)
+        log.setup("info", "worker 0")
+        log.fold()
+        until = time.monotonic() + 0.5
+
+        def trouble() -> None:
+            while time.monotonic() < until:
+                logger.warning("lost", extra={"action": "lost"})
+
+        threads = [threading.Thread(target=trouble) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while time.monotonic() < until:
+            log.tell_repeats()
+        for thread in threads:
+            thread.join()
+        assert 2 <= len(self.lines(capsys)) <= 11
 
     def test_different_troubles_are_told_each(self, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
         log.setup("info", "worker 0")
