@@ -143,7 +143,7 @@ def test_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
         pytest.raises(ServerUnavailable, match=r"Kafka cannot be reached: .*refused"),
     ):
         topics.describe(admin, ["t"], timeout_seconds=1.0)
-    assert time.monotonic() - started_at < 3
+    assert time.monotonic() - started_at < 10
     with pytest.raises(ServerUnavailable):
         topics.create_topics(admin, [_route("t")], timeout_seconds=1.0)
     with pytest.raises(ServerUnavailable):

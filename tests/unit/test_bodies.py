@@ -255,7 +255,7 @@ def test_many_empty_members_end_soon(encoding: str) -> None:
     start = time.perf_counter()
     with pytest.raises(TooLarge, match=f"more than 1000 {encoding} members"):
         unpack(packed, encoding, 100_000)
-    assert time.perf_counter() - start < 0.5
+    assert time.perf_counter() - start < 2
 
 
 def test_bomb_takes_no_memory() -> None:
