@@ -32,6 +32,16 @@ TABLE = "CREATE TABLE public.sent (id bigint NOT NULL, name text NOT NULL, note 
 
 RUN_SECONDS = 120.0
 
+COUNT = 30_000
+#: For runs that something must happen to under way.
+SLOW = "4000"
+#: Records that fail are as much to be accounted for as the others.
+BAD = range(499, COUNT, 500)
+GOOD = sorted(set(range(COUNT)) - set(BAD))
+
+#: Longer than the broker lets a transaction be open, and than it takes to notice.
+FROZEN_SECONDS = 22.0
+
 
 def record(number: int, *, sound: bool = True) -> bytes:
     value = b"%d" % number if sound else b'"x%d"' % number
@@ -155,6 +165,11 @@ def finish(process: subprocess.Popen[str], seconds: float = RUN_SECONDS) -> Outc
     """Wait for a run's end."""
     out, err = process.communicate(timeout=seconds)
     return Outcome(process.returncode, out.splitlines(), err.splitlines())
+
+
+def failed(file: Path) -> Path:
+    """The file that a run puts beside its input."""
+    return file.with_name(f"{file.name}.failed")
 
 
 def failures(path: Path) -> list[dict[str, object]]:

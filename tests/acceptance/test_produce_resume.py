@@ -5,35 +5,35 @@ pytest-randomly seeds `random` before each test and prints the seed; `--randomly
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
 from tests.fix_daemon import MakeDaemon, wait_until
-from tests.fix_produce import TABLE, MakeProducing, Producing, failures, finish, written
+from tests.fix_produce import (
+    BAD,
+    COUNT,
+    FROZEN_SECONDS,
+    GOOD,
+    SLOW,
+    TABLE,
+    MakeProducing,
+    Producing,
+    failed,
+    failures,
+    finish,
+    written,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kbatchd.devstack.kafka import Kafka
-    from tests.fix_kafka import MakeTopic
 
-COUNT = 30_000
 RATE = "10000"
-#: For runs that something must happen to under way.
-SLOW = "4000"
-#: Records that fail are as much to be accounted for as the others.
-BAD = range(499, COUNT, 500)
-GOOD = sorted(set(range(COUNT)) - set(BAD))
-
-#: Longer than the broker lets a transaction be open, and than it takes to notice.
-FROZEN_SECONDS = 22.0
 
 
 @pytest.mark.parametrize("suffix", [".ndjson", ".ndjson.gz", ".ndjson.zst", ".json", ".csv.gz"])
@@ -110,60 +110,6 @@ def test_a_run_that_was_frozen_for_long_goes_on(producing: Producing) -> None:
     assert producing.ids() == list(range(COUNT))
 
 
-@pytest.mark.parametrize("how", ["stop", "kill"])
-def test_a_broker_that_restarts_under_way(
-    make_producing: MakeProducing, own_kafka: Kafka, own_make_topic: MakeTopic, how: str
-) -> None:
-    producing = make_producing(bootstrap_servers=own_kafka.bootstrap_servers, topic=own_make_topic(4))
-    file = producing.file("a.ndjson", written(".ndjson", range(COUNT), BAD))
-    process = producing.start(file, "--rate", SLOW)
-    wait_until(producing.messages, 20, "the first records")
-    getattr(own_kafka, how)()
-    own_kafka.start()
-    outcome = finish(process)
-    assert outcome.code == 65, outcome
-    assert producing.ids() == GOOD
-    assert [entry["record"] for entry in failures(failed(file))] == [number + 1 for number in BAD]
-
-
-def test_a_broker_that_is_frozen_for_long(
-    make_producing: MakeProducing, own_kafka: Kafka, own_make_topic: MakeTopic
-) -> None:
-    """Whatever was asked of it then has no answer, and another producer has to find out what became of it."""
-    producing = make_producing(bootstrap_servers=own_kafka.bootstrap_servers, topic=own_make_topic(4))
-    file = producing.file("a.ndjson", written(".ndjson", range(COUNT), BAD))
-    process = producing.start(file, "--rate", SLOW)
-    wait_until(producing.messages, 20, "the first records")
-    os.kill(own_kafka.pid, signal.SIGSTOP)
-    try:
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(FROZEN_SECONDS)
-    finally:
-        os.kill(own_kafka.pid, signal.SIGCONT)
-    outcome = finish(process)
-    assert outcome.code == 65, outcome
-    assert producing.ids() == GOOD
-    assert [entry["record"] for entry in failures(failed(file))] == [number + 1 for number in BAD]
-
-
-def test_a_broker_that_stays_away(make_producing: MakeProducing, own_kafka: Kafka, own_make_topic: MakeTopic) -> None:
-    producing = make_producing(
-        bootstrap_servers=own_kafka.bootstrap_servers, topic=own_make_topic(4), startup_timeout_seconds=4.0
-    )
-    file = producing.file("a.ndjson", written(".ndjson", range(COUNT), BAD))
-    process = producing.start(file, "--rate", SLOW)
-    wait_until(producing.messages, 20, "the first records")
-    own_kafka.kill()
-    outcome = finish(process)
-    assert outcome.code == 69, outcome
-    assert outcome.err[-1].startswith("kbatchd: Kafka cannot be reached: ")
-    assert outcome.out[-1].startswith(f"{file}: is not sent to its end; --resume goes on at line ")
-    own_kafka.start()
-    assert producing.run(file, "--resume").code == 65
-    assert producing.ids() == GOOD
-    assert [entry["record"] for entry in failures(failed(file))] == [number + 1 for number in BAD]
-
-
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(producing: Producing, how: signal.Signals) -> None:
     file = producing.file("a.ndjson", written(".ndjson", range(COUNT)))
@@ -207,26 +153,3 @@ def interrupt(producing: Producing, file: Path, how: signal.Signals = signal.SIG
     outcome = finish(process)
     assert (outcome.code, outcome.err) == (130, [])
     return outcome.out
-
-
-def failed(file: Path) -> Path:
-    """The file that a run puts beside its input."""
-    return file.with_name(f"{file.name}.failed")
-
-
-@pytest.mark.parametrize(("count", "rate"), [(10 * COUNT, ()), (COUNT, ("--rate", SLOW))])
-def test_a_transaction_is_short(producing: Producing, count: int, rate: tuple[str, ...]) -> None:
-    """An open one holds back all later records of its partitions. Between two ends of them lies one offset."""
-    producing.sends(producing.file("a.ndjson", written(".ndjson", range(count))), *rate)
-    begins: list[float] = []
-    last = -2
-    for message in producing.messages():
-        if message.partition() == 0:
-            if message.offset() != last + 1:
-                begins.append(message.timestamp()[1] / 1e3)
-            last = message.offset() or 0
-    # From one begin to the next: the transaction, its end, and the pause after it.
-    seconds = [later - earlier for earlier, later in pairwise(begins)]
-    # Not all: on a busy machine the broker's part takes as long as it takes.
-    assert len(seconds) >= 2, seconds
-    assert min(seconds) < 0.5, seconds

@@ -1,0 +1,103 @@
+"""`kbatchd produce` and brokers that restart, freeze or stay away; and what it makes others wait for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.fix_daemon import wait_until
+from tests.fix_produce import (
+    BAD,
+    COUNT,
+    FROZEN_SECONDS,
+    GOOD,
+    SLOW,
+    MakeProducing,
+    Producing,
+    failed,
+    failures,
+    finish,
+    written,
+)
+
+if TYPE_CHECKING:
+    from kbatchd.devstack.kafka import Kafka
+    from tests.fix_kafka import MakeTopic
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_a_broker_that_restarts_under_way(
+    make_producing: MakeProducing, own_kafka: Kafka, own_make_topic: MakeTopic, how: str
+) -> None:
+    producing = make_producing(bootstrap_servers=own_kafka.bootstrap_servers, topic=own_make_topic(4))
+    file = producing.file("a.ndjson", written(".ndjson", range(COUNT), BAD))
+    process = producing.start(file, "--rate", SLOW)
+    wait_until(producing.messages, 20, "the first records")
+    getattr(own_kafka, how)()
+    own_kafka.start()
+    outcome = finish(process)
+    assert outcome.code == 65, outcome
+    assert producing.ids() == GOOD
+    assert [entry["record"] for entry in failures(failed(file))] == [number + 1 for number in BAD]
+
+
+def test_a_broker_that_is_frozen_for_long(
+    make_producing: MakeProducing, own_kafka: Kafka, own_make_topic: MakeTopic
+) -> None:
+    """Whatever was asked of it then has no answer, and another producer has to find out what became of it."""
+    producing = make_producing(bootstrap_servers=own_kafka.bootstrap_servers, topic=own_make_topic(4))
+    file = producing.file("a.ndjson", written(".ndjson", range(COUNT), BAD))
+    process = producing.start(file, "--rate", SLOW)
+    wait_until(producing.messages, 20, "the first records")
+    os.kill(own_kafka.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(FROZEN_SECONDS)
+    finally:
+        os.kill(own_kafka.pid, signal.SIGCONT)
+    outcome = finish(process)
+    assert outcome.code == 65, outcome
+    assert producing.ids() == GOOD
+    assert [entry["record"] for entry in failures(failed(file))] == [number + 1 for number in BAD]
+
+
+def test_a_broker_that_stays_away(make_producing: MakeProducing, own_kafka: Kafka, own_make_topic: MakeTopic) -> None:
+    producing = make_producing(
+        bootstrap_servers=own_kafka.bootstrap_servers, topic=own_make_topic(4), startup_timeout_seconds=10.0
+    )
+    file = producing.file("a.ndjson", written(".ndjson", range(COUNT), BAD))
+    process = producing.start(file, "--rate", SLOW)
+    wait_until(producing.messages, 20, "the first records")
+    own_kafka.kill()
+    outcome = finish(process)
+    assert outcome.code == 69, outcome
+    assert outcome.err[-1].startswith("kbatchd: Kafka cannot be reached: ")
+    assert outcome.out[-1].startswith(f"{file}: is not sent to its end; --resume goes on at line ")
+    own_kafka.start()
+    producing.startup_timeout_seconds = 60.0
+    assert producing.run(file, "--resume").code == 65
+    assert producing.ids() == GOOD
+    assert [entry["record"] for entry in failures(failed(file))] == [number + 1 for number in BAD]
+
+
+@pytest.mark.parametrize(("count", "rate"), [(10 * COUNT, ()), (COUNT, ("--rate", SLOW))])
+def test_a_transaction_is_short(producing: Producing, count: int, rate: tuple[str, ...]) -> None:
+    """An open one holds back all later records of its partitions. Between two ends of them lies one offset."""
+    producing.sends(producing.file("a.ndjson", written(".ndjson", range(count))), *rate)
+    begins: list[float] = []
+    last = -2
+    for message in producing.messages():
+        if message.partition() == 0:
+            if message.offset() != last + 1:
+                begins.append(message.timestamp()[1] / 1e3)
+            last = message.offset() or 0
+    # From one begin to the next: the transaction, its end, and the pause after it.
+    seconds = [later - earlier for earlier, later in pairwise(begins)]
+    # Not all: on a busy machine the broker's part takes as long as it takes.
+    assert len(seconds) >= 2, seconds
+    assert min(seconds) < 0.5, seconds
