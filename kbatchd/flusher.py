@@ -235,12 +235,12 @@ class Flusher(threading.Thread):
     def _count(self, lane: Lane, batch: Batch, outcome: Outcome) -> None:
         """Count what is in the table, also when the flush has failed after a part of it."""
         numbers = self._slot.routes[lane.route.name]
-        numbers.add(Count.RECORDS, outcome.rows + outcome.dead_letters)
-        numbers.add(Count.ROWS, outcome.rows)
-        numbers.add_dead_letters(outcome.codes)
+        numbers.add_written(outcome.rows, outcome.dead_letters)
+        if outcome.codes:
+            numbers.add_dead_letters(outcome.codes)
         if outcome.reason is not None:
             self._tell("route has dead letters", "dead_letters", outcome.reason, route=lane.route.name)
-        if outcome.rows or outcome.dead_letters:
+        if log.isEnabledFor(logging.DEBUG) and (outcome.rows or outcome.dead_letters):
             about = {"route": lane.route.name, "reason": str(batch.reason)}
             counts = {"rows": outcome.rows, "dead_letters": outcome.dead_letters}
             log.debug("flushed", extra={"action": "flush", **about, **counts})

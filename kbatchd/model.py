@@ -93,6 +93,8 @@ class FlushReason(StrEnum):
     STOP = "stop"  # the daemon stops
     REVOKE = "revoke"  # the partition goes to another member of the group
 
+    __hash__ = str.__hash__  # an enumeration's own is Python code, and this is a key once a batch
+
 
 class GapKind(StrEnum):
     """What happened to the offsets between our progress and the topic."""

@@ -89,7 +89,7 @@ METRICS = (
         "kbatchd_freshness_seconds",
         "histogram",
         ("route",),
-        "From a record's timestamp to its commit; of large batches a sample of 32.",
+        "From a record's timestamp to its commit; of a batch of more than 32 a sample of 8 to 32.",
     ),
     Described("kbatchd_flush_seconds", "histogram", ("route",), "A batch's transaction, in seconds."),
     Described(

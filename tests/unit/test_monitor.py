@@ -140,8 +140,8 @@ def test_history_joins_the_ledger_and_the_samples() -> None:
     history = History()
     now = time.time() // 2 * 2
     history.begin([Bin(now - 10, "requests", 40, 0, 0.1)])
-    history.add({"requests": 100}, {"requests": 7}, now)
-    history.add({"requests": 100}, {"requests": 9}, now + 2)
+    history.add({"requests": 100}, {"requests": 7}, now - 2)
+    history.add({"requests": 100}, {"requests": 9}, now)
     samples = history.recent(0)
     assert [sample["rates"] for sample in samples if sample["at"] == now - 10] == [{"requests": 20.0}]
     assert samples[-1]["lags"] == {"requests": 9}

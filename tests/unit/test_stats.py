@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import os
+import random
+import time
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
 
-from kbatchd.stats import Field, Slots, State
+import pytest
+
+from kbatchd.histograms import FRESHNESS_SECONDS
+from kbatchd.model import FlushReason
+from kbatchd.stats import Field, RouteSlot, Slots, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 
 def test_a_slot_begins_with_zeros() -> None:
@@ -59,3 +70,51 @@ def test_a_child_writes_what_its_parent_reads() -> None:
     assert os.waitpid(pid, 0)[1] == 0
     assert slots[1][Field.CLAIMED] == 4_711
     assert slots[0][Field.CLAIMED] == 0
+
+
+class Stamped(NamedTuple):
+    """A record, as far as its age goes."""
+
+    at: int
+    kind: int = 1
+
+    def timestamp(self) -> tuple[int, int]:
+        return self.kind, self.at
+
+
+def counted(batches: Iterable[Sequence[Stamped]]) -> RouteSlot:
+    numbers = Slots({"worker": 1}, ["r"])[0].routes["r"]
+    for records in batches:
+        numbers.add_batch(FlushReason.FULL, records, 0, 1.0, 0.01)  # type: ignore[arg-type]  # no more of them is asked
+    return numbers
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 31, 32, 33, 40, 100, 255, 257, 999, 1_000, 20_000])
+def test_the_ages_of_a_sample_are_those_of_the_batch(count: int) -> None:
+    """Every record is counted once, whatever is looked at, and the sample is no older than the batch."""
+    now = time.time_ns() // 1_000_000
+    ages = [6_000 - 6_000 * (number + 1) // count for number in range(count)]  # as they come: the oldest first
+    *buckets, total = counted([[Stamped(now - age) for age in ages]]).histogram(FRESHNESS_SECONDS)
+    assert sum(buckets) == count
+    assert total / FRESHNESS_SECONDS.scale == pytest.approx(sum(ages) / 1_000, abs=count * 0.2)
+    if count <= 32:
+        wanted = [sum(age <= bound * 1_000 - 100 for age in ages) for bound in FRESHNESS_SECONDS.bounds]
+        assert all(has >= least for has, least in zip(accumulate(buckets), wanted, strict=False))
+
+
+def test_the_ages_of_many_batches_are_those_of_their_records() -> None:
+    batches = [[random.choice((30, 700, 7_000)) for _ in range(random.randint(1, 200))] for _ in range(500)]
+    numbers = counted([Stamped(time.time_ns() // 1_000_000 - age) for age in ages] for ages in batches)
+    buckets = numbers.histogram(FRESHNESS_SECONDS)[:-1]
+    total = sum(map(len, batches))
+    assert sum(buckets) == total
+    for age in (30, 700, 7_000):
+        share = sum(ages.count(age) for ages in batches) / total
+        near = [has for has, bound in zip(buckets, FRESHNESS_SECONDS.bounds, strict=False) if age <= bound * 1_000]
+        assert sum(near[:2]) / total == pytest.approx(share, abs=0.05)
+
+
+def test_records_without_a_time_or_of_the_future() -> None:
+    now = time.time_ns() // 1_000_000
+    *buckets, total = counted([[Stamped(0, kind=0)] * 5 + [Stamped(now + 60_000)] * 3]).histogram(FRESHNESS_SECONDS)
+    assert (buckets[0], sum(buckets), total) == (3, 3, 0)
