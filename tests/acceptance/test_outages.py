@@ -27,7 +27,7 @@ RETURN_SECONDS = 10.0
 MAX_RSS_BYTES = 200_000_000
 
 #: A repeated trouble is told every 10 s; a line is stamped a moment before it is let through.
-FOLDED_SECONDS = 9.9
+FOLDED_SECONDS = 9.5
 
 PARTITIONS = 4
 #: Enough to fill all buffers and librdkafka's queues several times over during the outage.
