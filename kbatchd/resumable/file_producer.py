@@ -10,10 +10,10 @@ Used by `kbatchd produce`, in its main thread.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from contextlib import closing
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -52,7 +52,7 @@ _LEAST_BYTES, _FIRST_BYTES, _MOST_BYTES = 16_384, 1_048_576, 16_777_216
 #: has restarted (librdkafka issues 5456 and 5511).
 _HANG_SECONDS: Final = 3.0
 
-#: How long the other transactional functions may be called again and again for one answer. Once the broker has
+#: How long the functions that end a transaction may be called again and again for one answer. Once the broker has
 #: restarted, that too may never come to this producer, but comes to the next one.
 _STUCK_SECONDS: Final = 8.0
 
@@ -260,15 +260,12 @@ class FileProducer:
             "transaction.timeout.ms": round(TRANSACTION_TIMEOUT_SECONDS * 1000),
             "delivery.timeout.ms": round(TRANSACTION_TIMEOUT_SECONDS * 1000),
         }
-        while True:
-            producer = make_producer(self._kafka, settings, self._patience)
-            try:
-                self._call(partial(producer.init_transactions, SLICE_SECONDS))
-                break
-            except KafkaException as error:
-                raise ConfigError(f"Kafka refuses: {error.args[0].str()}{remedy(error.args[0])}") from error
-            except _Hangs:
-                continue
+        producer = make_producer(self._kafka, settings, self._patience)
+        try:
+            # As long as it takes: were another producer made, this one's request might still come, and fence that.
+            self._call(lambda: producer.init_transactions(SLICE_SECONDS), math.inf)
+        except KafkaException as error:
+            raise ConfigError(f"Kafka refuses: {error.args[0].str()}{remedy(error.args[0])}") from error
         self._producer = producer
         with closing(self._consumer(stable=True)) as consumer:
             self._group = consumer.consumer_group_metadata()
@@ -319,9 +316,9 @@ class FileProducer:
         if errors:
             raise errors[0]
 
-    def _call(self, function: Callable[[], object]) -> None:
+    def _call(self, function: Callable[[], object], seconds: float = _STUCK_SECONDS) -> None:
         """Call one of the transactional functions until it has an answer: called again, it goes on waiting."""
-        deadline = time.monotonic() + _STUCK_SECONDS
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
                 function()
