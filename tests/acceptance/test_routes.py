@@ -92,3 +92,28 @@ def test_a_halted_or_locked_or_lost_one_does_not_hold_the_other(
 def assert_goes_on(delivery: Delivery) -> None:
     before = delivery.rows()
     wait_until(lambda: delivery.rows() > before + PER_SECOND, 20, f"more rows in {delivery.table}")
+
+
+def test_a_route_that_starves_while_another_holds_all_room(
+    make_delivery: MakeDelivery, make_daemon: MakeDaemon
+) -> None:
+    """Its batch is opened, finds no buffer, and lingers: there is nothing in it to be flushed."""
+    holding, starving = make_delivery(1, "public.holding"), make_delivery(1, "public.starving")
+    daemon = make_daemon(
+        holding.route,
+        starving.route,
+        batch={"max_rows": 500, "max_bytes": 65_536, "linger_seconds": 0.05},
+        workers={"count": 1, "buffer_bytes": 131_072},
+        postgres={"dsn": holding.dsn, "lock_timeout_seconds": 0.2},
+    ).start()
+    daemon.wait_ready()
+    with psycopg.connect(holding.dsn) as other:
+        other.execute(f"LOCK TABLE {holding.table}".encode())
+        holding.send(3_000)
+        daemon.wait_for_log("action=retry")
+        starving.send(3_000)
+        starving.wait_drained()
+    holding.wait_drained()
+    for delivery in (holding, starving):
+        delivery.assert_exactly_once()
+    assert not daemon.logged("action=worker_ended")
