@@ -81,6 +81,7 @@ exit codes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
+    _open_standard_files()
     parsed = _parse(arguments)
     module, _, function = parsed.command.partition(":")
     try:
@@ -97,6 +98,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EX_OK
     return code
+
+
+def _open_standard_files() -> None:
+    """Give those of 0, 1 and 2 that are closed (`2>&-`) to /dev/null: the next file would get the number."""
+    for number, mode in enumerate("rww"):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, this one
+            stream = os.fdopen(number, mode, closefd=False)
+            setattr(sys, ("stdin", "stdout", "stderr")[number], stream)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

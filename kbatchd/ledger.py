@@ -118,17 +118,18 @@ def read_bins(connection: psycopg.Connection, pipeline: str, since: float, secon
 
 
 def read_causes(connection: psycopg.Connection, pipeline: str) -> list[Cause]:
-    """Sort the youngest dead letters by route, code and column; the most frequent first."""
+    """Sort the open ones of the youngest dead letters by route, code and column; the most frequent first."""
     with connection.cursor(row_factory=class_row(Cause)) as cursor:
         return cursor.execute(
             """
             WITH young AS (
-                SELECT id, route, code, "column", refused_at FROM kbatchd.dead_letters
+                SELECT id, route, code, "column", refused_at, state FROM kbatchd.dead_letters
                 WHERE pipeline = %(pipeline)s ORDER BY id DESC LIMIT %(looked_at)s
             ), causes AS (
                 SELECT route, code, "column", count(*), min(refused_at) AS first_at, max(refused_at) AS last_at,
                        max(id) AS id
-                FROM young GROUP BY route, code, "column" ORDER BY count(*) DESC, max(id) DESC LIMIT %(causes)s
+                FROM young WHERE state = 'open'
+                GROUP BY route, code, "column" ORDER BY count(*) DESC, max(id) DESC LIMIT %(causes)s
             )
             SELECT c.route, c.code, c."column", c.count, c.first_at, c.last_at, d.topic, d.partition, d."offset",
                    left(d.message, %(bytes)s) AS message, substring(d.key FOR %(bytes)s) AS key,

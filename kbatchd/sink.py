@@ -12,16 +12,16 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import orjson
+import psycopg
 
-from kbatchd import progress
+from kbatchd import catalogue, progress
 from kbatchd.batch import Chunk
+from kbatchd.errors import TableChanged
 from kbatchd.insertion import Insertion, Outcome, Target
 from kbatchd.upsert import Staging
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    import psycopg
 
     from kbatchd.batch import Batch
     from kbatchd.model import Partition, Record, Refusal
@@ -31,6 +31,9 @@ _DEAD_LETTERS = """
     COPY kbatchd.dead_letters
         (pipeline, route, topic, partition, "offset", "timestamp", key, value, headers, code, "column", message)
     FROM STDIN"""
+
+#: What PostgreSQL says of bytes or columns that are for the table as it was.
+_OF_ANOTHER_TABLE = {"08P01", "22P03", "22P04", "42703", "42804"}
 
 
 class Sink:
@@ -86,12 +89,22 @@ class Sink:
             if target.merge is not None:
                 self._staging.prepare(target.merge)
             flush.run()
+        except psycopg.Error as error:
+            self._refuse_another_table(error, target)
+            raise
         finally:
             self._on_sent()
             self._in_a_row[route] = flush.in_a_row
             self._gaps[route] = flush.gap if flush.gap < len(batch.row_sizes) else 0
             self.outcome = flush.outcome
         return flush.outcome
+
+    def _refuse_another_table(self, error: psycopg.Error, target: Target) -> None:
+        """Raise TableChanged where PostgreSQL could not read our bytes, or knows no such column, for that reason."""
+        if self._connection.broken or error.sqlstate not in _OF_ANOTHER_TABLE:
+            return
+        if catalogue.fingerprint(self._connection, target.table.quoted) not in {"", target.table.fingerprint}:
+            raise TableChanged(f"route {target.owner.route}: table {target.table.quoted} was altered") from error
 
 
 class _Flush(Insertion):

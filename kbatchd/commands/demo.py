@@ -308,7 +308,7 @@ Everything is still running. To look around, from another terminal:
       SELECT * FROM requests LIMIT 10;
       SELECT * FROM kbatchd.progress;
       SELECT * FROM kbatchd.batches ORDER BY id DESC LIMIT 10;
-  {sys.executable} -m kbatchd status --config {config} --watch
+  {sys.executable} -P -m kbatchd status --config {config} --watch
   http://127.0.0.1:9464/ is the status page
 Kafka answers at {kafka.bootstrap_servers}; the daemon's log is {config.with_name("kbatchd.log")}
 Ctrl-C stops it all."""  # noqa: S608 - for the eye

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -43,6 +45,19 @@ def test_workers_die_with_their_supervisor(delivery: Delivery, make_daemon: Make
     killed = time.monotonic()
     wait_until(lambda: not any(map(is_alive, workers)), 5, "the workers' end")
     assert time.monotonic() - killed < 3
+
+
+def test_with_standard_files_that_are_closed(delivery: Delivery, make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon(delivery.route)
+    command = f"exec {sys.executable} -m kbatchd --config {daemon.config} <&- >&- 2>&-"
+    with subprocess.Popen(["/bin/sh", "-c", command]) as process:
+        try:
+            delivery.send(200)
+            delivery.wait_drained()
+        finally:
+            process.terminate()
+        assert process.wait(30) == 0
+    delivery.assert_exactly_once()
 
 
 def is_clean(daemon: Daemon) -> bool:

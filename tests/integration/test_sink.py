@@ -463,6 +463,16 @@ class TestTableChanged:
         route.flush(sent(range(100), x="1"))
         assert route.ids() == list(range(100))
 
+    @pytest.mark.parametrize("change", ["ALTER COLUMN x TYPE bigint", "ALTER COLUMN x TYPE numeric", "DROP COLUMN x"])
+    def test_what_postgresql_cannot_read_any_more(self, make_route: Callable[..., Route], change: str) -> None:
+        """Neither the connection nor the route is to blame."""
+        route = make_route("x int")
+        batch = route.batch(sent(range(100), x=1))
+        route.connection.execute(f"ALTER TABLE target {change}".encode())
+        with pytest.raises(TableChanged):
+            route.sink.flush(batch, route.target, route.positions)
+        assert route.is_untouched()
+
     def test_a_table_made_anew(self, make_route: Callable[..., Route]) -> None:
         route = make_route()
         batch = route.batch(sent([1]))

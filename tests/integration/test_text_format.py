@@ -72,9 +72,12 @@ class Pair:
         connection.execute(f"CREATE TABLE bin (no int NOT NULL, {columns})".encode())
         connection.execute(f"CREATE TABLE txt (no int NOT NULL, {columns}, r int4range)".encode())
 
-    def feed(self, table: str, values: Sequence[bytes]) -> list[tuple[int, Refusal]]:
-        """Copy what the encoder takes; return what it refuses."""
-        return copy(self.connection, table, values)
+    def feed(self, table: str, values: Sequence[bytes]) -> list[tuple[int, Refusal]] | str | None:
+        """Copy what the encoder takes; return what it refuses, or else what PostgreSQL does: `numeric(20,2)` of 1e400."""
+        try:
+            return copy(self.connection, table, values)
+        except psycopg.DataError as error:
+            return error.sqlstate
 
 
 def copy(connection: psycopg.Connection, table: str, values: Sequence[bytes]) -> list[tuple[int, Refusal]]:
