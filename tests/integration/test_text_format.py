@@ -73,7 +73,7 @@ class Pair:
         connection.execute(f"CREATE TABLE txt (no int NOT NULL, {columns}, r int4range)".encode())
 
     def feed(self, table: str, values: Sequence[bytes]) -> list[tuple[int, Refusal]] | str | None:
-        """Copy what the encoder takes; return what it refuses, or else what PostgreSQL does: `numeric(20,2)` of 1e400."""
+        """Copy what the encoder takes; return what it refuses, or PostgreSQL does (a number too large, say)."""
         try:
             return copy(self.connection, table, values)
         except psycopg.DataError as error:
