@@ -210,12 +210,16 @@ class RouteBatches:
         return (batch is not None and batch.buffer is not None) or self._pool.has_free
 
     def close(self, reason: FlushReason, now: float) -> None:
-        """Hand the open batch over to the flusher."""
-        if self.open is not None:
-            self.open.reason = reason
-            self.open.closed_at = now
-            self.closed.append(self.open)
-            self.open = None
+        """Hand the open batch over to the flusher; one that has found no room for anything is forgotten."""
+        batch, self.open = self.open, None
+        if batch is None:
+            return
+        if not batch.epochs:
+            self._free(batch)
+            return
+        batch.reason = reason
+        batch.closed_at = now
+        self.closed.append(batch)
 
     def done(self, batch: Batch) -> None:
         """Forget a batch that committed or was given up; its buffer is free again."""

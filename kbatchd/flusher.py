@@ -199,9 +199,6 @@ class Flusher(threading.Thread):
     def _flush(self, lane: Lane, batch: Batch) -> None:
         """Write one batch, or decide what its failure means."""
         assert self._sink is not None
-        if not batch.epochs:  # it was opened, and closed before it found room for anything
-            self._handover.done(lane, batch)
-            return
         claims = self._claims[lane.route.name]
         positions = claims.positions
         epochs = {partition: positions[partition].epoch for partition in batch.epochs}

@@ -280,6 +280,20 @@ def test_closing_nothing_hands_over_nothing() -> None:
     assert batches.closed == []
 
 
+def test_closing_what_found_no_buffer_hands_over_nothing() -> None:
+    pool = BufferPool(2 * BUFFER_BYTES, BUFFER_BYTES)
+    lent = pool.acquire(), pool.acquire()
+    batches = RouteBatches(pool, 1_000)
+    batches.reached = {P0: 0}
+    rest = batches.put(chunk(*sent([0])), EPOCHS, 1.0)
+    assert rest is not None
+    assert batches.open is not None
+    batches.close(FlushReason.LINGER, 2.0)
+    assert all_of(batches) == []
+    pool.release(lent[0])
+    assert batches.put(rest, EPOCHS, 3.0) is None
+
+
 def test_an_empty_chunk_opens_no_batch() -> None:
     batches = make()
     assert batches.put(Chunk((), ()), EPOCHS, 1.0) is None
