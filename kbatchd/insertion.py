@@ -170,7 +170,7 @@ class Insertion:
             last, refused = copy(last)
             dead = {index: why for index, why in self.batch.refused if self.done <= index < last} | refused
             if last > self.done:  # the table as it is now may take what its former columns refused
-                self._check_columns()
+                self.check_columns()
             self.account(last, dead)
         self.committed(last, dead)
 
@@ -324,11 +324,11 @@ class Insertion:
         line = int(match[1]) if match else 0
         return self.copied[line - 1] if 0 < line <= len(self.copied) else None
 
-    def _check_columns(self) -> None:
+    def check_columns(self) -> None:
         """Compare the table's columns with those encoded for.
 
-        COPY holds the table's lock now, so they cannot change before COMMIT. Without this, binary COPY would take a
-        float8's bytes for an int8 without a word.
+        After a COPY it holds the table's lock, so they cannot change before COMMIT. Without this, binary COPY would
+        take a float8's bytes for an int8 without a word.
         """
         table = self.target.table
         if catalogue.fingerprint(self.connection, table.quoted) != table.fingerprint:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import orjson
 import psycopg
 
-from kbatchd import catalogue, progress
+from kbatchd import progress
 from kbatchd.batch import Chunk
-from kbatchd.errors import TableChanged
 from kbatchd.insertion import Insertion, Outcome, Target
 from kbatchd.upsert import Staging
 
@@ -90,7 +89,8 @@ class Sink:
                 self._staging.prepare(target.merge)
             flush.run()
         except psycopg.Error as error:
-            self._refuse_another_table(error, target)
+            if not self._connection.broken and error.sqlstate in _OF_ANOTHER_TABLE:
+                flush.check_columns()
             raise
         finally:
             self._on_sent()
@@ -98,13 +98,6 @@ class Sink:
             self._gaps[route] = flush.gap if flush.gap < len(batch.row_sizes) else 0
             self.outcome = flush.outcome
         return flush.outcome
-
-    def _refuse_another_table(self, error: psycopg.Error, target: Target) -> None:
-        """Raise TableChanged where PostgreSQL could not read our bytes, or knows no such column, for that reason."""
-        if self._connection.broken or error.sqlstate not in _OF_ANOTHER_TABLE:
-            return
-        if catalogue.fingerprint(self._connection, target.table.quoted) not in {"", target.table.fingerprint}:
-            raise TableChanged(f"route {target.owner.route}: table {target.table.quoted} was altered") from error
 
 
 class _Flush(Insertion):
