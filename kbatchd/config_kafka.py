@@ -33,6 +33,10 @@ _SECRETS = {
     "ssl.keystore.password",
 }
 
+#: librdkafka's own default, which is the brokers' as well, less what a record's frame may take.
+_MESSAGE_MAX_BYTES = 1_000_000
+_FRAME_BYTES = 512
+
 #: librdkafka's own names for the choice of a login.
 _MECHANISMS = {"sasl.mechanism", "sasl.mechanisms"}
 
@@ -99,6 +103,11 @@ class Kafka(Table):
             "sasl.password": self._password and self._password.get_secret_value(),
         }
         return {**self.librdkafka, **{name: value for name, value in ours.items() if value is not None}}
+
+    @property
+    def max_record_bytes(self) -> int:
+        """How large a record may be that a producer sends, key and value together."""
+        return int(self.librdkafka.get("message.max.bytes", _MESSAGE_MAX_BYTES)) - _FRAME_BYTES
 
     @property
     def _is_ours(self) -> bool:

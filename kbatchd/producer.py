@@ -51,10 +51,6 @@ _DEFAULTS: dict[str, str | int | float | bool] = {
     "log.connection.close": False,
 }
 
-#: librdkafka's own default, which is the brokers' as well, less what a record's frame may take.
-_MESSAGE_MAX_BYTES = 1_000_000
-_FRAME_BYTES = 512
-
 #: How soon reports are collected while records are under way, and how often librdkafka is looked at otherwise.
 _COLLECT_SECONDS, _IDLE_SECONDS = 0.002, 0.1
 
@@ -150,7 +146,7 @@ class RecordProducer:
             "error_cb": self._on_error,
             "stats_cb": self._on_statistics,
         }
-        self.message_max_bytes = int(kafka.librdkafka.get("message.max.bytes", _MESSAGE_MAX_BYTES)) - _FRAME_BYTES
+        self._max_record_bytes = kafka.max_record_bytes
         try:
             self._producer = Producer(settings, logger=rdkafka_log)
         except (KafkaException, TypeError, ValueError) as error:
@@ -206,8 +202,8 @@ class RecordProducer:
     def _refuse_beyond_limits(self, values: Sequence[bytes], keys: Sequence[bytes | None]) -> None:
         for index, value in enumerate(values):
             size = len(value) + len(keys[index] or b"")
-            if size > self.message_max_bytes:
-                raise RecordTooLarge(index, size, self.message_max_bytes)
+            if size > self._max_record_bytes:
+                raise RecordTooLarge(index, size, self._max_record_bytes)
         if self._under_way and time.monotonic() - self._under_way[0].sent_at > STALL_SECONDS:
             raise KafkaAway(f"Kafka has acknowledged nothing for {STALL_SECONDS} s")
         if self.queued_records + len(values) > self._max_records or self.queued_bytes > self._max_bytes:

@@ -13,7 +13,7 @@ from kbatchd.files import is_array, read_array, read_lines
 from kbatchd.mapping import resolve_feeds
 from kbatchd.produce.checks import Checker
 from kbatchd.produce.pace import Pace
-from kbatchd.resumable.delivery import Patience, max_record_bytes
+from kbatchd.resumable.delivery import Patience
 
 if TYPE_CHECKING:
     import threading
@@ -60,7 +60,7 @@ class Context:
         self.pace = Pace(options.rate, stop)
         self.feeds = resolve_feeds(columns, route)
         self._key_field = options.key_field or route.key_field
-        self._max_bytes = max_record_bytes(config.kafka)
+        self._max_bytes = config.kafka.max_record_bytes
         self.checker = Checker(columns, route, self._key_field, self._max_bytes)
         #: Records that were not sent.
         self.failed = 0

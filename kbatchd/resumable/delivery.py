@@ -40,10 +40,6 @@ _DEFAULTS: Final[dict[str, str | int | float | bool]] = {
     "queue.buffering.max.kbytes": 131_072,
 }
 
-#: librdkafka's own default, which is the brokers' as well, less what a record's frame may take.
-_MESSAGE_MAX_BYTES: Final = 1_000_000
-_FRAME_BYTES: Final = 512
-
 #: How long one call to librdkafka may block: then we look whether to go on.
 SLICE_SECONDS: Final = 0.5
 #: How long Kafka may be silent before we say what we are waiting for.
@@ -163,11 +159,6 @@ class Reports:
             self.offsets.append((message.partition(), message.offset()))  # type: ignore[arg-type]
         elif self.error is None or self.error.code() not in REFUSED:
             self.error = error
-
-
-def max_record_bytes(kafka: config.Kafka) -> int:
-    """Return how large a record may be, key and value together."""
-    return int(kafka.librdkafka.get("message.max.bytes", _MESSAGE_MAX_BYTES)) - _FRAME_BYTES
 
 
 def make_producer(kafka: config.Kafka, settings: dict[str, Any], patience: Patience) -> Producer:
