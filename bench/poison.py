@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rich.console import Console
 from rich.table import Table
 
-from bench.rig import BATCH_ROWS, Drained, Rig, rig
+from bench.rig import BATCH_ROWS, Rig, Series, measure, rig
 from kbatchd.devstack.requests import generate
 
 if TYPE_CHECKING:
@@ -55,14 +55,12 @@ POISONS = (
 
 
 @dataclass(slots=True)
-class Run:
+class Run(Series):
     """One topic, drained once a round."""
 
     poison: Poison
     topic: str
     refused: int
-    drains: list[Drained] = field(default_factory=list)
-    ratios: list[float] = field(default_factory=list)
 
     def summary(self) -> dict[str, str | int | float]:
         """Return what --json writes of it."""
@@ -82,11 +80,9 @@ def main() -> None:
         servers.connection.execute(CHECK)
         runs = [_fill(servers, poison, options.records) for poison in POISONS]
         servers.drain(runs[0].topic, options.records, 1)  # not counted: a broker just started compiles its own code
-        for number in range(1, options.rounds + 1):
-            console.print(f"round {number}")
-            _measure(servers, runs if number % 2 else runs[::-1], options.records)
-            for run in runs:
-                run.ratios.append(run.drains[-1].records_per_second / runs[0].drains[-1].records_per_second)
+        measure(
+            runs, options.rounds, lambda run: servers.drain(run.topic, options.records, 1, dead_letters=run.refused)
+        )
     summaries = [run.summary() for run in runs]
     _print(summaries, options)
     if options.json is not None:
@@ -115,11 +111,6 @@ def _fill(servers: Rig, poison: Poison, records: int) -> Run:
 def _poisoned(values: Iterable[bytes], poison: Poison, numbers: set[int]) -> Iterator[bytes]:
     for number, value in enumerate(values):
         yield value.replace(poison.old, poison.new, 1) if number in numbers else value
-
-
-def _measure(servers: Rig, runs: Iterable[Run], records: int) -> None:
-    for run in runs:
-        run.drains.append(servers.drain(run.topic, records, 1, dead_letters=run.refused))
 
 
 def _print(summaries: Iterable[dict[str, str | int | float]], options: argparse.Namespace) -> None:

@@ -24,9 +24,9 @@ import tempfile
 import time
 import uuid
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 import psycopg
@@ -80,6 +80,27 @@ class Drained:
     postgres_cpu_us: float | None
     broker_cpu_us: float | None
     worker_rss_bytes: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Series:
+    """The drains of one run, a round each, and their ratios to the first run's."""
+
+    drains: list[Drained] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+
+
+AnySeries = TypeVar("AnySeries", bound=Series)
+
+
+def measure(runs: Sequence[AnySeries], rounds: int, drain: Callable[[AnySeries], Drained]) -> None:
+    """Drain all runs in each round, every other round in reverse."""
+    for number in range(1, rounds + 1):
+        print(f"round {number}")
+        for run in runs if number % 2 else runs[::-1]:
+            run.drains.append(drain(run))
+        for run in runs:
+            run.ratios.append(run.drains[-1].records_per_second / runs[0].drains[-1].records_per_second)
 
 
 class Rig:

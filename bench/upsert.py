@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rich.console import Console
 from rich.table import Table
 
-from bench.rig import BATCH_ROWS, Drained, Rig, encode_blocks, rig
+from bench.rig import BATCH_ROWS, Drained, Rig, Series, encode_blocks, measure, rig
 from kbatchd.devstack.requests import generate
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ HOT_KEYS = 1_000
 
 
 @dataclass(slots=True)
-class Run:
+class Run(Series):
     """One way to write one topic, drained once a round."""
 
     name: str
@@ -45,8 +45,6 @@ class Run:
     #: In the table when all is in.
     rows: int
     route: str = UPSERT
-    drains: list[Drained] = field(default_factory=list)
-    ratios: list[float] = field(default_factory=list)
 
     def summary(self) -> dict[str, str | float | None]:
         """Return what --json writes of it."""
@@ -66,14 +64,14 @@ def main() -> None:
     with rig() as servers:
         _fill_table(servers, options.table_rows)
         runs = _fill_topics(servers, options)
-        for number in range(options.rounds + 1):
-            console.print(f"round {number}" if number else "once, not counted: a broker just started compiles")
-            for run in runs if number % 2 else runs[::-1]:
-                drained = servers.drain(run.topic, options.records, options.workers, rows=run.rows, route=run.route)
-                if number:
-                    run.drains.append(drained)
-            for run in runs if number else ():
-                run.ratios.append(run.drains[-1].records_per_second / runs[0].drains[-1].records_per_second)
+
+        def drain(run: Run) -> Drained:
+            return servers.drain(run.topic, options.records, options.workers, rows=run.rows, route=run.route)
+
+        console.print("once, not counted: a broker just started compiles")
+        for run in reversed(runs):
+            drain(run)
+        measure(runs, options.rounds, drain)
     summaries = [run.summary() for run in runs]
     _print(summaries, options)
     if options.json is not None:
