@@ -1,9 +1,11 @@
 """What the monitor costs the workers: `python bench/monitor.py`.
 
-A topic is drained again and again, each time with something else beside it: no monitor, one that is scraped, one that
-is killed twice a second, one that is stopped (SIGSTOP), one that 500 connections ask for /metrics without a pause. The
-rounds are interleaved, and each rate is compared with that of the scraped monitor in its own round; then the medians.
-The clients of the flood run at the lowest priority: they are no part of the daemon, but they are on its cores.
+A topic is drained once for each thing that is done to the monitor: killed twice a second, stopped (SIGSTOP), asked for
+/metrics by 500 connections without a pause; and once with nothing done, which shows what the machine does by itself. It
+is done by turns, half a second with and half a second without, within the same drain, and the rate of each turn is
+compared with those of its two neighbours: drains differ by a fifth for no reason, neighbours do not. Rates are those of
+the ledger's batches that lie within a turn. The clients of the flood run at the lowest priority: they are no part of
+the daemon, but they are on its cores.
 
 With --profile: what the statistics cost. One worker drains the topic with a clock around all that counts (the thread's
 own CPU time, which a profiler would swell), and that is compared with the CPU time of the whole process. Then again,
@@ -24,7 +26,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import count, pairwise
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -33,6 +35,8 @@ from typing import TYPE_CHECKING
 # From the directory above: http.py in this one must not hide Python's own http.
 sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import psycopg
 
 from bench.rig import Rig, rig
 from kbatchd import config, log
@@ -43,9 +47,11 @@ from kbatchd.stats import Slots
 from kbatchd.worker import run_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
 
-MODES = ("none", "scraped", "killed", "stopped", "flooded")
+MODES = ("nothing", "killed", "stopped", "flooded")
+TURN_SECONDS = 0.5
 CONNECTIONS = 500
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -53,8 +59,8 @@ REQUEST = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, default=600_000, help="records in the topic (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of all modes (%(default)s)")
+    parser.add_argument("--records", type=int, default=4_000_000, help="records in the topic (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="drains in each mode (%(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="worker processes (%(default)s)")
     parser.add_argument("--profile", action="store_true", help="measure the statistics instead")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -67,21 +73,18 @@ def main() -> None:
         with rig() as servers:
             _profile(servers, servers.fill_topic(generate(options.records), 1, lambda _: None), options.records)
         return
-    rates: dict[str, list[float]] = {mode: [] for mode in options.modes}
     with rig() as servers:
         topic = servers.fill_topic(generate(options.records), options.workers, lambda _: None)
         servers.drain(topic, options.records, options.workers)  # not counted: the broker compiles its own code
-        for number in range(options.rounds):
-            # Each round begins with another, so that none always has the same neighbour.
-            turn = number % len(options.modes)
-            for mode in [*options.modes[turn:], *options.modes[:turn]]:
-                rates[mode].append(_drain(servers, topic, options, mode))
-                print(f"round {number + 1}: {mode}: {rates[mode][-1]:,.0f} rows/s", flush=True)
-    base = rates.get("scraped") or next(iter(rates.values()))
-    print("mode, rows/s, ratio to scraped in its round (median, lowest to highest)")
-    for mode, found in rates.items():
-        ratios = [rate / other for rate, other in zip(found, base, strict=True)]
-        print(f"{mode:8} {median(found):>9,.0f} {median(ratios):.3f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        changes: dict[str, list[float]] = {mode: [] for mode in options.modes}
+        for number in range(1, options.rounds + 1):
+            for mode in options.modes if number % 2 else options.modes[::-1]:
+                found = _drain(servers, topic, options, mode)
+                changes[mode] += found
+                print(f"round {number}: {mode}: {_summary(found)}", flush=True)
+    print("what the workers' rate changes by while this is done to the monitor")
+    for mode, found in changes.items():
+        print(f"{mode:8} {_summary(found)}")
 
 
 def _profile(servers: Rig, topic: str, records: int) -> None:
@@ -153,13 +156,22 @@ def _run_by_turns(file: Path) -> int:
         setattr(Flusher, name, by_turns(getattr(Flusher, name), is_last=name == "_count"))
     code = _run(file)
     turns = [later - earlier for earlier, later in pairwise(ends)]
-    # Turns 0, 2, 4 ... of the list count: the first end is that of a turn without. A tenth at each end of the ratios
-    # is left out: turns that others on the machine have disturbed.
-    added = sorted(turns[n] / (turns[n - 1] + turns[n + 1]) * 2 - 1 for n in range(2, len(turns) - 1, 2))
-    added = added[len(added) // 10 : -(len(added) // 10)]
-    error = stdev(added) / len(added) ** 0.5
-    print(f"by {len(added)} turns: {100 * mean(added):.2f} % +- {100 * error:.2f}")
+    # Turns 0, 2, 4 ... of the list count: the first end is that of a turn without.
+    print(_summary(_changes(turns)))
     return code
+
+
+def _changes(turns: Sequence[float]) -> list[float]:
+    """Compare turns 2, 4, 6 ... with the two next to each."""
+    return [turns[n] / (turns[n - 1] + turns[n + 1]) * 2 - 1 for n in range(2, len(turns) - 1, 2)]
+
+
+def _summary(changes: Sequence[float]) -> str:
+    """Return the median and the mean, without a tenth at each end: turns that others on the machine have disturbed."""
+    tenth = len(changes) // 10
+    kept = sorted(changes)[tenth : len(changes) - tenth]
+    error = stdev(kept) / len(kept) ** 0.5
+    return f"median {median(changes):+.1%}, mean {mean(kept):+.1%} +- {error:.1%}, by {len(changes)} turns"
 
 
 def _run(file: Path) -> int:
@@ -169,65 +181,108 @@ def _run(file: Path) -> int:
     return run_worker(settings, 0, Slots({"worker": 1}, [route.name for route in settings.route])[0])
 
 
-def _drain(servers: Rig, topic: str, options: argparse.Namespace, mode: str) -> float:
+def _drain(servers: Rig, topic: str, options: argparse.Namespace, mode: str) -> list[float]:
+    """Drain the topic; return how much the rate of each disturbed turn differs from that of its neighbours."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    table = "" if mode == "none" else f'[monitor]\nlisten = "127.0.0.1:{port}"'
     log = servers.directory / "kbatchd.log"
-    with _beside(mode, port, log):
-        return servers.drain(topic, options.records, options.workers, route=table).records_per_second
-
-
-@contextmanager
-def _beside(mode: str, port: int, log: Path) -> Iterator[None]:
-    """Do to the monitor what the mode says, from its start to the end of the drain."""
     log.unlink(missing_ok=True)
+    ends: list[datetime] = []
     done = threading.Event()
-    todo = {"scraped": _scrape, "killed": _kill, "stopped": _stop}.get(mode)
-    thread = threading.Thread(target=todo, args=(port, log, done)) if todo else None
-    pid = os.fork() if mode == "flooded" else 0
-    if mode == "flooded" and not pid:
-        os.nice(19)
-        _flood(port)
-    if thread is not None:
-        thread.start()
+    disturbance = {"nothing": _Nothing, "killed": _Killed, "stopped": _Stopped, "flooded": _Flooded}[mode](port, log)
+    thread = threading.Thread(target=_by_turns, args=(disturbance, servers.dsn, ends, done))
+    thread.start()
     try:
-        yield
+        servers.drain(topic, options.records, options.workers, route=f'[monitor]\nlisten = "127.0.0.1:{port}"')
     finally:
         done.set()
-        if pid:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        if thread is not None:
-            thread.join()
+        thread.join()
+    return _changes([rate for rate in map(servers.rate_between, ends, ends[1:]) if rate])
 
 
-def _scrape(port: int, _: Path, done: threading.Event) -> None:
-    while not done.wait(1.0):
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-            connection.sendall(REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-            while connection.recv(65_536):
-                pass
+def _by_turns(disturbance: _Nothing, dsn: str, ends: list[datetime], done: threading.Event) -> None:
+    """Begin and end the disturbance, a turn each, until all is done; note the ends by PostgreSQL's clock."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        while not done.wait(0.1) and not disturbance.pids():
+            pass
+        while not done.wait(TURN_SECONDS):
+            (now,) = connection.execute("SELECT clock_timestamp()").fetchone() or ()
+            ends.append(now)
+            disturbance.begin() if len(ends) % 2 else disturbance.end()
+    disturbance.close()
 
 
-def _pids(log: Path) -> list[int]:
-    with suppress(FileNotFoundError):
-        return [int(pid) for pid in re.findall(r"action=monitor_started monitor=0 pid=(\d+)", log.read_text())]
-    return []
+class _Nothing:
+    """What is done to the monitor."""
+
+    def __init__(self, port: int, log: Path) -> None:
+        self.port = port
+        self._log = log
+
+    def pids(self) -> list[int]:
+        """Return the pids of the monitors so far."""
+        with suppress(FileNotFoundError):
+            return [int(pid) for pid in re.findall(r"action=monitor_started .*pid=(\d+)", self._log.read_text())]
+        return []
+
+    def begin(self) -> None:
+        """Disturb it from now on."""
+
+    def end(self) -> None:
+        """Leave it alone."""
+
+    def close(self) -> None:
+        """Leave nothing behind."""
 
 
-def _kill(_: int, log: Path, done: threading.Event) -> None:
-    while not done.wait(0.5):
-        for pid in _pids(log)[-1:]:
+class _Stopped(_Nothing):
+    def begin(self) -> None:
+        self.signal(signal.SIGSTOP)
+
+    def end(self) -> None:
+        self.signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        self.end()
+
+    def signal(self, number: int) -> None:
+        for pid in self.pids()[-1:]:
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, number)
 
 
-def _stop(_: int, log: Path, done: threading.Event) -> None:
-    while not done.wait(0.2):
-        for pid in _pids(log)[-1:]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
+class _Killed(_Stopped):
+    def __init__(self, port: int, log: Path) -> None:
+        super().__init__(port, log)
+        self._again = threading.Timer(0, lambda: None)
+
+    def begin(self) -> None:
+        self.signal(signal.SIGKILL)
+        self._again = threading.Timer(TURN_SECONDS / 2, self.signal, [signal.SIGKILL])
+        self._again.start()
+
+    def end(self) -> None:
+        self._again.cancel()
+
+
+class _Flooded(_Nothing):
+    def __init__(self, port: int, log: Path) -> None:
+        super().__init__(port, log)
+        self._pid = os.fork()
+        if not self._pid:
+            os.nice(19)
+            _flood(port)
+        self.end()
+
+    def begin(self) -> None:
+        os.kill(self._pid, signal.SIGCONT)
+
+    def end(self) -> None:
+        os.kill(self._pid, signal.SIGSTOP)
+
+    def close(self) -> None:
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
 
 
 def _flood(port: int) -> None:

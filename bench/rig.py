@@ -47,6 +47,7 @@ from kbatchd.rows import RowEncoder, build_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from datetime import datetime
 
 #: The daemon's own default: a raw transaction holds as many rows as a batch.
 BATCH_ROWS = 20_000
@@ -250,6 +251,20 @@ class Rig:
                 "SELECT coalesce(sum(rows + dead_letters), 0) FROM kbatchd.batches WHERE pipeline = %s", pipeline
             )
         )
+
+    def rate_between(self, begin: datetime, end: datetime) -> float:
+        """Return the records a second of the full batches that lie within this time, by the ledger; 0: none."""
+        row = self.connection.execute(
+            """
+            SELECT sum(records) / extract(epoch FROM max(committed_at) - min(before))
+            FROM (SELECT rows + dead_letters AS records, committed_at, reason,
+                         lag(committed_at) OVER (PARTITION BY pipeline ORDER BY committed_at) AS before
+                  FROM kbatchd.batches) AS b
+            WHERE reason = 'full' AND before >= %s AND committed_at <= %s
+            """,
+            (begin, end),
+        ).fetchone()
+        return float(row[0] or 0) if row else 0.0
 
     def _rate(self, pipeline: str) -> float:
         return float(

@@ -1,8 +1,8 @@
-"""The monitor's process: an HTTP server of few connections, and the watcher beside it.
+"""The monitor's process: an HTTP server for few clients, and the watcher beside it.
 
 The supervisor calls `run_monitor` in a freshly forked process, and starts it again when it dies; the workers know
 nothing of it. It runs at the lowest priority, so that even a flood of requests takes no time from them. The server and
-its limits are the gateway's own (kbatchd/gateway/server.py), with fewer connections and shorter times.
+its limits are the gateway's own (kbatchd/gateway/server.py), with shorter times.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ log = logging.getLogger(__name__)
 #: The least that the kernel has to give: next to a busy worker 1.5 % of a core.
 NICE = 19
 
-#: Connections that are served; more are told so, or cut off. A browser has six, Prometheus one.
-MAX_CONNECTIONS = 64
+#: Connections that are served; more are told so, or cut off. A browser has six, Prometheus one; but who is sent away
+#: and comes again takes more time than who waits for an answer.
+MAX_CONNECTIONS = 600
 
 #: How long a client may take for its head, and how long it may stay without a request.
 HEAD_SECONDS = 3.0
