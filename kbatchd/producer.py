@@ -60,6 +60,9 @@ _RECORDS_PER_TURN = 1_000
 #: A record that waits this long for its acknowledgement means that Kafka is in trouble: no more are taken.
 STALL_SECONDS = 1.5
 
+#: An event loop that looks again only after this long has been held up itself, and with it the reports.
+LATE_SECONDS = 0.5
+
 #: How long a request may wait for brokers to come back: idle connections are closed, and made anew, within that.
 BLINK_SECONDS = 1.0
 
@@ -160,6 +163,8 @@ class RecordProducer:
         self.queued_records = self.queued_bytes = 0
         self._timer = self._loop.call_later(_IDLE_SECONDS, self._collect)
         self._collects_soon = False
+        #: When the loop looked last, and since when it has looked without being late.
+        self._looked_at = self._punctual_since = time.monotonic()
 
     async def send(
         self, topic: str, values: Sequence[bytes], keys: Sequence[bytes | None], headers: Headers | None
@@ -204,7 +209,7 @@ class RecordProducer:
             size = len(value) + len(keys[index] or b"")
             if size > self._max_record_bytes:
                 raise RecordTooLarge(index, size, self._max_record_bytes)
-        if self._under_way and time.monotonic() - self._under_way[0].sent_at > STALL_SECONDS:
+        if self._under_way and self._look() - max(self._under_way[0].sent_at, self._punctual_since) > STALL_SECONDS:
             raise KafkaAway(f"Kafka has acknowledged nothing for {STALL_SECONDS} s")
         if self.queued_records + len(values) > self._max_records or self.queued_bytes > self._max_bytes:
             raise QueueFull("too many records wait for Kafka")
@@ -239,8 +244,17 @@ class RecordProducer:
         if not sending.left and not sending.future.done():
             sending.future.set_result(None)
 
+    def _look(self) -> float:
+        """Take note of the time, and of a loop that is late: what came meanwhile it could not see."""
+        now = time.monotonic()
+        if now - self._looked_at > LATE_SECONDS:
+            self._punctual_since = now
+        self._looked_at = now
+        return now
+
     def _collect(self) -> None:
         """Take the delivery reports that have come, and forget the requests that are done."""
+        self._look()
         self._producer.poll(0)
         under_way = self._under_way
         while under_way and not under_way[0].left:
