@@ -31,8 +31,8 @@ POLL_SECONDS = 0.05
 #: Below the range Linux takes clients' ports from (32768 up): while a server is down, a client that keeps trying to
 #: reach it must not be given the server's own port, which then could not be bound again.
 PORTS = range(20_000, 32_000)
-#: Each process goes through them from a place of its own (not Python's randomness: tests seed it). A port whose server is
-#: down is not given away again, and two processes that start servers at the same moment do not meet.
+#: Each process goes through them from a place of its own (the system's randomness: tests seed Python's). So a port
+#: whose server is down is not given away again, and two processes that start servers at the same moment do not meet.
 _PLACES = itertools.count(random.SystemRandom().randrange(len(PORTS)))
 #: Enough of a log for its last error and what led to it.
 TAIL_BYTES = 3000
