@@ -36,7 +36,7 @@ class Sender(threading.Thread):
     def __init__(self, port: int, number: int) -> None:
         super().__init__(name=f"sender {number}")
         self._number = number
-        self._connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+        self._connection = socket.create_connection(("127.0.0.1", port), timeout=60)
         self.acknowledged: list[bytes] = []
         #: Sent, and then the connection ended without an answer.
         self.unanswered: bytes | None = None
@@ -55,8 +55,9 @@ class Sender(threading.Thread):
                     self.unanswered = record
                     return
                 [answer] = answers(data)
-                assert answer.status == 202, answer
-                self.acknowledged.append(record)
+                assert answer.status in {202, 503}, answer
+                if answer.status == 202:  # else a broker that is held up: the record is certain not to be in the topic
+                    self.acknowledged.append(record)
                 self.last_was_close = answer.headers.get("connection") == "close"
             assert read_all(connection) == b""
 
@@ -80,7 +81,7 @@ def test_a_stop_under_load_loses_no_answer_and_produces_nothing_unanswered(
     assert daemon.stop() == 0
 
     for sender in senders:
-        sender.join(20)
+        sender.join(60)
         assert not sender.is_alive()
     produced = {record.value() for record in read_topic(kafka.bootstrap_servers, topic)}
     acknowledged = {record for sender in senders for record in sender.acknowledged}
@@ -126,7 +127,7 @@ def test_requests_under_way_are_answered_and_told_that_it_is_the_end() -> None:
             got = answers(read_all(connection))
             assert [answer.body for answer in got] == bodies
             assert ["connection" in answer.headers for answer in got] == [False] * (len(bodies) - 1) + [True]
-        server.thread.join(10)
+        server.thread.join(30)
         assert not server.thread.is_alive()
 
 

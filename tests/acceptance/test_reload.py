@@ -144,7 +144,7 @@ def test_killed_workers_do_not_stop_a_reload(make_daemon: MakeDaemon, delivery: 
         with suppress(ProcessLookupError):  # it may have been replaced already
             os.kill(former[2], signal.SIGKILL)
         daemon.wait_for_log("action=reloaded", RELOAD_SECONDS)
-        assert len(daemon.workers()) == 3
+        wait_until(lambda: len(daemon.workers()) == 3, 10, "three workers")
         assert not set(former) & set(daemon.workers())
     delivery.wait_drained()
     delivery.assert_exactly_once()

