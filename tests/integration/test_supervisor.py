@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-SOON_SECONDS = 15.0
+SOON_SECONDS = 30.0
 
 #: argv: the events' file, workers, heartbeat_timeout_seconds, grace_seconds, then what the check and the workers do.
 PROGRAM = """
