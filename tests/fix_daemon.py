@@ -58,6 +58,11 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def is_stopped(pid: int) -> bool:
+    """Tell whether a process stands still, as after SIGSTOP."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 class Daemon:
     """`python -m kbatchd --config FILE`, or another program in its place, started as often as a test likes."""
 
@@ -128,6 +133,10 @@ class Daemon:
         """Return the pids of the monitors that run."""
         return self._started("monitor")
 
+    def wait_stopped(self) -> None:
+        """Wait until SIGSTOP has reached the supervisor and each worker."""
+        wait_until(lambda: all(map(is_stopped, (self.pid, *self.workers()))), 5, "all to stand still")
+
     def _started(self, kind: str) -> list[int]:
         started = [int(line.partition(" pid=")[2].split()[0]) for line in self.logged(f"action={kind}_started")]
         return [pid for pid in started if is_alive(pid)]
@@ -153,7 +162,7 @@ class Daemon:
     def wait(self, seconds: float = 15.0) -> int:
         """Wait for the end; return the exit code."""
         assert self._process is not None
-        return self._process.wait(seconds)
+        return self._process.wait(seconds * SLOWEST)
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run one of kbatchd's own commands with the same file, as an operator would."""
@@ -161,7 +170,7 @@ class Daemon:
             [sys.executable, "-m", "kbatchd", *arguments[:2], "--config", self.config, *arguments[2:]],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import pytest
 
+from kbatchd.devstack.process import free_ports
 from tests.fix_daemon import Daemon, MakeDaemon, wait_until
 
 if TYPE_CHECKING:
@@ -19,11 +20,8 @@ if TYPE_CHECKING:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that nobody listens on now, and that no client is given before somebody does."""
+    return free_ports(1)[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ def wait_for_leaders(admin: AdminClient, topic: str, partitions: int) -> None:
     """Return when all the partitions of a topic can be written and read."""
     deadline = time.monotonic() + LEADER_SECONDS
     while time.monotonic() < deadline:
-        metadata = admin.list_topics(topic, timeout=10).topics[topic]
+        metadata = admin.list_topics(topic, timeout=LEADER_SECONDS).topics[topic]
         if sum(partition.leader >= 0 for partition in metadata.partitions.values()) >= partitions:
             return
         time.sleep(0.02)

@@ -22,7 +22,7 @@ class Monitor:
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self.client = Client(port, timeout_seconds=10.0)
+        self.client = Client(port, timeout_seconds=30.0)
 
     def status(self) -> Any:
         """The whole status."""

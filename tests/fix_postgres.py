@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -14,6 +14,7 @@ from psycopg.conninfo import make_conninfo
 from kbatchd.devstack.postgres import GivenPostgres, Postgres, postgres_server
 from kbatchd.errors import ServerUnavailable
 from kbatchd.migrations import migrate
+from tests.fix_daemon import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,11 +81,16 @@ def own_database(own_postgres: Postgres) -> Iterator[str]:
 @contextmanager
 def _new_database(dsn: str, template: str = "template1") -> Iterator[str]:
     name = f"t_{uuid.uuid4().hex[:12]}"
-    _execute(dsn, sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)))
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+    drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+    wait_until(lambda: _execute(dsn, create), 20, f"{name} made from {template}")
     yield make_conninfo(dsn, dbname=name)
-    _execute(dsn, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    wait_until(lambda: _execute(dsn, drop), 20, f"the end of {name}")
 
 
-def _execute(dsn: str, statement: sql.Composed) -> None:
-    with psycopg.connect(dsn, autocommit=True) as connection:
+def _execute(dsn: str, statement: sql.Composed) -> bool:
+    """Tell whether it could be done: PostgreSQL waits five seconds for a database's sessions to end, no longer."""
+    with psycopg.connect(dsn, autocommit=True) as connection, suppress(psycopg.errors.ObjectInUse):
         connection.execute(statement)
+        return True
+    return False

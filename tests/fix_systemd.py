@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fix_daemon import children, wait_until
+from tests.fix_daemon import SLOWEST, children, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,7 +142,7 @@ class ServiceManager:
         """End process 1: the kernel ends all the others with it, and unmounts their world."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid or self._process.pid, signal.SIGKILL)
-        self._process.wait(10)
+        self._process.wait(60)
         if self._process.stdout:
             self._process.stdout.close()
 
@@ -191,6 +191,7 @@ def _install(manager: ServiceManager, directory: Path) -> None:
 
 def wait_for_state(manager: ServiceManager, unit: str, state: str, seconds: float = 30.0) -> None:
     """Wait until a unit is in a state such as "active"; show its journal when it does not get there."""
+    seconds *= SLOWEST
     deadline = time.monotonic() + seconds
     while (found := manager.show(unit, "ActiveState")["ActiveState"]) != state:
         if time.monotonic() > deadline:

@@ -34,7 +34,7 @@ VERSION = "4.1.1"
 COORDINATES = f"org.apache.kafka:kafka_2.13:{VERSION}+org.slf4j:slf4j-simple:1.7.36"
 EXTRA = "install the extra that brings it: pip install 'kbatchd[demo]'; or name a server in KBATCHD_KAFKA"
 
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 STOP_SECONDS = 15.0
 
 #: 512 MB of heap: the page cache does the work. Kafka's own choice of collector, with its own pause target.

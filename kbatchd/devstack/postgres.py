@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 USER = "kbatchd"
 DATABASE = "app"
 
-START_SECONDS = 30.0
-STOP_SECONDS = 15.0
+START_SECONDS = 120.0
+#: A postmaster that is killed leaves backends behind, and with those the next start fails.
+STOP_SECONDS = 60.0
 
 #: Sizes for a demo and a benchmark on a small machine; all that concerns durability stays as PostgreSQL has it.
 CONFIGURATION = """

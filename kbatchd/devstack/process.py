@@ -7,6 +7,7 @@ object. That thread must live as long as the server: Linux sends the death signa
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import socket
@@ -30,6 +31,9 @@ POLL_SECONDS = 0.05
 #: Below the range Linux takes clients' ports from (32768 up): while a server is down, a client that keeps trying to
 #: reach it must not be given the server's own port, which then could not be bound again.
 PORTS = range(20_000, 32_000)
+#: Each process goes through them from a place of its own (the system's randomness: tests seed Python's). So a port
+#: whose server is down is not given away again, and two processes that start servers at the same moment do not meet.
+_PLACES = itertools.count(random.SystemRandom().randrange(len(PORTS)))
 #: Enough of a log for its last error and what led to it.
 TAIL_BYTES = 3000
 
@@ -114,11 +118,10 @@ def free_ports(count: int) -> list[int]:
     """Find ports of 127.0.0.1 that nothing listens on, all different."""
     ports: list[int] = []
     while len(ports) < count:
-        # The system's randomness: tests seed Python's, and two servers must not follow the same row of ports.
-        port = random.SystemRandom().choice(PORTS)
+        port = PORTS[next(_PLACES) % len(PORTS)]
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
-            ports += [port] if port not in ports else []
+            ports.append(port)
     return ports
 
 

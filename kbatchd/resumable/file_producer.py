@@ -84,6 +84,8 @@ class FileProducer:
         self._identity = identity
         self._patience = patience
         self._producer: Producer | None = None
+        #: Whether it replaces another one of ours, and has not committed anything yet.
+        self._replaces = False
         self.acknowledged = Acknowledged()
         #: What Kafka has.
         self._position: Position | None = None
@@ -146,6 +148,7 @@ class FileProducer:
                 self._patience.wait("it does not answer")
                 if self._reconnect(None, position):
                     break
+        self._replaces = False
         self._adapt()
         self._patience.content()
         self.acknowledged.add(self._reports.offsets)
@@ -215,14 +218,16 @@ class FileProducer:
     def _reconnect(self, error: KafkaError | None, position: Position) -> bool:
         """Go on with another producer after one that cannot; tell whether the last transaction was committed.
 
-        The broker shuts a producer out in two cases: it has timed its transaction out, or another run has come.
+        The broker shuts a producer out in three cases: it has timed its transaction out; another run has come; or,
+        where we have reconnected before, a request of ours that a broker which hung has taken up at last.
         """
         opened_at, self._opened_at = self._opened_at, None
         young = opened_at is None or time.monotonic() - opened_at < 0.8 * TRANSACTION_TIMEOUT_SECONDS
         self._refuse_other(self._stored(stable=False), position)
-        if error is not None and error.code() in _FENCED and young:
+        if error is not None and error.code() in _FENCED and young and not self._replaces:
             raise TakenOver
         self._connect()
+        self._replaces = True
         stored = self._stored(stable=True)
         self._refuse_other(stored, position)
         if stored == position:

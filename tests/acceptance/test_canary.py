@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,9 +47,12 @@ def daemon(make_daemon: MakeDaemon, delivery: Delivery, tmp_path: Path) -> Daemo
 def test_no_secret_is_seen(daemon: Daemon, delivery: Delivery, tmp_path: Path) -> None:
     daemon.start().wait_ready()
     gateway, monitor = (port_of(daemon, table) for table in ("[gateway]", "[monitor]"))
-    family = [psutil.Process(daemon.pid), *psutil.Process(daemon.pid).children(recursive=True)]
-    shown = {f"cmdline of {process.pid}": " ".join(process.cmdline()) for process in family}
-    shown |= {f"environ of {process.pid}": str(process.environ()) for process in family}
+    shown = {}
+    for process in (psutil.Process(daemon.pid), *psutil.Process(daemon.pid).children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # a password's command ends at any moment
+            shown[f"cmdline of {process.pid}"] = " ".join(process.cmdline())
+            shown[f"environ of {process.pid}"] = str(process.environ())
+    assert {f"environ of {pid}" for pid in (daemon.pid, *daemon.workers(), *daemon.gateways())} <= shown.keys()
     with Client(gateway) as client:
         token = {"authorization": f"Bearer {CANARIES['token']}"}
         assert client.post(f"/v1/{delivery.topic}", b'{"partition":0,"seq":0}', **token).status == 202

@@ -100,7 +100,7 @@ def test_two_daemons_at_work_side_by_side(
         second = make_daemon(config=first.config, program=program).start()
         second.wait_ready()
         # Fenced, or in the table without being asked: either way both have worked on the same partitions.
-        wait_until(lambda: first.logged("action=fenced") or fault, 10, "the first daemon to be fenced")
+        wait_until(lambda: is_double(delivery) if fault else first.logged("action=fenced"), 10, "both at the same work")
         before = delivery.rows()
         wait_until(lambda: delivery.rows() > before + 1_000, 20, "rows with two daemons")
     delivery.wait_drained()
@@ -142,6 +142,10 @@ def test_the_judge_sees_what_is_wrong(make_delivery: MakeDelivery, seqs: str, fa
     delivery.send(4)
     delivery.execute(f"INSERT INTO {delivery.table} (partition, seq) SELECT 0, unnest(ARRAY[{seqs}])")
     judge(delivery, fault)
+
+
+def is_double(delivery: Delivery) -> bool:
+    return delivery.query(f"SELECT count(*) > count(DISTINCT (partition, seq)) FROM {delivery.table}") == [(True,)]
 
 
 def write(directory: Path, sabotage: str) -> tuple[str]:

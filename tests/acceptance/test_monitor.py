@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from confluent_kafka import Producer
 
-from kbatchd.monitor.app import BURST, LONGEST_WAIT_SECONDS, REQUESTS_PER_SECOND
+from kbatchd.monitor.app import BURST, KEEP_SECONDS, LONGEST_WAIT_SECONDS, REQUESTS_PER_SECOND
 from tests.acceptance.test_rules import delete_records
 from tests.fix_daemon import children, is_alive, wait_until
 
@@ -39,6 +39,10 @@ def lag_of(monitor: Monitor, delivery: Delivery) -> dict[int, float]:
         for (name, labels), value in monitor.metrics().items()
         if name == "kbatchd_lag_records" and labels[1] == delivery.route["name"]
     }
+
+
+def waits_of(monitor: Monitor) -> list[float]:
+    return [value for (name, _), value in monitor.metrics().items() if name == "kbatchd_lag_seconds"]
 
 
 def true_lag(delivery: Delivery) -> dict[int, int]:
@@ -82,16 +86,25 @@ def test_lag_is_true_through_a_lock_a_worker_s_death_and_a_restart(
         connection.execute("LOCK TABLE public.numbered IN ACCESS EXCLUSIVE MODE")
         sent_at = time.time()
         delivery.send(1_200, first=50)
+        was_sent_at = time.time()
         truth = true_lag(delivery)
         assert sum(truth.values()) == 1_200
         wait_until(lambda: lag_of(monitor, delivery) == truth, 15, "the lag", 0.2)
-        waits = [value for (name, _), value in monitor.metrics().items() if name == "kbatchd_lag_seconds"]
+        wait_until(lambda: min(waits_of(monitor), default=0) > 3, 15, "the age of what waits", 0.2)
+        asked_at = time.time()
+        waits = waits_of(monitor)
         assert len(waits) == 4
-        assert all(abs(time.time() - sent_at - wait) < 4 for wait in waits), waits
-        # A worker dies, and its partitions with their lag stay in sight.
-        os.kill(daemon.workers()[0], signal.SIGKILL)
-        daemon.wait_for_log("action=worker_ended")
+        oldest, youngest = time.time() - sent_at, asked_at - KEEP_SECONDS - was_sent_at
+        assert all(youngest - 1 < wait < oldest + 1 for wait in waits), (youngest, waits, oldest)
+        # A worker dies, and its partitions with their lag stay in sight: the supervisor is held up meanwhile.
+        os.kill(daemon.pid, signal.SIGSTOP)
+        victim = daemon.workers()[0]
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: not is_alive(victim), 5, "the worker's end")
+        time.sleep(KEEP_SECONDS)  # what was told before is told no more
         assert lag_of(monitor, delivery) == truth
+        os.kill(daemon.pid, signal.SIGCONT)
+        daemon.wait_for_log("action=worker_ended")
         wait_until(lambda: lag_of(monitor, delivery) == truth, 15, "the lag again", 0.2)
         daemon.kill()
     daemon.start().wait_ready()
@@ -167,9 +180,12 @@ def test_health_gives_reasons(delivery: Delivery, make_monitored: MakeMonitored)
     assert monitor.client.request("GET", "/health/live").json == {"live": True}
     victim = daemon.workers()[0]
     os.kill(victim, signal.SIGSTOP)
-    wait_until(lambda: monitor.client.request("GET", "/health/ready").status == 503, 15, "not ready", 0.2)
-    [reason] = monitor.client.request("GET", "/health/ready").json["reasons"]
-    assert " has been silent for " in reason
+
+    def reasons() -> list[str]:
+        reply = monitor.client.request("GET", "/health/ready")
+        return list(reply.json["reasons"]) if reply.status == 503 else []
+
+    wait_until(lambda: [" has been silent for " in reason for reason in reasons()] == [True], 15, "not ready", 0.2)
     assert monitor.client.request("GET", "/health/live").status == 200
     os.kill(victim, signal.SIGCONT)
     monitor.wait_ready()
@@ -178,7 +194,7 @@ def test_health_gives_reasons(delivery: Delivery, make_monitored: MakeMonitored)
 def test_monitor_s_death_is_mended_and_nobody_else_s_business(
     delivery: Delivery, make_monitored: MakeMonitored
 ) -> None:
-    daemon, monitor = make_monitored(delivery.route, workers={"heartbeat_timeout_seconds": 3.0})
+    daemon, monitor = make_monitored(delivery.route, workers={"heartbeat_timeout_seconds": 6.0})
     workers = daemon.workers()
     victim = monitor_of(daemon)
     os.kill(victim, signal.SIGKILL)
@@ -203,7 +219,7 @@ def test_monitor_s_death_is_mended_and_nobody_else_s_business(
 def test_without_the_table_there_is_no_monitor(delivery: Delivery, make_daemon: MakeDaemon) -> None:
     daemon = make_daemon(delivery.route).start()
     daemon.wait_ready()
-    assert len(children(daemon.pid)) == 2
+    wait_until(lambda: len(children(daemon.pid)) == 2, 10, "the workers alone")  # pruning, too, is a child for a moment
     assert not daemon.logged("monitor")
 
 

@@ -164,7 +164,7 @@ def test_nothing_but_poison_with_the_breaker_off(
     daemon = make_daemon(
         {**delivery.route, "max_dead_letters": 0},
         batch={"max_rows": 20_000},
-        workers={"heartbeat_timeout_seconds": 5.0},
+        workers={"heartbeat_timeout_seconds": 10.0},
     ).start()
     daemon.wait_ready()
     workers = daemon.workers()

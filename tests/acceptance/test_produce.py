@@ -104,7 +104,7 @@ def test_a_progress_bar_on_a_terminal_only(producing: Producing) -> None:
     except OSError:  # Linux says so at the other side's end
         pass
     os.close(ours)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert b"a.ndjson" in drawn
     assert b"2,000 records" in drawn
     assert b" MB" in drawn

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fix_daemon import wait_until
 from tests.fix_produce import (
     BAD,
     COUNT,
@@ -37,7 +36,7 @@ def test_a_broker_that_restarts_under_way(
     producing = make_producing(bootstrap_servers=own_kafka.bootstrap_servers, topic=own_make_topic(4))
     file = producing.file("a.ndjson", written(".ndjson", range(COUNT), BAD))
     process = producing.start(file, "--rate", SLOW)
-    wait_until(producing.messages, 20, "the first records")
+    producing.wait_begun()
     getattr(own_kafka, how)()
     own_kafka.start()
     outcome = finish(process)
@@ -53,7 +52,7 @@ def test_a_broker_that_is_frozen_for_long(
     producing = make_producing(bootstrap_servers=own_kafka.bootstrap_servers, topic=own_make_topic(4))
     file = producing.file("a.ndjson", written(".ndjson", range(COUNT), BAD))
     process = producing.start(file, "--rate", SLOW)
-    wait_until(producing.messages, 20, "the first records")
+    producing.wait_begun()
     os.kill(own_kafka.pid, signal.SIGSTOP)
     try:
         with pytest.raises(subprocess.TimeoutExpired):
@@ -72,7 +71,7 @@ def test_a_broker_that_stays_away(make_producing: MakeProducing, own_kafka: Kafk
     )
     file = producing.file("a.ndjson", written(".ndjson", range(COUNT), BAD))
     process = producing.start(file, "--rate", SLOW)
-    wait_until(producing.messages, 20, "the first records")
+    producing.wait_begun()
     own_kafka.kill()
     outcome = finish(process)
     assert outcome.code == 69, outcome

@@ -62,4 +62,4 @@ def test_five_commands_fill_a_table(kafka: Kafka | GivenKafka, database: str, to
             )
         finally:
             daemon.send_signal(signal.SIGINT)  # Ctrl-C
-            assert daemon.wait(20) == 0
+            assert daemon.wait(60) == 0

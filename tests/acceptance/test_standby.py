@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import psycopg
 
-from tests.fix_daemon import MakeDaemon, wait_until
+from tests.fix_daemon import Daemon, MakeDaemon, wait_until
 from tests.fix_load import Delivery
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def test_a_frozen_daemon_whose_claims_are_taken_writes_nothing(delivery: Deliver
         assert len(keys) == delivery.partitions
 
         # Given: frozen as a whole, claimed by others, who have queued for its locks as well.
-        daemon.send_to_all(signal.SIGSTOP)
+        freeze_between_flushes(daemon, delivery)
         delivery.execute("UPDATE kbatchd.progress SET epoch = epoch + 1, backend_pid = NULL")
         with Locks(delivery.dsn, keys) as locks:
             rows, progress = delivery.rows(), delivery.progress()
@@ -65,6 +65,21 @@ def test_a_frozen_daemon_whose_claims_are_taken_writes_nothing(delivery: Deliver
             assert delivery.progress() == progress
     delivery.wait_drained()
     delivery.assert_exactly_once()
+
+
+def freeze_between_flushes(daemon: Daemon, delivery: Delivery) -> None:
+    """Freeze it; in the midst of a transaction it would hold its progress locked, and nobody else could claim."""
+    working = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'kbatchd worker%' AND state <> 'idle'"
+
+    def is_frozen() -> bool:
+        daemon.send_to_all(signal.SIGSTOP)
+        daemon.wait_stopped()
+        if delivery.query(f"{working} AND datname = current_database()") == [(0,)]:
+            return True
+        daemon.send_to_all(signal.SIGCONT)
+        return False
+
+    wait_until(is_frozen, 10, "a moment between two flushes", every_seconds=0.1)
 
 
 def advisory_locks(delivery: Delivery) -> list[tuple[object, ...]]:
@@ -96,7 +111,7 @@ class Locks:
     def wait(self) -> None:
         """Wait until all locks are ours."""
         for thread in self._threads:
-            thread.join(15)
+            thread.join(60)
             assert not thread.is_alive(), "a lock was not given up"
 
     def __exit__(self, *_: object) -> None:
@@ -104,4 +119,4 @@ class Locks:
             session.cancel_safe()
             session.close()
         for thread in self._threads:
-            thread.join(15)
+            thread.join(60)

@@ -89,8 +89,9 @@ class Sender(threading.Thread):
         with Client(self._port) as client:
             while not self.stopping.is_set():
                 status = post(client, self.token).status
-                self.sent += 1
-                if status != HTTPStatus.ACCEPTED:
+                if status == HTTPStatus.ACCEPTED:
+                    self.sent += 1
+                elif status != HTTPStatus.SERVICE_UNAVAILABLE:  # that is a broker that is held up, no fault of a token
                     self.failed.append(status)
 
 

@@ -38,7 +38,7 @@ class Installation:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run one command to its end."""
         command = [sys.executable, "-m", "kbatchd", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
 
     def ok(self, *arguments: str) -> list[str]:
         """Run one command, which must succeed in silence; return the lines it printed."""
@@ -141,7 +141,7 @@ def test_create_topic(installation: Installation, admin: AdminClient) -> None:
     try:
         assert installation.ok("create-topic", "r") == [f"{topic}: created"]
         assert installation.ok("create-topic") == [f"{topic}: exists already", f"{other}: created"]
-        made = admin.list_topics(timeout=10).topics
+        made = admin.list_topics(timeout=30).topics
         assert [len(made[name].partitions) for name in (topic, other)] == [2, 4]
         assert "there is no route nobody; the file has r, other" in installation.fails(78, "create-topic", "nobody")
     finally:
@@ -248,4 +248,4 @@ def test_kafka_is_not_there(installation: Installation) -> None:
     installation.change(installation.bootstrap_servers, NOBODY)
     started_at = time.monotonic()
     assert "Kafka cannot be reached" in installation.fails(69, "create-topic")
-    assert time.monotonic() - started_at < 5 + 5
+    assert time.monotonic() - started_at < 5 + 9  # the process's own start, too; the command's own limit is 15

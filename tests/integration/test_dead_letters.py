@@ -36,7 +36,7 @@ class Desk:
 
     def run(self, *arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
         command = [sys.executable, "-m", "kbatchd", "dead-letters", *arguments, "--config", str(self.file)]
-        return subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=60)
+        return subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=180)
 
     def ok(self, *arguments: str, stdin: bytes | None = None) -> list[str]:
         """Run one command, which must succeed in silence; return the lines it printed."""
@@ -338,7 +338,7 @@ class TestDiscard:
         command = [sys.executable, "-m", "kbatchd", "dead-letters", "discard", "--config", str(desk.file)]
         with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE) as process:
             os.write(ours, answer)
-            output, _ = process.communicate(timeout=30)
+            output, _ = process.communicate(timeout=120)
         os.close(ours)
         os.close(theirs)
         assert process.returncode == 0

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kbatchd.devstack.postgres import Postgres
     from tests.fix_kafka import MakeTopic
 
-READ_SECONDS = 20.0
+READ_SECONDS = 60.0
 
 #: A process that starts the server named in its argument, prints its pid and directory, and waits to be killed.
 OWNER = """
@@ -141,7 +141,7 @@ def _read(bootstrap_servers: str, topic: str, partitions: int, only: int | None 
     consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "unused", "enable.auto.commit": False})
     try:
         expected = sum(
-            consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)[1] for number in numbers
+            consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=30)[1] for number in numbers
         )
         consumer.assign([TopicPartition(topic, number, 0) for number in numbers])
         values: list[bytes] = []
@@ -161,7 +161,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def _wait(condition: Callable[[], bool], timeout_seconds: float = 10.0) -> None:
+def _wait(condition: Callable[[], bool], timeout_seconds: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -234,7 +234,7 @@ def test_thousands_who_wait_are_one_query(table: Table, database: str, tmp_path:
             table.advance(P0, 3_000)
             began = asyncio.get_running_loop().time()
             outcomes = await waiting
-            assert asyncio.get_running_loop().time() - began < 3
+            assert asyncio.get_running_loop().time() - began < 15  # one look for each would take a minute
             assert outcomes.count(Outcome.COMMITTED) == 2_999
             assert isinstance(outcomes[1_500], list)
 

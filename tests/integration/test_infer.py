@@ -30,7 +30,7 @@ def infer(directory: Path, bootstrap_servers: str, *arguments: str) -> subproces
     file = directory / "kafka-alone.toml"
     file.write_text(f'[kafka]\nbootstrap_servers = "{bootstrap_servers}"\n')
     command = [sys.executable, "-m", "kbatchd", "infer", "--config", str(file), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
 
 
 def send(bootstrap_servers: str, topic: str, values: list[bytes]) -> None:

@@ -110,7 +110,7 @@ def test_two_at_the_same_time(empty_database: str) -> None:
         with psycopg.connect(empty_database, autocommit=True) as watcher:
             _wait_until_two_are_waiting(watcher)
         gate.rollback()
-        outcomes = sorted(int(process.communicate(timeout=30)[0]) for process in (one, two))
+        outcomes = sorted(int(process.communicate(timeout=120)[0]) for process in (one, two))
     assert [one.returncode, two.returncode] == [0, 0]
     assert outcomes[0] == 0
     assert outcomes[1] >= 1

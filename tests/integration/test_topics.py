@@ -76,22 +76,23 @@ def test_topic_made_anew_has_another_id(admin: topics.Admin, make_topic: MakeTop
     before = topics.describe(admin, [topic])[topic]
     admin.delete_topics([topic], operation_timeout=10)[topic].result()
     make_topic(1, topic)
-    after = topics.describe(admin, [topic])[topic]
     assert before is not None
-    assert after is not None
-    assert before.topic_id != after.topic_id
+
+    def has_another() -> bool:
+        after = topics.describe(admin, [topic])[topic]
+        return after is not None and after.topic_id != before.topic_id
+
+    wait_until(has_another, 10, "another id")
 
 
 def test_describe_async_does_not_wait(admin: topics.Admin, make_topic: MakeTopic) -> None:
-    topic = make_topic(1)
+    nobody = topics.make_admin(config.Kafka(bootstrap_servers=NOBODY))
     started_at = time.monotonic()
+    assert not topics.describe_async(nobody, ["t"], 20.0).done()
+    assert time.monotonic() - started_at < 10
+    topic = make_topic(1)
     inquiry = topics.describe_async(admin, [topic])
-    asked_seconds = time.monotonic() - started_at
-    deadline = started_at + 10
-    while not inquiry.done():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    assert asked_seconds < 0.1
+    wait_until(inquiry.done, 10, "the answer")
     assert inquiry.result()[topic] is not None
 
 
@@ -142,8 +143,8 @@ def test_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
         caplog.at_level(logging.DEBUG, "kbatchd"),
         pytest.raises(ServerUnavailable, match=r"Kafka cannot be reached: .*refused"),
     ):
-        topics.describe(admin, ["t"], timeout_seconds=1.0)
-    assert time.monotonic() - started_at < 10
+        topics.describe(admin, ["t"], timeout_seconds=3.0)
+    assert time.monotonic() - started_at < 15
     with pytest.raises(ServerUnavailable):
         topics.create_topics(admin, [_route("t")], timeout_seconds=1.0)
     with pytest.raises(ServerUnavailable):

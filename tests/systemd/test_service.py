@@ -68,7 +68,7 @@ class Service:
 
     def post(self, record: dict[str, object], headers: dict[str, str] | None = None) -> int:
         """Send a record through the gateway, and wait until it is in the table; return the status."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             content = {"content-type": "application/json"}
             connection.request("POST", f"/v1/{self.topic}?ack=db", json.dumps(record), content | (headers or {}))
@@ -78,7 +78,7 @@ class Service:
 
     def readiness(self) -> Any:
         """Ask the monitor; nothing as long as it does not listen."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.monitor_port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.monitor_port, timeout=30)
         try:
             connection.request("GET", "/health/ready")
             return json.loads(connection.getresponse().read())
@@ -130,7 +130,7 @@ def test_start_write_and_stop(service: Service) -> None:
     assert "2 workers" in state["StatusText"]
     assert service.post({"id": 1, "path": "/"}) == 200
     assert service.ids() == [1]
-    deadline = time.monotonic() + 60.0
+    deadline = time.monotonic() + 120.0
     while not (answer := service.readiness())["ready"]:
         assert time.monotonic() < deadline, f"{answer}\n{service.journal()}"
         time.sleep(0.1)
@@ -190,7 +190,7 @@ def test_killed_it_is_started_again(service: Service) -> None:
 
 
 def test_frozen_it_is_killed_by_the_watchdog(service: Service) -> None:
-    service.manager.write(f"/run/units/{UNIT}.d/soon.conf", "[Service]\nWatchdogSec=3s\nRestartSec=100ms\n")
+    service.manager.write(f"/run/units/{UNIT}.d/soon.conf", "[Service]\nWatchdogSec=6s\nRestartSec=100ms\n")
     service.manager.run("systemctl", "daemon-reload")
     service.start()
     before = service.main_pid()

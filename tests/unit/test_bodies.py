@@ -165,11 +165,11 @@ def test_splitting_takes_time_in_proportion() -> None:
     # Blanks behind each brace make a careless pattern try all their lengths.
     def seconds(blanks: int) -> float:
         body = b"[" + (b"}" + b" " * blanks) * 20 + b"]"
-        start = time.perf_counter()
+        start = time.thread_time()  # what others take of the processor is not counted
         split(body, MANY)
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
-    assert min(seconds(100_000) for _ in range(3)) < 50 * max(1e-4, min(seconds(10_000) for _ in range(3)))
+    assert min(seconds(100_000) for _ in range(7)) < 50 * max(1e-4, min(seconds(10_000) for _ in range(7)))
 
 
 def test_lines_keep_their_numbers() -> None:
@@ -252,10 +252,10 @@ def test_zstd_window_is_bounded() -> None:
 @pytest.mark.parametrize("encoding", PACKERS)
 def test_many_empty_members_end_soon(encoding: str) -> None:
     packed = PACKERS[encoding](b"") * 500_000
-    start = time.perf_counter()
+    start = time.thread_time()
     with pytest.raises(TooLarge, match=f"more than 1000 {encoding} members"):
         unpack(packed, encoding, 100_000)
-    assert time.perf_counter() - start < 2
+    assert time.thread_time() - start < 2
 
 
 def test_bomb_takes_no_memory() -> None:

@@ -49,7 +49,7 @@ def file(tmp_path: Path) -> Path:
 
 def _kbatchd(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kbatchd", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_version() -> None:
@@ -70,7 +70,7 @@ def test_help_is_a_manual(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_starts_without_the_heavy_libraries() -> None:
     script = "import sys, kbatchd.cli; print(*{'pydantic', 'psycopg', 'confluent_kafka', 'rich'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout == "\n"
 
 
@@ -175,7 +175,7 @@ def test_a_reader_that_leaves_is_no_fault() -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ P0, P1 = Partition(TOPIC, 0), Partition(TOPIC, 1)
 NEVER = 1e9
 #: A deadline that has passed: what is ready now, without waiting.
 NOW = 0.0
-SOON_SECONDS = 10.0
+SOON_SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")

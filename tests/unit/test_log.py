@@ -169,7 +169,10 @@ class TestFolding:
         assert len(self.lines(capsys)) == 1
         clock[0] += 0.2
         log.tell_repeats()
-        assert self.lines(capsys) == ['lost action=lost error="try 4" repeated=4 seconds_ago=0.0']
+        [line] = self.lines(capsys)
+        told, _, seconds_ago = line.partition(" seconds_ago=")
+        assert told == 'lost action=lost error="try 4" repeated=4'
+        assert 0 <= float(seconds_ago) < 60
         clock[0] += 60
         log.tell_repeats()
         assert self.lines(capsys) == []
@@ -181,8 +184,9 @@ class TestFolding:
         assert [folding.filter(record) for _ in range(2)] == [True, False]
         clock[0] += 10.1
         [late] = folding.take_repeats()
-        assert (late.__dict__["repeated"], late.__dict__["seconds_ago"]) == (1, 7.0)
-        assert time.time() - late.created < 1.0
+        assert late.__dict__["repeated"] == 1
+        assert 7.0 <= late.__dict__["seconds_ago"] < 60
+        assert time.time() - late.created < 5.0
         assert not hasattr(record, "repeated"), "another handler has it too"
 
     def test_threads_tell_it_once(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,10 +63,10 @@ async def _converse(pieces: Iterable[bytes]) -> tuple[Wire, Recorder]:
     connection = Connection(guard, asyncio.get_running_loop())
     connection.connection_made(wire)
     for piece in pieces:
-        await asyncio.wait_for(wire.reading.wait(), timeout=5)
+        await asyncio.wait_for(wire.reading.wait(), timeout=60)
         connection.data_received(piece)
     while guard.tasks:
-        await asyncio.wait(guard.tasks, timeout=5)
+        await asyncio.wait(guard.tasks, timeout=60)
     return wire, app
 
 

@@ -25,7 +25,7 @@ def _no_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def receiver() -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bound:
-        bound.settimeout(5)
+        bound.settimeout(60)
         yield bound
 
 
