@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 NICE = 19
 
 #: Connections that are served; more are told so, or cut off. A browser has six, Prometheus one; but who is sent away
-#: and comes again takes more time than who waits for an answer.
+#: and comes again takes more time than who waits for an answer. All of them together wait 6 s, less than Prometheus'
+#: patience (scrape_timeout, 10 s).
 MAX_CONNECTIONS = 600
 
 #: How long a client may take for its head, and how long it may stay without a request.
