@@ -15,7 +15,7 @@ import orjson
 import psycopg
 import pytest
 import zstandard
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from tests.fix_daemon import toml, wait_until
 from tests.fix_load import read_topic
@@ -149,12 +149,15 @@ class Producing:
         """Wait until the first records are committed; sooner done than to read them."""
         consumer = Consumer({"bootstrap.servers": self.bootstrap_servers, "group.id": "judge", "log_level": 0})
         partitions = [TopicPartition(self.topic, number) for number in range(4)]
+
+
+        def is_begun() -> bool:
+            with suppress(KafkaException):  # a partition that was made a moment ago may have no leader yet
+                return any(consumer.get_watermark_offsets(each, timeout=5)[1] for each in partitions)
+            return False
+
         try:
-            wait_until(
-                lambda: any(consumer.get_watermark_offsets(each, timeout=30)[1] for each in partitions),
-                20,
-                "the first records",
-            )
+            wait_until(is_begun, 20, "the first records")
         finally:
             consumer.close()
 
