@@ -17,7 +17,7 @@ import signal
 import socket
 import ssl
 import sys
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 import uvicorn
 import uvloop
@@ -25,7 +25,7 @@ import uvloop
 from kbatchd.errors import EX_OK, EX_SOFTWARE, ConfigError, KbatchError, ServerUnavailable
 from kbatchd.gateway.app import App
 from kbatchd.gateway.database import Database
-from kbatchd.gateway.guard import STOP_HEAD_SECONDS, Guard
+from kbatchd.gateway.guard import Guard
 from kbatchd.gateway.protocol import TOLD_CONNECTIONS, Connection
 from kbatchd.gateway.tokens import Tokens
 from kbatchd.log import tell_repeats
@@ -175,13 +175,6 @@ def listen(settings: Gateway, table: str, *, shared: bool) -> socket.socket:
     return listener
 
 
-class _Handshake(TypedDict, total=False):
-    """What the event loop has to know of TLS; nothing where there is none."""
-
-    ssl: ssl.SSLContext
-    ssl_handshake_timeout: float
-
-
 class Server(uvicorn.Server):
     """uvicorn's server with our connections; signals are ours too."""
 
@@ -198,9 +191,7 @@ class Server(uvicorn.Server):
         )
         self._gateway = gateway
         self._tls = _tls_context(gateway)
-        self._handshake: _Handshake = {}
-        if self._tls is not None:
-            self._handshake = {"ssl": self._tls, "ssl_handshake_timeout": gateway.header_timeout_seconds}
+        self._handshake_seconds = gateway.header_timeout_seconds
         self._guard = Guard(app, gateway)
         # What uvicorn waits for at the end.
         self.server_state.connections = self._guard.connections  # type: ignore[assignment]
@@ -223,24 +214,19 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         self._watching = loop.create_task(self._guard.watch())
         self.servers = [
-            await loop.create_server(self._connection, sock=each, backlog=BACKLOG, **self._handshake)
+            await loop.create_server(
+                lambda: Connection(self._guard, loop),
+                sock=each,
+                backlog=BACKLOG,
+                ssl=self._tls,
+                ssl_handshake_timeout=self._handshake_seconds if self._tls else None,
+            )
             for each in sockets or ()
         ]
         self.started = True
 
-    def _connection(self) -> Connection:
-        return Connection(self._guard, asyncio.get_running_loop())
-
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept nothing more, answer what is in flight, cancel what is not answered within the grace period."""
-        loop = asyncio.get_running_loop()
-        # Closing a socket resets those who wait in its queue; they came before the stop, and may have sent a request.
-        waiting = [client for listener in sockets or () for client in _accept_all(listener)]
-        for server in self.servers:
-            server.close()
-        if waiting:
-            taking = [loop.create_task(self._take(client)) for client in waiting]
-            await asyncio.wait(taking, timeout=STOP_HEAD_SECONDS)
         self._guard.stop()
         await super().shutdown(sockets)
         if self._guard.tasks:  # cancelled: they still say so to their clients
@@ -249,23 +235,10 @@ class Server(uvicorn.Server):
             connection.hang_up()
         self._watching.cancel()
 
-    async def _take(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # it has gone, or does not speak TLS
-            await asyncio.get_running_loop().connect_accepted_socket(self._connection, client, **self._handshake)
-
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals to `_on_signals`."""
         yield
-
-
-def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
-    """Accept who waits in a socket's queue."""
-    with contextlib.suppress(OSError):  # BlockingIOError: nobody, any more
-        while True:
-            client, _ = listener.accept()
-            client.setblocking(False)
-            yield client
 
 
 def _tls_context(gateway: Gateway) -> ssl.SSLContext | None:

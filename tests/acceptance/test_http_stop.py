@@ -6,7 +6,6 @@ import select
 import socket
 import threading
 import time
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, cast
 
 import psycopg
@@ -114,24 +113,6 @@ def test_idle_connections_end_at_once_and_new_ones_are_refused() -> None:
             connection.close()
         with pytest.raises(ConnectionRefusedError):
             server.connect()
-
-
-def test_who_waits_to_be_accepted_is_answered() -> None:
-    """The kernel has made the connection already; to close its queue would reset it."""
-    with serving() as server, ExitStack() as stack:
-        held = threading.Event()
-
-        def stop_and_hold() -> None:
-            server.stop()
-            held.set()
-            time.sleep(0.5)  # the loop is busy, and then the first that it does is to stop
-
-        server.call(stop_and_hold)
-        assert held.wait(10)
-        clients = [stack.enter_context(server.connect()) for _ in range(20)]
-        for client in clients:
-            client.sendall(post("/", b"{}"))
-        assert [read_answers(client, 1)[0].status for client in clients] == [202] * len(clients)
 
 
 def test_requests_under_way_are_answered_and_told_that_it_is_the_end() -> None:
