@@ -21,7 +21,8 @@ import uvicorn
 import uvloop
 
 from kbatchd import config, log
-from kbatchd.gateway.server import BACKLOG, SWITCH_INTERVAL_SECONDS, Server, run_gateway
+from kbatchd.gateway.listener import BACKLOG
+from kbatchd.gateway.server import SWITCH_INTERVAL_SECONDS, Server, run_gateway
 from kbatchd.stats import Slots
 
 if TYPE_CHECKING:

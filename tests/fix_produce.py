@@ -150,7 +150,6 @@ class Producing:
         consumer = Consumer({"bootstrap.servers": self.bootstrap_servers, "group.id": "judge", "log_level": 0})
         partitions = [TopicPartition(self.topic, number) for number in range(4)]
 
-
         def is_begun() -> bool:
             with suppress(KafkaException):  # a partition that was made a moment ago may have no leader yet
                 return any(consumer.get_watermark_offsets(each, timeout=5)[1] for each in partitions)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import uvloop
 
 from kbatchd.config import Gateway
-from kbatchd.gateway.server import BACKLOG, Server
+from kbatchd.gateway.listener import BACKLOG
+from kbatchd.gateway.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence

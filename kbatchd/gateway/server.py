@@ -14,7 +14,6 @@ import gc
 import logging
 import resource
 import signal
-import socket
 import ssl
 import sys
 from typing import TYPE_CHECKING
@@ -22,10 +21,11 @@ from typing import TYPE_CHECKING
 import uvicorn
 import uvloop
 
-from kbatchd.errors import EX_OK, EX_SOFTWARE, ConfigError, KbatchError, ServerUnavailable
+from kbatchd.errors import EX_OK, EX_SOFTWARE, ConfigError, KbatchError
 from kbatchd.gateway.app import App
 from kbatchd.gateway.database import Database
 from kbatchd.gateway.guard import Guard
+from kbatchd.gateway.listener import BACKLOG, HANDSHAKE_SECONDS, listen, overlook_new
 from kbatchd.gateway.protocol import TOLD_CONNECTIONS, Connection
 from kbatchd.gateway.tokens import Tokens
 from kbatchd.log import tell_repeats
@@ -33,6 +33,7 @@ from kbatchd.producer import RecordProducer
 from kbatchd.stats import Field, Slot, State
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -50,9 +51,6 @@ SWITCH_INTERVAL_SECONDS = 0.0005
 #: So many new objects before the collector looks at the young ones: Python's own 700 are a few requests' worth, and
 #: cost 7 % at 512 connections.
 YOUNG_OBJECTS = 50_000
-
-#: Connections the kernel keeps for us while the loop is busy.
-BACKLOG = 4_096
 
 #: Files of a gateway that are no clients' connections: Kafka's brokers, PostgreSQL, the log.
 OWN_FILES = 256
@@ -155,26 +153,6 @@ async def _end_with(producer: RecordProducer, server: Server) -> None:
     server.should_exit = True
 
 
-def listen(settings: Gateway, table: str, *, shared: bool) -> socket.socket:
-    """Return a socket at `listen` of the file's table; ServerUnavailable when it cannot be had.
-
-    `shared`: with other processes. Else alone: two daemons on one address would answer in turns.
-    """
-    host, port = settings.address
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        raise ServerUnavailable(f"{table}.listen: {settings.listen}: {error.strerror}") from error
-    listener.setblocking(False)
-    return listener
-
-
 class Server(uvicorn.Server):
     """uvicorn's server with our connections; signals are ours too."""
 
@@ -227,6 +205,9 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept nothing more, answer what is in flight, cancel what is not answered within the grace period."""
+        for each in sockets or ():
+            overlook_new(each)
+        await asyncio.sleep(HANDSHAKE_SECONDS)  # meanwhile those that are connected are accepted, and all go on as ever
         self._guard.stop()
         await super().shutdown(sockets)
         if self._guard.tasks:  # cancelled: they still say so to their clients

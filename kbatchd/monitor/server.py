@@ -19,7 +19,8 @@ import uvloop
 
 from kbatchd.config import Gateway
 from kbatchd.errors import EX_OK, KbatchError
-from kbatchd.gateway.server import Server, beat, listen
+from kbatchd.gateway.listener import listen
+from kbatchd.gateway.server import Server, beat
 from kbatchd.monitor.app import App
 from kbatchd.monitor.history import History
 from kbatchd.monitor.state import Daemon

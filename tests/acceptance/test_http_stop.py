@@ -6,6 +6,7 @@ import select
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, cast
 
 import psycopg
@@ -113,6 +114,51 @@ def test_idle_connections_end_at_once_and_new_ones_are_refused() -> None:
             connection.close()
         with pytest.raises(ConnectionRefusedError):
             server.connect()
+
+
+def test_connections_that_wait_to_be_accepted_are_accepted() -> None:
+    """The kernel has told these clients that they are connected; the event loop learns of the stop first."""
+    with serving(grace_seconds=10.0) as server:
+        held_up, go_on = threading.Event(), threading.Event()
+
+        async def look(counter: int) -> bool:  # noqa: ARG001
+            held_up.set()
+            return go_on.wait(20)
+
+        server.server.on_tick = look  # type: ignore[method-assign]  # asked whether to stop, just before it does
+        assert held_up.wait(20)
+        connections = [server.connect() for _ in range(50)]
+        for connection in connections:
+            connection.sendall(post("/", b"x"))
+        go_on.set()
+        for connection in connections:
+            assert [answer.status for answer in answers(read_all(connection))] == [202]
+            connection.close()
+
+
+def test_new_connections_under_load_are_answered_or_refused() -> None:
+    with serving(grace_seconds=10.0) as server:
+        outcomes: list[str | int] = []
+
+        def connect_on_and_on() -> None:
+            while True:
+                try:
+                    connection = server.connect()
+                except ConnectionRefusedError:
+                    return
+                with connection:
+                    try:
+                        connection.sendall(post("/", b"x"))
+                        outcomes.append(read_answers(connection, 1)[0].status)
+                    except ConnectionError as error:
+                        outcomes.append(repr(error))
+
+        with ThreadPoolExecutor(16) as pool:
+            clients = [pool.submit(connect_on_and_on) for _ in range(16)]
+            wait_until(lambda: len(outcomes) > 500, 20, "load")
+            server.stop()
+        assert [client.result() for client in clients] == [None] * 16
+        assert set(outcomes) == {202}
 
 
 def test_requests_under_way_are_answered_and_told_that_it_is_the_end() -> None:

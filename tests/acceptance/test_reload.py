@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 from contextlib import suppress
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
@@ -235,20 +236,24 @@ class TestGateway:
         [line] = [line for line in daemon.config.read_text().splitlines() if line.startswith("listen")]
         port = int(line.rpartition(":")[2].strip('"'))
         answered: list[int] = []
+        numbers = count()
         over = threading.Event()
 
         def send() -> None:
             while not over.is_set():
-                answered.append(_post(port, delivery.topic, len(answered)))
+                answered.append(_post(port, delivery.topic, next(numbers)))
 
-        client = threading.Thread(target=send)
-        client.start()
+        clients = [threading.Thread(target=send) for _ in range(8)]
+        for client in clients:
+            client.start()
         gateways = daemon.gateways()
         change(daemon.config, ("[gateway]", "[gateway]\nmax_connections = 9_000"))
         reload(daemon)
         over.set()
-        client.join()
+        for client in clients:
+            client.join()
         assert set(answered) == {202}
+        assert len(answered) == next(numbers), "a connection was reset"
         assert len(daemon.gateways()) == 1
         assert daemon.gateways() != gateways
         wait_until(lambda: delivery.rows() == len(answered), 20, "all that was sent, in the table")

@@ -1,0 +1,66 @@
+"""The socket that a server accepts connections on, and how it is given up without a loss.
+
+A listener that is closed resets the connections that its process has not accepted yet, and those whose handshake is
+half done, though their clients have been told that they are connected. So the kernel is first told to overlook new
+ones; those under way are accepted as ever, and then there is nothing left to reset. A client that was overlooked asks
+again after a second, by itself: then it reaches another gateway, or is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from kbatchd.errors import ServerUnavailable
+
+if TYPE_CHECKING:
+    from kbatchd.config import Gateway
+
+#: Connections the kernel keeps for us while the loop is busy.
+BACKLOG = 4_096
+
+#: How long a handshake that is under way may take; longer than a way around the world is for no gateway.
+HANDSHAKE_SECONDS = 0.1
+
+#: Linux's number, which the socket module does not name.
+_SO_ATTACH_FILTER = 26
+
+#: A program for the kernel, run on each packet to the listener: byte 13 of TCP's header holds the flags, 2 is SYN.
+_NO_SYN = [
+    (0x30, 0, 0, 13),  # load the byte
+    (0x45, 0, 1, 0x02),  # without SYN skip the next instruction
+    (0x06, 0, 0, 0),  # drop the packet
+    (0x06, 0, 0, 0xFFFFFFFF),  # take all of it
+]
+
+
+def listen(settings: Gateway, table: str, *, shared: bool) -> socket.socket:
+    """Return a socket at `listen` of the file's table; ServerUnavailable when it cannot be had.
+
+    `shared`: with other processes. Else alone: two daemons on one address would answer in turns.
+    """
+    host, port = settings.address
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise ServerUnavailable(f"{table}.listen: {settings.listen}: {error.strerror}") from error
+    listener.setblocking(False)
+    return listener
+
+
+def overlook_new(listener: socket.socket) -> None:
+    """Have the kernel drop new connections' first packets; HANDSHAKE_SECONDS later the listener may be closed."""
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _NO_SYN))
+    with contextlib.suppress(OSError):  # a sandbox may forbid it: then a few may be reset
+        listener.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_NO_SYN), ctypes.addressof(program))
+        )
