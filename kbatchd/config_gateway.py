@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field, ValidationInfo, field_validator
 
 from kbatchd.config_faults import fault
-from kbatchd.config_table import Address, Beside, Command, Origin, Table, private, readable
+from kbatchd.config_table import Address, Beside, Command, Origin, Table, host_and_port, private, readable
 from kbatchd.credentials import find
 
 #: The systemd credential that holds the gateway's tokens: `LoadCredential=gateway_tokens:/path`.
@@ -114,8 +114,7 @@ class Gateway(Table):
     @property
     def address(self) -> tuple[str, int]:
         """The host and the port of `listen`."""
-        host, _, port = self.listen.rpartition(":")
-        return host.strip("[]"), int(port)
+        return host_and_port(self.listen)
 
 
 def _why(error: OSError) -> str:

@@ -189,5 +189,13 @@ class Kafka(Table):
         return self
 
 
+def record_too_large(size: int, limit: int) -> str:
+    """Say of a record that it is beyond `max_record_bytes`, whose limit that is, and where it is raised."""
+    return (
+        f"a record of {size:,} bytes; kbatchd's own limit as a client of Kafka is {limit:,}: it is raised by "
+        """"message.max.bytes" in [kafka.librdkafka], and the topic's max.message.bytes must allow it too"""
+    )
+
+
 def _protocol(*, tls: bool, sasl: str | None) -> str:
     return ("sasl_" * (sasl is not None)) + ("ssl" if tls else "plaintext")

@@ -45,6 +45,12 @@ def _address(value: str) -> str:
     return value
 
 
+def host_and_port(address: str) -> tuple[str, int]:
+    """Split an Address."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 def _origin(value: str) -> str:
     if not _ORIGIN.match(value):
         raise fault('has something that is no origin; allowed: such as "https://app.example.com", or "*" for all')

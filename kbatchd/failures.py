@@ -1,7 +1,7 @@
 """The failed file: what was not sent, record by record, with the line and the reason, as NDJSON.
 
 One object a record: file, line, record (its number in the file), code, column, reason, and value, the record as it
-stands in the file (null where it is larger than Kafka takes). Written before the transaction that goes past these
+stands in the file (null where it is larger than is sent). Written before the transaction that goes past these
 records is committed, and after a crash cut back to where the file is taken up again: so each stands there once. A file
 that is there already is never overwritten, unless everything is sent anew.
 

@@ -213,9 +213,8 @@ class Flusher(threading.Thread):
         except TopicMadeAnew as anew:
             log.warning(str(anew), extra={"action": "topic_made_anew", "route": lane.route.name})
             claims.meet_another_topic(anew.topic_id)
-        except TableChanged as changed:
-            log.warning(str(changed), extra={"action": "table_changed"})
-            claims.revoke()
+        except TableChanged:
+            claims.revoke()  # the next claim reads the table anew, and tells of it
         except BreakerOpen as breaker:
             log.error(str(breaker), extra={"action": "breaker_open"})
             claims.halt(list(lane.epochs))

@@ -32,6 +32,11 @@ LOOK_SECONDS = 1.0
 _FETCH_LITTLE = {"fetch.message.max.bytes": 1_024, "queued.min.messages": 1, "fetch.wait.max.ms": 50}
 
 
+#: Records that have been waiting for longer than this, beside some lingers, wait for somebody: a flush takes less.
+STILL_SECONDS = 10.0
+STILL_LINGERS = 3.0
+
+
 class PartitionState(StrEnum):
     """What progress and topic have to say of each other."""
 
@@ -83,6 +88,12 @@ class PartitionLag(NamedTuple):
         if self.records is None or (self.records and oldest is None):
             return None
         return max(0.0, round(time.time() - oldest, 3)) if self.records and oldest else 0.0
+
+    def stands_still(self, waits: float | None, linger_seconds: float) -> bool:
+        """Tell whether an owner is there, records have been waiting for `waits`, and progress has not moved since."""
+        moved = time.time() - self.progress.updated_at.timestamp()
+        longest = STILL_SECONDS + STILL_LINGERS * linger_seconds
+        return self.progress.is_held and bool(self.records) and min(moved, waits or 0.0) > longest
 
     @property
     def lost(self) -> int:

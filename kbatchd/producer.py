@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from kbatchd.config_kafka import record_too_large
 from kbatchd.errors import ConfigError, KbatchError
 from kbatchd.model import OffsetRange, Partition
 from kbatchd.rdkafka_log import rdkafka_log
@@ -76,10 +77,10 @@ class QueueFull(KbatchError):
 
 
 class RecordTooLarge(KbatchError):
-    """A record is larger than Kafka takes (message.max.bytes); nothing was sent."""
+    """A record is larger than we send (message.max.bytes); nothing was sent."""
 
     def __init__(self, index: int, size: int, limit: int) -> None:
-        super().__init__(f"a record of {size} bytes; Kafka takes {limit}")
+        super().__init__(record_too_large(size, limit))
         self.index = index
 
 

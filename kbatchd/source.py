@@ -55,6 +55,9 @@ _DEFAULTS: dict[str, str | int | float | bool] = {
     "log.connection.close": False,
 }
 
+#: What brokers say that are there, and do not have the topic (any more).
+_UNKNOWN = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})  # noqa: SLF001
+
 
 @dataclass(slots=True)
 class Polled:
@@ -192,7 +195,7 @@ class Source:
                     polled.ends[partition] = message.offset() or 0
                 case KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
                     polled.out_of_range.append(partition)
-                case KafkaError.UNKNOWN_TOPIC_OR_PART | KafkaError._UNKNOWN_TOPIC | KafkaError._UNKNOWN_PARTITION:  # noqa: SLF001
+                case code if code in _UNKNOWN:
                     polled.unknown_topics.add(partition.topic)
                 case _:
                     # librdkafka goes on by itself; 99 is UNKNOWN_TOPIC_ID: the topic may have been made anew.
@@ -216,6 +219,8 @@ class Source:
     def _on_error(self, error: KafkaError) -> None:
         """Hear of trouble with brokers: librdkafka mends it by itself."""
         self.brokers_changed = True
+        if error.code() in _UNKNOWN:  # no outage: the topic watch tells what is gone
+            return
         self._trouble_since = self._trouble_since or time.monotonic()
         log.warning("trouble with Kafka", extra={"action": "kafka_error", "error": error.str()})
 

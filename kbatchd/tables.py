@@ -125,7 +125,8 @@ def write_cache(config: Config, tables: Mapping[str, Columns | ConfigError]) -> 
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _replace(path, orjson.dumps({"version": _VERSION, "routes": routes}))
     except OSError as error:
-        log.warning("cache not written", extra={"action": "cache_unwritten", "path": str(path), "error": str(error)})
+        what = "columns not remembered: nothing can be taken in after a start without PostgreSQL; mend state_directory"
+        log.warning(what, extra={"action": "cache_unwritten", "path": str(path), "error": str(error)})
 
 
 def _replace(path: Path, content: bytes) -> None:

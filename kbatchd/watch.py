@@ -88,7 +88,8 @@ class TopicWatch:
                 self._missing.discard(name)
             elif name not in self._missing:
                 self._missing.add(name)
-                log.error("topic is gone", extra={"action": "topic_gone", "topic": name})
+                what = "topic is gone; `kbatchd create-topic` makes it anew; or take its routes out of the file"
+                log.error(what, extra={"action": "topic_gone", "topic": name})
 
 
 def judge(partition: Partition, next_offset: int, topic_id: str, current_id: str, low: int, high: int) -> Gap | None:

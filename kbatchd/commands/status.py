@@ -1,6 +1,7 @@
-"""`kbatchd status`: how the pipeline is doing, from PostgreSQL and Kafka alone.
+"""`kbatchd status`: how the pipeline is doing, from PostgreSQL and Kafka.
 
-So it works from any host, with the daemon up or not.
+So it works from any host, with the daemon up or not. Why something stands still a daemon alone knows: its monitor is
+asked, where it answers at the file's address.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from typing import Any
 
 import orjson
@@ -18,6 +21,7 @@ import orjson
 from kbatchd import ledger, topics
 from kbatchd.commands import load_config, print_table
 from kbatchd.config import Config
+from kbatchd.config_table import host_and_port
 from kbatchd.errors import EX_OK, KbatchError
 from kbatchd.lag import Oldest, PartitionLag, PartitionState, survey
 from kbatchd.migrations import check_version
@@ -25,6 +29,9 @@ from kbatchd.postgres import Connection, Error, connect, explained
 
 #: How long Kafka may take to answer: what PostgreSQL knows is shown without it.
 KAFKA_SECONDS = 5.0
+
+#: How long the monitor may take, which is on this host or not there.
+MONITOR_SECONDS = 1.0
 
 #: Between two looks of --watch.
 WATCH_SECONDS = 2.0
@@ -46,6 +53,9 @@ class Look:
     waits: dict[tuple[str, int], float | None] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
     dead_letters: dict[str, int] = field(default_factory=dict)
+    #: What the monitor says of its daemon: routes that are put aside, partitions that are halted.
+    aside: set[str] = field(default_factory=set)
+    halted: set[tuple[str, int]] = field(default_factory=set)
     #: What could not be asked, in words.
     trouble: list[str] = field(default_factory=list)
 
@@ -89,6 +99,7 @@ class Lookout:
             self._ask_kafka(look, claimed)
         except KbatchError as error:
             look.trouble.append(f"the lag is not known: {error}")
+        self._ask_monitor(look)
         return look
 
     def _ask_kafka(self, look: Look, claimed: Sequence[ledger.Claimed]) -> None:
@@ -103,6 +114,19 @@ class Lookout:
             (lag.progress.route, lag.progress.partition): lag.waits(times.get((lag.progress.route, lag.partition)))
             for lag in look.lags
         }
+
+    def _ask_monitor(self, look: Look) -> None:
+        """Ask the daemon on this host, if there is one, and it is this pipeline's."""
+        if self._config.monitor is None:
+            return
+        connection = HTTPConnection(*host_and_port(self._config.monitor.listen), timeout=MONITOR_SECONDS)
+        with contextlib.closing(connection), contextlib.suppress(OSError, HTTPException, ValueError):
+            connection.request("GET", "/status.json")
+            answer = connection.getresponse()
+            said = orjson.loads(answer.read()) if answer.status == HTTPStatus.OK else {}
+            if isinstance(said, dict) and said.get("pipeline") == self._config.pipeline:
+                look.aside = {route["name"] for route in said["routes"] if route["aside"]}
+                look.halted = {(each["route"], each["partition"]) for each in said["partitions"] if each["halted"]}
 
     def close(self) -> None:
         """Leave."""
@@ -152,7 +176,7 @@ def _print(config: Config, look: Look, *, as_json: bool) -> None:
 
 
 def _document(config: Config, look: Look) -> dict[str, Any]:
-    partitions = [_partition(lag, look) for lag in look.lags]
+    partitions = [_partition(lag, look, config.batch.linger_seconds) for lag in look.lags]
     return {
         "pipeline": config.pipeline,
         "at": look.at,
@@ -166,7 +190,9 @@ def _route(config: Config, name: str, partitions: Sequence[dict[str, Any]], look
     own = [partition for partition in partitions if partition["route"] == name]
     lags = [partition["lag"] for partition in own]
     waits = [partition["lag_seconds"] for partition in own if partition["lag_seconds"] is not None]
-    faults = sorted({partition["state"] for partition in own} - {"ok", "unknown"})
+    aside = ["put aside"] if name in look.aside else []
+    faults = sorted({partition["state"] for partition in own})
+    states = [word for word in (_activity(own), *aside, *faults) if word != "ok"]
     return {
         "route": name,
         "table": next(route.table for route in config.route if route.name == name),
@@ -174,7 +200,7 @@ def _route(config: Config, name: str, partitions: Sequence[dict[str, Any]], look
         "lag": None if not lags or None in lags else sum(lags),
         "lag_seconds": max(waits, default=None),
         "dead_letters": look.dead_letters.get(name, 0),
-        "state": ", ".join([_activity(own), *faults]),
+        "state": ", ".join(states) or "ok",
     }
 
 
@@ -186,8 +212,15 @@ def _activity(partitions: Sequence[dict[str, Any]]) -> str:
     return "ok" if all(held) else "partly stopped" if any(held) else "stopped"
 
 
-def _partition(lag: PartitionLag, look: Look) -> dict[str, Any]:
+def _partition(lag: PartitionLag, look: Look, linger_seconds: float) -> dict[str, Any]:
     claimed = lag.progress
+    key = claimed.route, claimed.partition
+    waits = look.waits.get(key)
+    state = str(lag.state)
+    if key in look.halted:
+        state = "halted" if lag.state is PartitionState.OK else f"halted: {state}"
+    elif lag.state is PartitionState.OK and lag.stands_still(waits, linger_seconds):
+        state = "stands still"
     return {
         "route": claimed.route,
         "topic": claimed.topic,
@@ -198,9 +231,9 @@ def _partition(lag: PartitionLag, look: Look) -> dict[str, Any]:
         "start": lag.start,
         "end": lag.end,
         "lag": lag.records,
-        "lag_seconds": look.waits.get((claimed.route, claimed.partition)),
+        "lag_seconds": waits,
         "updated_at": claimed.updated_at.timestamp(),
-        "state": str(lag.state),
+        "state": state,
     }
 
 

@@ -156,7 +156,8 @@ class Children:
                 if now - child.aborted_at > ABORT_SECONDS:
                     os.kill(child.pid, signal.SIGKILL)
             elif silence > self._plan.heartbeat_timeout_seconds:
-                child.log(logging.ERROR, "silent", "is silent")
+                todo = "look at this machine's memory and processors, or raise workers.heartbeat_timeout_seconds"
+                child.log(logging.ERROR, "silent", f"is silent, and is replaced; {todo}", seconds=round(silence, 1))
                 os.kill(child.pid, signal.SIGABRT)
                 child.aborted_at = now
 

@@ -38,7 +38,7 @@ PROBLEMS: Final[dict[HTTPStatus, dict[str, str]]] = {
     HTTPStatus.REQUEST_TIMEOUT: {"timeout": "The request did not come whole in time. The connection is closed."},
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: {
         "too-large": "The body is too large, maybe once it is unpacked, or has too many records.",
-        "record-too-large": "The record of this line is larger than Kafka takes.",
+        "record-too-large": "The record of this line is larger than the gateway sends to Kafka.",
     },
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: {
         "content-type": "The Content-Type is none of the two that are taken.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from kbatchd.config_kafka import record_too_large
 from kbatchd.door import Door
 from kbatchd.failures import Failure
 from kbatchd.model import Refusal
@@ -58,7 +59,7 @@ class Checker:
         if max(map(len, values), default=0) <= limit:
             return []
         return [
-            (index, Refusal("too_large", None, f"{len(value):,} bytes; Kafka takes {limit:,} (message.max.bytes)"))
+            (index, Refusal("too_large", None, record_too_large(len(value), limit)))
             for index, value in enumerate(values)
             if len(value) > limit
         ]

@@ -157,6 +157,16 @@ def test_bad_bodies(shop: Shop, subtests: pytest.Subtests) -> None:
             assert len(shop.values()) == number
 
 
+def test_a_record_that_is_too_large_is_told_whose_limit_that_is(shop: Shop) -> None:
+    body = b'{"id":1,"customer":"%s"}' % (b"x" * 999_900)
+    reply = shop.client.post(shop.path, body, record_key="k")
+    assert reply.json["detail"] == (
+        f"a record of {len(body) + 1:,} bytes; kbatchd's own limit as a client of Kafka is 999,488: it is raised by "
+        '"message.max.bytes" in [kafka.librdkafka], and the topic\'s max.message.bytes must allow it too; '
+        "nothing was sent"
+    )
+
+
 def test_bad_requests(shop: Shop, subtests: pytest.Subtests) -> None:
     for method, path, status in [
         ("POST", "/v1/nowhere", 404),

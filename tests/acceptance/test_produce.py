@@ -63,6 +63,16 @@ def test_what_has_no_sound_key_fails(producing: Producing) -> None:
     assert [each["line"] for each in failures(producing.directory / "a.ndjson.failed")] == [1, 2]
 
 
+def test_a_record_that_is_too_large_is_told_whose_limit_that_is(producing: Producing) -> None:
+    file = producing.file("a.ndjson", b'{"id":1,"name":"%b"}' % (b"x" * 1_000_000))
+    assert producing.run(file).code == 65
+    [failure] = failures(producing.directory / "a.ndjson.failed")
+    assert failure["reason"] == (
+        "a record of 1,000,018 bytes; kbatchd's own limit as a client of Kafka is 999,488: it is raised by "
+        '"message.max.bytes" in [kafka.librdkafka], and the topic\'s max.message.bytes must allow it too'
+    )
+
+
 def test_generated_records_are_rows_and_the_same_for_the_same_seed(
     make_producing: MakeProducing, make_daemon: MakeDaemon
 ) -> None:

@@ -89,6 +89,17 @@ def test_a_halted_or_locked_or_lost_one_does_not_hold_the_other(
     healthy.assert_exactly_once()
 
 
+def test_an_altered_table_is_told_of_once(make_delivery: MakeDelivery, make_daemon: MakeDaemon) -> None:
+    delivery = make_delivery(1)
+    daemon = make_daemon(delivery.route, workers={"count": 1}).start()
+    daemon.wait_ready()
+    delivery.execute(f"ALTER TABLE {delivery.table} ADD COLUMN note text")
+    delivery.send(20)
+    delivery.wait_drained()
+    delivery.assert_exactly_once()
+    assert len(daemon.logged("action=table_changed")) == 1
+
+
 def assert_goes_on(delivery: Delivery) -> None:
     before = delivery.rows()
     wait_until(lambda: delivery.rows() > before + PER_SECOND, 20, f"more rows in {delivery.table}")

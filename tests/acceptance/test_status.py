@@ -18,7 +18,8 @@ from tests.fix_daemon import wait_until
 
 if TYPE_CHECKING:
     from tests.fix_daemon import Daemon, MakeDaemon
-    from tests.fix_load import Delivery
+    from tests.fix_load import Delivery, MakeDelivery
+    from tests.fix_monitor import MakeMonitored
 
 
 def status(daemon: Daemon) -> Any:
@@ -65,6 +66,34 @@ def test_status_without_kafka_and_without_postgres(make_daemon: MakeDaemon, deli
     done = make_daemon(delivery.route, postgres={"dsn": "postgresql://kbatchd@127.0.0.1:9/x"}).command("status")
     assert done.returncode == EX_UNAVAILABLE
     assert done.stderr.startswith("kbatchd: PostgreSQL cannot be reached")
+
+
+def test_what_stands_still_is_not_ok(
+    make_monitored: MakeMonitored, make_daemon: MakeDaemon, make_delivery: MakeDelivery
+) -> None:
+    aside, halted, fine = (make_delivery(1, f"public.{name}") for name in ("aside", "halted", "fine"))
+    halted.execute("ALTER TABLE public.halted ADD CONSTRAINT never CHECK (seq < 0)")
+    routes = aside.route, {**halted.route, "max_dead_letters": 20}, fine.route
+    daemon, _ = make_monitored(*routes, workers={"count": 1})
+
+    def states(asked: Daemon) -> list[str]:
+        return [route["state"] for route in status(asked)["routes"]]
+
+    # The daemon at the file's address tells at once what it does,
+    assert states(daemon) == ["ok"] * 3
+    halted.send(21)
+    wait_until(lambda: states(daemon) == ["ok", "halted", "ok"], 20, "the breaker")
+    aside.execute("ALTER TABLE public.aside RENAME TO hidden")
+    for delivery in (aside, fine):
+        delivery.send(20)
+    wait_until(lambda: states(daemon)[:2] == ["put aside", "halted"], 10, "the route without a table")
+    # and from elsewhere it is seen that records wait, and progress does not move.
+    elsewhere = make_daemon(*routes)
+    wait_until(lambda: states(elsewhere) == ["stands still", "stands still", "ok"], 30, "what stands still")
+    wait_until(lambda: states(daemon) == ["put aside, stands still", "halted", "ok"], 10, "what stands still, and why")
+    aside.execute("ALTER TABLE public.hidden RENAME TO aside")
+    aside.wait_drained()
+    wait_until(lambda: states(daemon) == ["ok", "halted", "ok"], 10, "the mended route")
 
 
 def test_watch_refreshes_in_place(make_daemon: MakeDaemon, delivery: Delivery) -> None:

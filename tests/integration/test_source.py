@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
 
 from kbatchd import config
 from kbatchd.model import Partition
@@ -84,6 +86,36 @@ def test_a_topic_is_read_as_told_and_the_others_go_on(source: Source, partitions
     source.read(topic, {})
     for _ in range(5):
         assert topic not in source.poll(500, 0.05).records
+
+
+def test_a_topic_that_is_deleted_is_no_outage(
+    kafka: Kafka | GivenKafka, make_topic: MakeTopic, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given: a source that believes soon that a topic is gone (in 30 s by default), and reads one.
+    soon: dict[str, str | int | float | bool] = {
+        "topic.metadata.propagation.max.ms": 500,
+        "topic.metadata.refresh.interval.ms": 500,
+    }
+    topic = make_topic(1)
+    source = Source(
+        config.Kafka(bootstrap_servers=kafka.bootstrap_servers, group_id="test", librdkafka=soon), "test", [topic]
+    )
+    source.assign({Partition(topic, 0): 0})
+    deadline = time.monotonic() + SOON_SECONDS
+    while not source.poll(500, 0.1).ends:
+        assert time.monotonic() < deadline
+
+    # When: it hears that the topic is gone, and the brokers answer.
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
+    admin.delete_topics([topic], operation_timeout=10)[topic].result()
+    while not source.brokers_changed:
+        assert time.monotonic() < deadline
+        source.poll(500, 0.1)
+    source.note_answer()
+    source.close()
+
+    # Then: Kafka was not away.
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 
 def test_the_end_is_told_once_and_the_offset_that_is_not_there(source: Source, partitions: list[Partition]) -> None:

@@ -64,6 +64,17 @@ def test_postgres_first_then_the_cache(make_config: Make) -> None:
     assert file.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_cache_that_cannot_be_written_names_the_key_and_what_follows(
+    make_config: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "state").write_text("no directory")
+    assert tables.load(make_config())
+    [record] = [record for record in caplog.records if vars(record)["action"] == "cache_unwritten"]
+    assert record.getMessage() == (
+        "columns not remembered: nothing can be taken in after a start without PostgreSQL; mend state_directory"
+    )
+
+
 @pytest.mark.parametrize(
     "other", [{"table": "public.refunds"}, {"omit": ["note"]}, {"name": "else"}, {"pipeline": "x"}]
 )

@@ -14,6 +14,7 @@ from confluent_kafka import Producer
 from kbatchd import config, topics
 from kbatchd.errors import ConfigError, ServerUnavailable, SourceError
 from kbatchd.model import Partition
+from kbatchd.watch import TopicWatch
 from tests.fix_daemon import wait_until
 
 if TYPE_CHECKING:
@@ -83,6 +84,22 @@ def test_topic_made_anew_has_another_id(admin: topics.Admin, make_topic: MakeTop
         return after is not None and after.topic_id != before.topic_id
 
     wait_until(has_another, 10, "another id")
+
+
+def test_a_topic_that_is_gone_is_told_of_once_with_what_to_do(
+    kafka: Kafka | GivenKafka, topic_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = TopicWatch(config.Kafka(bootstrap_servers=kafka.bootstrap_servers), [topic_name])
+    deadline = time.monotonic() + 20
+    for _ in range(2):
+        watch.suspect()
+        while not watch.look():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    [record] = [record for record in caplog.records if vars(record).get("action") == "topic_gone"]
+    assert record.getMessage() == (
+        "topic is gone; `kbatchd create-topic` makes it anew; or take its routes out of the file"
+    )
 
 
 def test_describe_async_does_not_wait(admin: topics.Admin, make_topic: MakeTopic) -> None:

@@ -233,6 +233,22 @@ def test_librdkafkas_lines_are_in_our_words(capsys: pytest.CaptureFixture[str]) 
     )
 
 
+def test_a_coordinator_that_loads_is_told_of_when_it_lasts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "[thrd:main]: Failed to acquire transactional PID from broker b:9092/1: Broker: Coordinator load in progress"
+    line = "%s [%s] %s", "GETPID", "produce#producer-1", f"{text}: retrying"
+    log.setup("info", "produce")
+    rdkafka_log.warning(*line)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr("kbatchd.rdkafka_log.LOADING_SECONDS", 0.1)
+    deadline = time.monotonic() + 10
+    while not (shown := capsys.readouterr().err):
+        assert time.monotonic() < deadline
+        rdkafka_log.warning(*line)
+    assert "WARNING produce: librdkafka: GETPID action=librdkafka" in shown
+
+
 def _log_calls() -> Iterator[tuple[str, ast.Call]]:
     for path in Path(kbatchd.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

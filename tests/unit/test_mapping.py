@@ -17,7 +17,7 @@ from kbatchd.errors import ConfigError
 from kbatchd.mapping import Deletes, row_columns
 from kbatchd.model import DELETED, Encoded
 from kbatchd.paths import parse_path, show_path
-from kbatchd.rows import RowEncoder, _Call, build_encoder
+from kbatchd.rows import COMPILED, RowEncoder, _Call, build_encoder
 from tests.unit.test_rows import codes, fields
 
 MILLISECONDS = 1_763_855_045_123
@@ -227,6 +227,33 @@ def test_columns_that_take_their_default() -> None:
     assert encoder.layouts == [("id", "a", "b"), ("id",), ("id", "b")]
     assert [sorted(row) for row in rows] == [["a", "b", "id"], ["id"], ["b", "id"], ["a", "b", "id"], ["id"]]
     assert codes(encoded.refused) == [(5, "missing", "id")]
+
+
+needs_lane = pytest.mark.skipif(not COMPILED, reason="there is no compiled lane")
+
+#: As a message may have it, and as it is written where it is not kept.
+OWN, EQUAL = b'{"b" : 1.50, "a": "\\u00e9", "b" : 2.50}', '{"b":2.5,"a":"é"}'.encode()
+
+
+@pytest.mark.parametrize(
+    ("said", "value", "compiled", "text"),
+    [
+        pytest.param({}, b'{ "v" : %b }' % OWN, True, OWN, marks=needs_lane),
+        ({}, b'{ "v" : %b }' % OWN, False, EQUAL),
+        ({"field": "v"}, b'{ "v" : %b, "more": 0.1234567890123456789 }' % OWN, False, OWN),
+        ({"field": "v"}, b'{ "v" : %b, "more": "\\u0000" }' % OWN, False, OWN),
+        ({"field": "in.v"}, b'{ "in" : { "v" : %b } }' % OWN, True, EQUAL),
+        ({"source": "value", "field": "v"}, b'{ "v" : %b }' % OWN, True, EQUAL),
+        ({"source": "value"}, OWN, True, OWN),
+        ({"source": "key"}, b"{}", True, OWN),
+        ({"source": "header:h"}, b"{}", True, OWN),
+        ({"json_text": True}, orjson.dumps({"v": OWN.decode()}), True, OWN),
+    ],
+)
+def test_when_json_is_the_messages_own_text(said: dict[str, object], value: bytes, compiled: bool, text: bytes) -> None:
+    encoder = build_encoder([column("v", "json")], mapping({"v": said} if said else {}), compiled=compiled)
+    [row], _ = encode(encoder, Sent(value, OWN, [("h", OWN)]))
+    assert row["v"] == text
 
 
 @pytest.mark.parametrize("compiled", [False, True])
