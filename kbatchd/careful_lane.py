@@ -216,7 +216,7 @@ class Cell:
         if x is None or x is MISSING:
             return x, None
         if self._json_in_string and document is not None:
-            document, path = _json_in(x), ()
+            document, path = _json_in(document, path), ()
             x = document.value
             if x is None:
                 return None, None
@@ -303,9 +303,10 @@ class Cell:
             raise Refused("not_utf8", f"the {feed.source.name.lower()} is not UTF-8: {error}") from error
 
 
-def _json_in(x: object) -> Document:
+def _json_in(outer: Document, path: Path) -> Document:
+    x = outer.at(path)
     if not isinstance(x, str):
-        raise Refused("wrong_type", f"expected a string with JSON in it, got {show(x)}")
+        raise Refused("wrong_type", f"expected a string with JSON in it, got {outer.shown(path)}")
     try:
         return Document(x.encode(), suspect=True)
     except orjson.JSONDecodeError as error:

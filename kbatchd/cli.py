@@ -74,7 +74,8 @@ exit codes:
   65   some records were refused: they are in the failed file, or dead letters still; all others are through
   69   Kafka or PostgreSQL cannot be reached; trying again later may help
   70   a fault within, or a flush that failed for good
-  78   the file, the tables or the topics are not as they must be; trying again does not help
+  78   the file, the tables or the topics are not as they must be, or what was named is not there; trying again
+       does not help
   130  interrupted with Ctrl-C
 """
 

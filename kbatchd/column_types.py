@@ -180,7 +180,7 @@ def _array(element: Column, kind: ColumnType) -> ColumnType:
 
     def encode(x: object, column: Column, raw: str | None) -> bytes:  # noqa: ARG001
         if type(x) is not list:
-            raise wrong_type("an array", x)
+            raise wrong_type("an array", x, raw)
         if not x:
             return empty
         raws = [None] * len(x) if raw is None else [item.decode() for item in item_slices(raw.encode())]

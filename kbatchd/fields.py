@@ -39,8 +39,8 @@ class Refused(ValueError):
         self.column = column
 
 
-def show(value: object) -> str:
-    """Show a decoded value in a message, shortened."""
+def show(value: object, raw: str | None = None) -> str:
+    """Show a decoded value in a message, shortened; a number as it was written, where its text is at hand."""
     match value:
         case dict():
             return "an object"
@@ -50,13 +50,15 @@ def show(value: object) -> str:
             return f"{value[:_SHOWN_CHARACTERS]!r}..."
         case None | bool():
             return str(value).lower().replace("none", "null")
+        case int() | float() if raw is not None:
+            return raw[: _SHOWN_CHARACTERS + 2]
         case _:
             return repr(value)[: _SHOWN_CHARACTERS + 2]
 
 
-def wrong_type(expected: str, value: object) -> Refused:
+def wrong_type(expected: str, value: object, raw: str | None = None) -> Refused:
     """Say that JSON's type is another than the column takes."""
-    return Refused("wrong_type", f"expected {expected}, got {show(value)}")
+    return Refused("wrong_type", f"expected {expected}, got {show(value, raw)}")
 
 
 def out_of_range(column: Column, shown: object) -> Refused:
@@ -78,14 +80,14 @@ def encode_bool(x: object, column: Column, raw: str | None) -> bytes:  # noqa: A
         return b"\x01" if x else b"\x00"
     encoded = _BOOLEANS.get(x.lower()) if isinstance(x, str) else None
     if encoded is None:
-        raise wrong_type("true or false", x)
+        raise wrong_type("true or false", x, raw)
     return encoded
 
 
-def encode_text(x: object, column: Column, raw: str | None) -> bytes:  # noqa: ARG001
+def encode_text(x: object, column: Column, raw: str | None) -> bytes:
     """Take any string without a NUL."""
     if type(x) is not str:
-        raise wrong_type("a string", x)
+        raise wrong_type("a string", x, raw)
     if "\0" in x:
         raise Refused("null_byte", f"{column.type_name} cannot hold a NUL: {show(x)}")
     return x.encode()
@@ -112,7 +114,7 @@ _UUID = re.compile(r"(?:[0-9a-fA-F]{4}-?){7}[0-9a-fA-F]{4}")
 def encode_uuid(x: object, column: Column, raw: str | None) -> bytes:  # noqa: ARG001
     """Take all forms PostgreSQL takes: upper case, braces, a dash after any four digits or none."""
     if type(x) is not str:
-        raise wrong_type("a string", x)
+        raise wrong_type("a string", x, raw)
     digits = x[1:-1] if x[:1] == "{" and x[-1:] == "}" else x
     if not _UUID.fullmatch(digits):
         raise Refused("not_a_uuid", f"{show(x)} is not a UUID")
@@ -141,17 +143,17 @@ def encode_bytea(x: object, column: Column, raw: str | None) -> bytes:  # noqa: 
     if type(x) is bytes:
         return x
     if type(x) is not str:
-        raise wrong_type("a string in base64", x)
+        raise wrong_type("a string in base64", x, raw)
     try:
         return a2b_base64(x, strict_mode=True)
     except ValueError as error:
         raise Refused("not_base64", f"{show(x)} is not base64") from error
 
 
-def encode_enum(x: object, column: Column, raw: str | None) -> bytes:  # noqa: ARG001
+def encode_enum(x: object, column: Column, raw: str | None) -> bytes:
     """Take one of the labels."""
     if type(x) is not str:
-        raise wrong_type("a string", x)
+        raise wrong_type("a string", x, raw)
     if x not in column.labels:
         raise Refused("not_a_label", f"{show(x)} is none of the labels of {column.type_name}")
     return x.encode()
@@ -167,7 +169,7 @@ def encode_network(*, cidr: bool) -> Encode:
 
     def encode(x: object, column: Column, raw: str | None) -> bytes:  # noqa: ARG001
         if type(x) is not str:
-            raise wrong_type("a string", x)
+            raise wrong_type("a string", x, raw)
         address, slash, bits = x.partition("/")
         family, known, width = _FAMILIES[":" in address]
         try:

@@ -25,11 +25,11 @@ def encode_integer(code: str) -> Encode:
 
     def encode(x: object, column: Column, raw: str | None) -> bytes:
         if type(x) is float:
-            shown = _Literal(repr(x) if raw is None else raw)
+            literal = repr(x) if raw is None else raw
             # orjson makes floats of integers it cannot hold.
-            if abs(x) >= _TOO_LARGE_FOR_INT8 or str(shown).lstrip("-").isdigit():
-                raise out_of_range(column, shown)
-            raise wrong_type("an integer", shown)
+            if abs(x) >= _TOO_LARGE_FOR_INT8 or literal.lstrip("-").isdigit():
+                raise out_of_range(column, literal)
+            raise wrong_type("an integer", x, literal)
         number = x if type(x) is int else _integer(x, column)
         try:
             return pack(number)
@@ -53,16 +53,6 @@ def _integer(x: object, column: Column) -> int:
 
 
 _TOO_LARGE_FOR_INT8: Final = 2.0**63
-
-
-class _Literal:
-    """A number as it was written, to be shown."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __repr__(self) -> str:
-        return self.text
 
 
 def encode_float8(x: object, column: Column, raw: str | None) -> bytes:

@@ -67,7 +67,7 @@ def _days(year: str, month: str, day: str, era: str) -> int:
 def encode_date(x: object, column: Column, raw: str | None) -> bytes:  # noqa: ARG001
     """Take YYYY-MM-DD, also BC, and PostgreSQL's infinities."""
     if type(x) is not str:
-        raise wrong_type("a string", x)
+        raise wrong_type("a string", x, raw)
     days = _INFINITE_DAYS.get(x)
     if days is None:
         match = _DATE.fullmatch(x)
@@ -153,7 +153,7 @@ def fast_timestamptz(x: str) -> int:
 def encode_timestamptz(x: object, column: Column, raw: str | None) -> bytes:  # noqa: ARG001
     """Take RFC 3339 with its offset, and PostgreSQL's infinities."""
     if type(x) is not str:
-        raise wrong_type("a string", x)
+        raise wrong_type("a string", x, raw)
     return struct.pack(">q", fast_timestamptz(x))
 
 
@@ -170,13 +170,13 @@ def fast_timestamp(x: str) -> int:
 def encode_timestamp(x: object, column: Column, raw: str | None) -> bytes:  # noqa: ARG001
     """Take RFC 3339 without an offset, or with the offset zero, and PostgreSQL's infinities."""
     if type(x) is not str:
-        raise wrong_type("a string", x)
+        raise wrong_type("a string", x, raw)
     return struct.pack(">q", fast_timestamp(x))
 
 
-def _parse_time(x: object) -> tuple[int, int | None]:
+def _parse_time(x: object, raw: str | None) -> tuple[int, int | None]:
     if type(x) is not str:
-        raise wrong_type("a string", x)
+        raise wrong_type("a string", x, raw)
     match = _TIME.fullmatch(x)
     if match is None:
         raise Refused("not_a_time", f"{show(x)} is not a time: expected hh:mm:ss.ffffff")
@@ -189,7 +189,7 @@ def _parse_time(x: object) -> tuple[int, int | None]:
 
 def encode_time(x: object, column: Column, raw: str | None) -> bytes:  # noqa: ARG001
     """Take hh:mm:ss.ffffff to 24:00:00, without an offset or with the offset zero."""
-    clock, offset = _parse_time(x)
+    clock, offset = _parse_time(x, raw)
     if offset:
         raise Refused("not_a_time", f"{show(x)} is not a time: a time without time zone would lose its offset")
     return struct.pack(">q", clock)
@@ -197,7 +197,7 @@ def encode_time(x: object, column: Column, raw: str | None) -> bytes:  # noqa: A
 
 def encode_timetz(x: object, column: Column, raw: str | None) -> bytes:  # noqa: ARG001
     """Take a time with its offset."""
-    clock, offset = _parse_time(x)
+    clock, offset = _parse_time(x, raw)
     if offset is None:
         raise Refused(
             "not_a_time", f"{show(x)} is not a time with time zone: it has no offset, and the server's must not decide"
@@ -221,7 +221,7 @@ _VERBOSE = re.compile(
 def encode_interval(x: object, column: Column, raw: str | None) -> bytes:  # noqa: ARG001
     """Take an ISO 8601 duration, or the form in which PostgreSQL writes intervals."""
     if type(x) is not str:
-        raise wrong_type("a string", x)
+        raise wrong_type("a string", x, raw)
     try:
         microseconds, days, months = _parse_interval(x)
     except _BadTime as error:

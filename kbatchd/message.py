@@ -57,7 +57,7 @@ class Document:
             elif x is not None:
                 expected = "an object" if isinstance(step, str) else "an array"
                 where = f" at {show_path(path[:depth])}" if depth else ""
-                raise Refused("wrong_type", f"expected {expected}{where}, got {show(x)}")
+                raise Refused("wrong_type", f"expected {expected}{where}, got {self.shown(path[:depth])}")
             if x is MISSING or x is None:
                 return MISSING if depth < len(path) - 1 else x
         return x
@@ -70,6 +70,11 @@ class Document:
         if not path:
             return self.text.strip(b" \t\r\n")
         return self.parts(path[:-1])[path[-1]]  # type: ignore[index]  # a path that `at` has gone fits
+
+    def shown(self, path: Path) -> str:
+        """Show what is at a path in a message: a number as it was written."""
+        x = self.at(path)
+        return show(x, self.raw(path) if isinstance(x, float) else None)
 
     def parts(self, path: Path) -> dict[str, bytes] | list[bytes]:
         """Return the texts of the fields of the object, or of the items of the array, at a path."""
@@ -113,4 +118,4 @@ class Message:
             self.body, self.prefix = body, prefix
         elif not optional:
             where = f" at {show_path(envelope)}" if envelope else ""
-            raise Refused("not_object", f"expected an object{where}, got {show(inner)}")
+            raise Refused("not_object", f"expected an object{where}, got {body.shown(prefix)}")

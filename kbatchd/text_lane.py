@@ -94,7 +94,7 @@ def _array_text(x: object, raw: str | None, column: Column, dimensions: int) -> 
     element = column.element
     assert element is not None
     if not isinstance(x, list):
-        raise wrong_type("an array", x)
+        raise wrong_type("an array", x, raw)
     items = []
     for item, item_raw in zip(x, _item_texts(raw), strict=True):
         if item is None:

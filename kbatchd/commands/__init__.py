@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from kbatchd import log
 from kbatchd.config import Config, Route, load
@@ -21,6 +22,19 @@ def load_config(arguments: argparse.Namespace) -> Config:
         arguments.parser.error("--config FILE is required")
     log.setup("error", "kbatchd")  # a command says itself what happened
     return load(arguments.config)
+
+
+def missing_extras(config: Config) -> list[str]:
+    """Name the tables of the file whose libraries are not installed, each with the remedy."""
+    faults = []
+    for extra in ("gateway", "monitor"):
+        if getattr(config, extra) is not None:
+            try:
+                import_module(f"kbatchd.{extra}.server")
+            except ModuleNotFoundError as error:
+                remedy = f"install it with: pip install 'kbatchd[{extra}]'"
+                faults.append(f"{extra}: needs the package {error.name}; {remedy}")
+    return faults
 
 
 def route_named(config: Config, name: str) -> Route:

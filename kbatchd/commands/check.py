@@ -9,7 +9,7 @@ import orjson
 
 from kbatchd import log
 from kbatchd.checkup import Checkup
-from kbatchd.commands import print_table
+from kbatchd.commands import missing_extras, print_table
 from kbatchd.config import load
 from kbatchd.errors import EX_CONFIG, EX_OK, ConfigError
 from kbatchd.findings import Finding, Level, fault
@@ -25,7 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         found = [fault("file", text) for text in error.faults]
     else:
-        found = list(dict.fromkeys(Checkup(config).run()))
+        missing = [fault(text.partition(":")[0], text) for text in missing_extras(config)]
+        found = list(dict.fromkeys([*missing, *Checkup(config).run()]))
     if arguments.json:
         for finding in found:
             sys.stdout.buffer.write(orjson.dumps(finding._asdict(), option=orjson.OPT_APPEND_NEWLINE))

@@ -1,20 +1,20 @@
-"""`kbatchd check-config`: all faults of the file at once; connects to nothing, and never loads PostgreSQL's library."""
+"""`kbatchd check-config`: all faults of the file at once, and the libraries that it asks for; connects to nothing."""
 
 from __future__ import annotations
 
 import argparse
 
-from kbatchd.commands import load_config
+from kbatchd.commands import load_config, missing_extras
 from kbatchd.config import located
-from kbatchd.errors import EX_OK
+from kbatchd.errors import EX_OK, ConfigError
 from kbatchd.topics import check_librdkafka
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the file."""
     config = load_config(arguments)
-    faults = check_librdkafka(config.kafka.librdkafka)
-    if faults:
-        raise located(arguments.config, faults)
+    librdkafka = located(arguments.config, check_librdkafka(config.kafka.librdkafka))
+    if faults := [*librdkafka.faults, *missing_extras(config)]:
+        raise ConfigError(*faults)
     print(f"{arguments.config}: no fault found")
     return EX_OK

@@ -13,7 +13,7 @@ import orjson
 from kbatchd import letters, log
 from kbatchd.commands import load_config, print_table
 from kbatchd.config import Config
-from kbatchd.errors import EX_DATA, EX_OK, ConfigError
+from kbatchd.errors import EX_CONFIG, EX_DATA, EX_OK, ConfigError
 from kbatchd.letters import Choice, Letter
 from kbatchd.migrations import check_version
 from kbatchd.model import Refusal
@@ -31,17 +31,19 @@ def list_letters(arguments: argparse.Namespace) -> int:
     config = load_config(arguments)
     with connect(config.postgres, "kbatchd dead-letters list") as connection, explained():
         check_version(connection)
-        chosen = _chosen(connection, config, _choice(arguments, whole=arguments.all))
+        choice = _choice(arguments, whole=arguments.all)
+        _, code = _find(connection, config, choice)
+        chosen = _chosen(connection, config, choice)
         if arguments.ndjson:
             for letter in chosen:
                 sys.stdout.buffer.write(orjson.dumps(letter.as_json(), option=orjson.OPT_APPEND_NEWLINE))
-            return EX_OK
+            return code
         lines = [_line(letter) for letter, _ in zip(chosen, range(MAX_LISTED), strict=False)]
         more = next(chosen, None) is not None
     print_table(_COLUMNS, lines, frozenset({"id", "partition", "offset"}))
     if more:
         log.complain([f"these are the first {MAX_LISTED}; --route, --code and others choose, --ndjson prints all"])
-    return EX_OK
+    return code
 
 
 def show(arguments: argparse.Namespace) -> int:
@@ -50,9 +52,10 @@ def show(arguments: argparse.Namespace) -> int:
     with connect(config.postgres, "kbatchd dead-letters show") as connection, explained():
         check_version(connection)
         choice = _choice(arguments, whole=arguments.all or bool(arguments.ids))
+        _, code = _find(connection, config, choice)
         for number, letter in enumerate(_chosen(connection, config, choice)):
             print("\n" * bool(number) + "\n".join(_whole(letter)))
-    return EX_OK
+    return code
 
 
 def replay(arguments: argparse.Namespace) -> int:
@@ -62,7 +65,7 @@ def replay(arguments: argparse.Namespace) -> int:
     choice = _choice(arguments)
     with connect(config.postgres, "kbatchd dead-letters replay") as connection, explained():
         check_version(connection)
-        found = _tell_of_missing(connection, config, choice)
+        found, code = _find(connection, config, choice)
         if corrected is not None and len(found) != 1:
             raise ConfigError(f"--value is for one open letter, and {len(found)} are chosen; name one by its id")
         tally = _Tally()
@@ -72,7 +75,7 @@ def replay(arguments: argparse.Namespace) -> int:
             backwards = way is not None and way.newest_first
             for page in letters.read(connection, config.pipeline, chosen, newest_first=backwards):
                 tally.replay(route, way, page, corrected)
-    return tally.report()
+    return tally.report() or code
 
 
 def discard(arguments: argparse.Namespace) -> int:
@@ -82,14 +85,15 @@ def discard(arguments: argparse.Namespace) -> int:
     with connect(config.postgres, "kbatchd dead-letters discard") as connection, explained():
         check_version(connection)
         # By their ids: those that come while somebody ponders are not meant.
-        choice = replace(choice, ids=tuple(_tell_of_missing(connection, config, choice)))
+        found, code = _find(connection, config, choice)
+        choice = replace(choice, ids=tuple(found))
         what = "delete" if arguments.delete else "discard"
         if choice.ids and not arguments.yes and not _agrees(arguments, f"{what} {_letters(len(choice.ids))}?"):
             print("nothing was changed")
-            return EX_OK
+            return code
         done = letters.discard(connection, config.pipeline, choice, delete=arguments.delete)
     print(f"{_letters(done)} {what}{'d' if arguments.delete else 'ed'}")
-    return EX_OK
+    return code
 
 
 class _Tally:
@@ -150,19 +154,18 @@ def _choice(arguments: argparse.Namespace, *, whole: bool = False) -> Choice:
 
 
 def _chosen(connection: Connection, config: Config, choice: Choice) -> Iterator[Letter]:
-    _tell_of_missing(connection, config, choice)
     for page in letters.read(connection, config.pipeline, choice):
         yield from page
 
 
-def _tell_of_missing(connection: Connection, config: Config, choice: Choice) -> list[int]:
-    """Return the ids of the chosen; complain of those asked for that are not among them: a slip must not pass."""
+def _find(connection: Connection, config: Config, choice: Choice) -> tuple[list[int], int]:
+    """Return the ids of the chosen and the exit code: an id that is not among them is a slip, and must not pass."""
     found = letters.known(connection, config.pipeline, choice)
     missing = set(choice.ids or ()).difference(found)
     if missing:
         kind = "open " if choice.state else ""
         log.complain([f"there is no {kind}dead letter {', '.join(map(str, sorted(missing)))} among those chosen"])
-    return found
+    return found, EX_CONFIG if missing else EX_OK
 
 
 def _read(name: str) -> bytes:

@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from kbatchd.devstack.kafka import GivenKafka, kafka_server
 from kbatchd.devstack.postgres import GivenPostgres, postgres_server
-from kbatchd.devstack.process import spawn, tail
+from kbatchd.devstack.process import free_ports, is_free, spawn, tail
 from kbatchd.devstack.requests import generate, send
 from kbatchd.errors import EX_OK, EX_SOFTWARE, ConfigError, KbatchError
 from kbatchd.shipped import shipped
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 ADDRESS_IN_FILE = '"localhost:9092"'
 DSN_IN_FILE = '"postgresql://kbatchd@localhost/app"'
 TOPIC_IN_FILE = 'topic = "requests"'
+PAGE_IN_FILE = '"127.0.0.1:9464"'
+#: The status page's port, if nothing else listens there.
+PAGE_PORT = 9464
 PARTITIONS = 4
 
 #: Between two looks at the ledger: often enough for a bar, too seldom to cost anything.
@@ -149,9 +152,11 @@ def run(arguments: argparse.Namespace) -> int:
     with _orderly_end() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kbatchd-demo-")))
         kafka, postgres = _start_servers(stack, console)
-        config, topic = _write_config(directory, kafka, postgres)
+        page = _page_address(PAGE_PORT)
+        config, topic = _write_config(directory, kafka, postgres, page)
         _prepare(console, config, postgres.dsn)
         console.print(f"Starting the daemon: kbatchd --config {config}")
+        console.print(f"Status page http://{page}/")
         daemon = Daemon(config)
         stack.callback(daemon.stop)
         connection = stack.enter_context(psycopg.connect(postgres.dsn, autocommit=True))
@@ -159,7 +164,7 @@ def run(arguments: argparse.Namespace) -> int:
         outcome = _look(connection)
         _report(console, connection, outcome, records)
         if keep:
-            _stay(console, config, postgres, kafka)
+            _stay(console, config, postgres, kafka, page)
         console.print("Stopping the daemon and the servers")
         status = daemon.stop()
         if status != EX_OK:
@@ -193,8 +198,15 @@ def _start_servers(stack: ExitStack, console: Console) -> tuple[Kafka | GivenKaf
     return kafka, postgres
 
 
-def _write_config(directory: Path, kafka: Kafka | GivenKafka, postgres: Postgres | GivenPostgres) -> tuple[Path, str]:
-    """Write a copy of config/demo.toml with the servers' addresses; return it and the topic's name."""
+def _page_address(port: int) -> str:
+    """Return where the status page can listen: on this port, or on another where it is taken."""
+    return f"127.0.0.1:{port if is_free(port) else free_ports(1)[0]}"
+
+
+def _write_config(
+    directory: Path, kafka: Kafka | GivenKafka, postgres: Postgres | GivenPostgres, page: str
+) -> tuple[Path, str]:
+    """Write a copy of config/demo.toml with the servers' and the page's addresses; return it and the topic's name."""
     # Somebody else's Kafka may well have a topic of that name.
     topic = f"requests-{uuid.uuid4().hex[:8]}" if isinstance(kafka, GivenKafka) else "requests"
     text = shipped("config/demo.toml").read_text()
@@ -202,6 +214,7 @@ def _write_config(directory: Path, kafka: Kafka | GivenKafka, postgres: Postgres
         (ADDRESS_IN_FILE, json.dumps(kafka.bootstrap_servers)),
         (DSN_IN_FILE, json.dumps(postgres.dsn)),
         (TOPIC_IN_FILE, f'topic = "{topic}"'),
+        (PAGE_IN_FILE, json.dumps(page)),
     ):
         if text.count(old) != 1:
             raise DemoFailed(f"config/demo.toml must hold {old} once")
@@ -299,7 +312,9 @@ def _report(console: Console, connection: psycopg.Connection, outcome: Outcome, 
         console.print("[bold red]Not proven[/]: the table does not hold each record exactly once.")
 
 
-def _stay(console: Console, config: Path, postgres: Postgres | GivenPostgres, kafka: Kafka | GivenKafka) -> None:
+def _stay(
+    console: Console, config: Path, postgres: Postgres | GivenPostgres, kafka: Kafka | GivenKafka, page: str
+) -> None:
     """Leave everything up until Ctrl-C."""
     console.print(
         f"""
@@ -309,7 +324,7 @@ Everything is still running. To look around, from another terminal:
       SELECT * FROM kbatchd.progress;
       SELECT * FROM kbatchd.batches ORDER BY id DESC LIMIT 10;
   {sys.executable} -P -m kbatchd status --config {config} --watch
-  http://127.0.0.1:9464/ is the status page
+  http://{page}/ is the status page
 Kafka answers at {kafka.bootstrap_servers}; the daemon's log is {config.with_name("kbatchd.log")}
 Ctrl-C stops it all."""  # noqa: S608 - for the eye
     )

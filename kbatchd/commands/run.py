@@ -10,7 +10,7 @@ import argparse
 from signal import SIGHUP, SIGUSR1
 
 from kbatchd import log, notes
-from kbatchd.commands import load_config
+from kbatchd.commands import load_config, missing_extras
 from kbatchd.config import Config
 from kbatchd.daemon.plan import Group, Plan
 from kbatchd.daemon.supervisor import Supervisor
@@ -34,6 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def make_plan(config: Config, former: Plan | None = None) -> Plan:
     """Say which processes the file asks for. ConfigError when it needs a library that is not installed."""
+    if missing := missing_extras(config):
+        raise ConfigError(*missing)
 
     def check() -> int:
         _log_as("check", config)
@@ -74,16 +76,11 @@ def _workers(config: Config) -> Group:
 
 
 def _gateways(config: Config, slots: Slots) -> list[Group]:
-    """Prepare the gateways, if the file has any; a library that is not installed is a fault of the configuration."""
+    """Prepare the gateways, if the file has any."""
     gateway = config.gateway
     if gateway is None:
         return []
-    try:
-        from kbatchd.gateway.server import run_gateway
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"gateway: needs the package {error.name}; install it with: pip install 'kbatchd[gateway]'"
-        ) from error
+    from kbatchd.gateway.server import run_gateway
 
     def serve(index: int, slot: Slot) -> int:
         _begin(f"gateway {index}", config, slot)
@@ -108,12 +105,7 @@ def _monitor(config: Config, slots: Slots) -> list[Group]:
     """Prepare the monitor, if the file has one."""
     if config.monitor is None:
         return []
-    try:
-        from kbatchd.monitor.server import run_monitor
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"monitor: needs the package {error.name}; install it with: pip install 'kbatchd[monitor]'"
-        ) from error
+    from kbatchd.monitor.server import run_monitor
 
     def show(_: int, slot: Slot) -> int:
         _begin("monitor", config, slot)

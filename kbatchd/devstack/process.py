@@ -114,13 +114,21 @@ def is_listening(port: int) -> bool:
     return False
 
 
+def is_free(port: int) -> bool:
+    """Tell whether a server could listen on a port of 127.0.0.1."""
+    with contextlib.suppress(OSError), socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a former server's connections left is no bar
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
+
+
 def free_ports(count: int) -> list[int]:
     """Find ports of 127.0.0.1 that nothing listens on, all different."""
     ports: list[int] = []
     while len(ports) < count:
         port = PORTS[next(_PLACES) % len(PORTS)]
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
+        if is_free(port):
             ports.append(port)
     return ports
 

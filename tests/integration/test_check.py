@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -332,6 +333,19 @@ def test_records_that_are_in_the_table_already_are_no_fault(
     seed.sql("INSERT INTO public.target SELECT n, 'ok' FROM generate_series(0, 14) AS n")
     seed.progress(15)
     assert check(seed, capfdbinary) == (0, [])
+
+
+def test_a_library_that_is_not_installed(
+    seed: Seed, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "kbatchd.monitor.server", raising=False)
+    monkeypatch.setitem(sys.modules, "uvloop", None)  # as if it were not there
+    seed.tables["monitor"] = {}
+    what, remedy = "needs the package uvloop", "install it with: pip install 'kbatchd[monitor]'"
+    assert check(seed, capfdbinary) == (
+        78,
+        [{"level": "fault", "where": "monitor", "what": what, "remedy": remedy}],
+    )
 
 
 def test_faults_of_both_servers_and_of_a_table_at_once(seed: Seed, capfdbinary: pytest.CaptureFixture[bytes]) -> None:

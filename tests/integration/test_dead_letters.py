@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -146,9 +147,19 @@ class TestChoosing:
     def test_what_is_no_filter(self, desk: Desk, arguments: tuple[str, str]) -> None:
         assert desk.run("list", *arguments).returncode == 2
 
-    def test_an_id_that_is_none(self, desk: Desk) -> None:
-        done = desk.run("list", "77")
-        assert b"there is no open dead letter 77" in done.stderr
+    @pytest.mark.parametrize("action", [("list",), ("list", "--ndjson"), ("show",), ("replay",), ("discard", "--yes")])
+    def test_an_id_that_is_none_does_not_pass_and_others_do(self, desk: Desk, action: tuple[str, ...]) -> None:
+        number = desk.letter(b'{"id":1}')
+        done = desk.run(*action, "99999", str(number))
+        (line,) = done.stderr.decode().splitlines()
+        assert re.fullmatch("kbatchd: there is no (open )?dead letter 99999 among those chosen", line)
+        assert (done.returncode, bool(done.stdout)) == (78, True)
+        assert (desk.states()[number] == "open") == (action[0] in {"list", "show"})
+
+    def test_no_such_letter(self, desk: Desk) -> None:
+        done = desk.run("show", "99999")
+        assert (done.returncode, done.stdout) == (78, b"")
+        assert done.stderr == b"kbatchd: there is no dead letter 99999 among those chosen\n"
 
     def test_ndjson_has_all_of_it(self, desk: Desk) -> None:
         desk.letter(

@@ -187,6 +187,20 @@ def test_json_in_a_string() -> None:
     assert one("jsonb", {"json_text": True}, Sent({"v": {}})) == "wrong_type"
 
 
+@pytest.mark.parametrize(
+    ("said", "value", "message"),
+    [
+        ({"json_text": True}, b'{"v":1e400}', "expected a string with JSON in it, got 1e400"),
+        ({"field": "v.x"}, b'{"v":1e400}', "expected an object at v, got 1e400"),
+        ({"field": "v[1].x"}, b'{"v":[0,1e400]}', "expected an object at v[1], got 1e400"),
+        ({}, b"1e400", "expected an object, got 1e400"),
+    ],
+)
+def test_a_number_beyond_a_double_is_shown_as_it_was_written(said: object, value: bytes, message: str) -> None:
+    _, encoded = encode(build_encoder([column("v", "jsonb")], mapping({"v": said})), Sent(value))
+    assert message in encoded.refused[0][1].message
+
+
 def test_an_envelope() -> None:
     columns = [column("id", "int8", not_null=True), column("op", "text")]
     said = mapping({"op": {"source": "value", "field": "op"}}, value_field="payload.after")

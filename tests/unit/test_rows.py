@@ -187,6 +187,17 @@ def test_a_number_that_was_too_large_to_decode_changes_no_other_column() -> None
     assert encoded[0]["j"] == b"\x011e400"
 
 
+@pytest.mark.parametrize(
+    "type_name",
+    ["bool", "text", "varchar", "uuid", "bytea", "date", "timestamp", "timestamptz", "time", "timetz", "interval",
+     "inet", "cidr", "enum", "int4"],
+)  # fmt: skip
+def test_a_number_of_the_wrong_type_is_shown_as_it_was_written(type_name: str) -> None:
+    for number in ("1e400", "-1E+999", "1.50", "0.12345678901234567890"):
+        ((_, refusal),) = encode({"v": type_name}, b'{"v":%b}' % number.encode())[1]
+        assert (refusal.code, refusal.message.partition(", got ")[2]) == ("wrong_type", number)
+
+
 def test_both_python_lanes_make_the_same_row_of_any_record() -> None:
     types = {f"c_{name}": name for name in sorted(rows._COMPILED_TYPES)}
     record = {
