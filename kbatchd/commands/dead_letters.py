@@ -200,12 +200,19 @@ def _cell(value: object) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
+#: What is shown last and as it is, whatever lines are in it.
+_VALUES = ("value", "value_base64", "corrected", "corrected_base64")
+
+
 def _whole(letter: Letter) -> Iterator[str]:
-    for name, value in letter.as_json().items():
-        if name not in {"headers", "value", "value_base64"}:
-            yield f"{name + ':':<14}{_cell(value)}"
+    fields = letter.as_json()
+    for name, value in fields.items():
+        if name not in {"headers", *_VALUES}:
+            yield f"{name + ':':<13} {_cell(value)}"
     for header in letter.headers or ():
-        yield f"{'header:':<14}{_cell(header[0])} = {_cell(header[1])} (base64)"
-    value = letter.as_json().get("value", letter.as_json().get("value_base64"))
-    kind = "value:" if letter.value is None or "value" in letter.as_json() else "base64:"
-    yield f"{kind:<14}{'none (a tombstone)' if value is None else value}"
+        yield f"{'header:':<13} {_cell(header[0])} = {_cell(header[1])} (base64)"
+    if letter.value is None:
+        yield f"{'value:':<13} none (a tombstone)"
+    for name in _VALUES:
+        if fields.get(name) is not None:
+            yield f"{name + ':':<13} {fields[name]}"
