@@ -24,6 +24,9 @@ from kbatchd.replay import Replay
 MAX_LISTED = 1_000
 
 _COLUMNS = ("id", "route", "partition", "offset", "refused_at", "state", "code", "column", "message")
+_NUMBERS = frozenset({"id", "partition", "offset"})
+#: What is left out where the terminal is too narrow for all, the first first; `show` has it.
+_SPARE = ("refused_at", "offset", "partition", "state")
 
 
 def list_letters(arguments: argparse.Namespace) -> int:
@@ -40,7 +43,7 @@ def list_letters(arguments: argparse.Namespace) -> int:
             return code
         lines = [_line(letter) for letter, _ in zip(chosen, range(MAX_LISTED), strict=False)]
         more = next(chosen, None) is not None
-    print_table(_COLUMNS, lines, frozenset({"id", "partition", "offset"}))
+    print_table(_COLUMNS, lines, _NUMBERS, _SPARE)
     if more:
         log.complain([f"these are the first {MAX_LISTED}; --route, --code and others choose, --ndjson prints all"])
     return code
