@@ -1,13 +1,14 @@
 """The command line: what can be asked for, and what becomes of it.
 
 Each command is a function in a module of kbatchd.commands, named here as `module:function` and imported only when it is
-asked for: `--version` and `--help` answer at once. What is wrong is raised, and becomes one line for each fault in
-`main`, the only place that turns errors into exit codes.
+asked for: `--version` and `--help` answer at once. What is wrong is raised, and becomes one line for each fault here,
+the only place that turns errors into exit codes.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -17,13 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kbatchd import __version__, log
-from kbatchd.errors import EX_OK, KbatchError
+from kbatchd.errors import EX_IOERR, EX_OK, KbatchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 #: What shells report for a process that Ctrl-C ended: 128 + SIGINT.
 EX_INTERRUPTED = 130
+
+#: What standard output on a full or broken disk says; of its other files a command tells itself.
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 _DESCRIPTION = """\
 Moves records from Kafka into PostgreSQL tables in large batches, exactly once.
@@ -74,6 +78,7 @@ exit codes:
   65   some records were refused: they are in the failed file, or dead letters still; all others are through
   69   Kafka or PostgreSQL cannot be reached; trying again later may help
   70   a fault within, or a flush that failed for good
+  74   standard output could not be written: a full disk
   78   the file, the tables or the topics are not as they must be, or what was named is not there; trying again
        does not help
   130  interrupted with Ctrl-C
@@ -83,22 +88,34 @@ exit codes:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     _open_standard_files()
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # --help's text too: at Python's own end nobody could tell of it
+    except BrokenPipeError:
+        code = EX_OK  # whoever read our output has had enough (`| head`)
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        log.complain([f"cannot write: {error.strerror}"])
+        code = EX_IOERR
+    # Python would complain again when it flushes at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parsed = _parse(arguments)
     module, _, function = parsed.command.partition(":")
     try:
         command: Callable[[argparse.Namespace], int] = getattr(import_module(f"kbatchd.commands.{module}"), function)
-        code = command(parsed)
-        sys.stdout.flush()
+        return command(parsed)
     except KbatchError as error:
         log.complain(str(error).splitlines())
         return error.exit_code
     except KeyboardInterrupt:
         return EX_INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has had enough (`| head`). Python would complain again when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EX_OK
-    return code
 
 
 def _open_standard_files() -> None:

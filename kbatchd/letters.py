@@ -50,6 +50,8 @@ class Letter:
     refused_at: datetime
     state: str
     settled_at: datetime | None
+    #: The value that was replayed instead of the one that came.
+    corrected: bytes | None
 
     def as_json(self) -> dict[str, object]:
         """Return it for NDJSON: bytes as text where they are UTF-8, else in base64 under a name that says so."""
@@ -69,6 +71,7 @@ class Letter:
             "refused_at": self.refused_at,
             "state": self.state,
             "settled_at": self.settled_at,
+            **_readable("corrected", self.corrected),
         }
 
 
@@ -143,7 +146,7 @@ _CHOSEN = """
 
 _PAGE_SQL = """
 SELECT id, route, topic, partition, "offset", "timestamp", key, value, headers, code, "column", message, refused_at,
-    state, settled_at
+    state, settled_at, corrected
 FROM kbatchd.dead_letters
 WHERE {chosen} AND (%(after)s::bool IS NOT TRUE OR (route, topic, partition, "offset", id) {beyond}
     (%(route_)s::text, %(topic_)s::text, %(partition_)s::int, %(offset_)s::bigint, %(id_)s::bigint))

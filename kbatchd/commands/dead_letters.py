@@ -24,6 +24,9 @@ from kbatchd.replay import Replay
 MAX_LISTED = 1_000
 
 _COLUMNS = ("id", "route", "partition", "offset", "refused_at", "state", "code", "column", "message")
+_NUMBERS = frozenset({"id", "partition", "offset"})
+#: What is left out where the terminal is too narrow for all, the first first; `show` has it.
+_SPARE = ("refused_at", "offset", "partition", "state")
 
 
 def list_letters(arguments: argparse.Namespace) -> int:
@@ -40,7 +43,7 @@ def list_letters(arguments: argparse.Namespace) -> int:
             return code
         lines = [_line(letter) for letter, _ in zip(chosen, range(MAX_LISTED), strict=False)]
         more = next(chosen, None) is not None
-    print_table(_COLUMNS, lines, frozenset({"id", "partition", "offset"}))
+    print_table(_COLUMNS, lines, _NUMBERS, _SPARE)
     if more:
         log.complain([f"these are the first {MAX_LISTED}; --route, --code and others choose, --ndjson prints all"])
     return code
@@ -200,12 +203,19 @@ def _cell(value: object) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
+#: What is shown last and as it is, whatever lines are in it.
+_VALUES = ("value", "value_base64", "corrected", "corrected_base64")
+
+
 def _whole(letter: Letter) -> Iterator[str]:
-    for name, value in letter.as_json().items():
-        if name not in {"headers", "value", "value_base64"}:
-            yield f"{name + ':':<14}{_cell(value)}"
+    fields = letter.as_json()
+    for name, value in fields.items():
+        if name not in {"headers", *_VALUES}:
+            yield f"{name + ':':<13} {_cell(value)}"
     for header in letter.headers or ():
-        yield f"{'header:':<14}{_cell(header[0])} = {_cell(header[1])} (base64)"
-    value = letter.as_json().get("value", letter.as_json().get("value_base64"))
-    kind = "value:" if letter.value is None or "value" in letter.as_json() else "base64:"
-    yield f"{kind:<14}{'none (a tombstone)' if value is None else value}"
+        yield f"{'header:':<13} {_cell(header[0])} = {_cell(header[1])} (base64)"
+    if letter.value is None:
+        yield f"{'value:':<13} none (a tombstone)"
+    for name in _VALUES:
+        if fields.get(name) is not None:
+            yield f"{name + ':':<13} {fields[name]}"

@@ -139,4 +139,5 @@ def _print_progress(rows: Sequence[ProgressRow], lags: Sequence[_Lag]) -> None:
         ]
         for row, lag in zip(rows, lags, strict=True)
     ]
-    print_table(names, lines, frozenset({"partition", "next_offset", "end", "lag", "epoch"}))
+    numbers = frozenset({"partition", "next_offset", "end", "lag", "epoch"})
+    print_table(names, lines, numbers, spare=("epoch", "updated_at", "target", "topic", "end"))

@@ -42,6 +42,9 @@ RATE_SECONDS = 60.0
 _PARTITIONS = ("route", "partition", "owner", "next_offset", "end", "lag", "oldest waits", "moved", "state")
 _ROUTES = ("route", "table", "rows/s", "lag", "oldest waits", "dead letters", "state")
 _NUMBERS = frozenset({"partition", "next_offset", "end", "lag", "oldest waits", "moved", "rows/s", "dead letters"})
+#: What is left out where the terminal is too narrow for all: the first first.
+_SPARE_OF_ROUTES = ("table", "rows/s")
+_SPARE_OF_PARTITIONS = ("end", "moved", "next_offset")
 
 
 @dataclass(slots=True)
@@ -170,9 +173,10 @@ def _print(config: Config, look: Look, *, as_json: bool) -> None:
     print(f"pipeline {config.pipeline}, {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(look.at))}")
     for text in look.trouble:
         print(f"! {text}")
-    print_table(_ROUTES, [_route_line(route) for route in document["routes"]], _NUMBERS)
+    print_table(_ROUTES, [_route_line(route) for route in document["routes"]], _NUMBERS, _SPARE_OF_ROUTES)
     print()
-    print_table(_PARTITIONS, [_partition_line(each, look.at) for each in document["partitions"]], _NUMBERS)
+    lines = [_partition_line(each, look.at) for each in document["partitions"]]
+    print_table(_PARTITIONS, lines, _NUMBERS, _SPARE_OF_PARTITIONS)
 
 
 def _document(config: Config, look: Look) -> dict[str, Any]:

@@ -178,6 +178,7 @@ class TestChoosing:
         assert (first["route"], first["topic"], first["partition"], first["offset"]) == ("r", "t", 0, 7)
         assert (first["code"], first["message"], first["state"]) == ("wrong_type", "no", "open")
         assert second["value"] is None
+        assert second["corrected"] is None
 
     def test_more_than_a_page(self, desk: Desk) -> None:
         desk.connection.execute(
@@ -235,6 +236,16 @@ class TestReplay:
         assert desk.query("SELECT convert_from(value, 'UTF8'), convert_from(corrected, 'UTF8') "
                           "FROM kbatchd.dead_letters ORDER BY id") == [
             ('{"id":"x"}', '{"id":12}'), ('{"id":"y"}', '{"id":13}')]  # fmt: skip
+
+    def test_a_corrected_value_is_shown(self, desk: Desk) -> None:
+        number = desk.letter(b'{"id":"x"}')
+        other = desk.letter(b"\xff", offset=1, state="replayed", corrected=b"\xfe")
+        desk.ok("replay", str(number), "--value", "-", stdin=b'{"id":\n12}')
+        first, second = map(json.loads, desk.ok("list", "--all", "--ndjson"))
+        assert (first["value"], first["corrected"]) == ('{"id":"x"}', '{"id":\n12}')
+        assert (second["value_base64"], second["corrected_base64"]) == ("/w==", "/g==")
+        assert desk.ok("show", str(number))[-3:] == ['value:        {"id":"x"}', 'corrected:    {"id":', "12}"]
+        assert desk.ok("show", str(other))[-2:] == ["value_base64: /w==", "corrected_base64: /g=="]
 
     def test_several_routes_one_of_them_gone(self, desk: Desk) -> None:
         desk.letter(b'{"id":1}')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def test_help_is_a_manual(capsys: pytest.CaptureFixture[str]) -> None:
     manual = capsys.readouterr().out
     for word in ("migrate", "create-topic", "check-config", "progress", "demo", "DATABASE_URL", "examples:"):
         assert word in manual
-    for code in (0, 2, 69, 70, 78, 130):
+    for code in (0, 2, 65, 69, 70, 74, 78, 130):
         assert f"\n  {code} " in manual
 
 
@@ -192,6 +193,17 @@ def test_a_reader_that_leaves_is_no_fault() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(120) == 0
+
+
+@pytest.mark.parametrize("arguments", [("migrate", "--print"), ("check-config",), ("--version",), ("--help",)])
+def test_a_full_disk_is_told_in_one_line(arguments: tuple[str, ...], file: Path) -> None:
+    command = [sys.executable, "-m", "kbatchd", "--config", str(file), *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}  # unbuffered, argparse itself would swallow the error
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, env=environment, text=True, check=False, timeout=30
+        )
+    assert (done.returncode, done.stderr) == (74, "kbatchd: cannot write: No space left on device\n")
 
 
 @pytest.mark.parametrize(
