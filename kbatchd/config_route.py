@@ -20,7 +20,16 @@ class DeleteWhen(Table):
     """`delete_when` of a route: which records delete."""
 
     field: FieldPath = Field(description="A field of the record's value, as op or meta.op. Required.")
-    equals: Scalar = Field(description="The value it has in a record that deletes. Required.")
+    equals: Scalar = Field(
+        description="The value it has in a record that deletes: a string, an integer or a boolean. Required."
+    )
+
+    @field_validator("equals")
+    @classmethod
+    def _equals_is_exact(cls, equals: object) -> object:
+        if isinstance(equals, float):  # a record's number is rounded to one, and no row may go for being near
+            raise fault("is a number with a fraction; allowed: a string, an integer or a boolean")
+        return equals
 
 
 class Route(RouteMapping):

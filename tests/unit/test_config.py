@@ -244,6 +244,10 @@ start = "yesterday"
             "delete_when: contradicts insert_only = true, which deletes nothing; allowed: one of them",
         ),
         (
+            'mode = "upsert"\nkey = ["a"]\ndelete_when = {field = "op", equals = 1.5}',
+            "delete_when.equals: is a number with a fraction; allowed: a string, an integer or a boolean",
+        ),
+        (
             'mode = "upsert"\nkey = ["a"]\ndelete_when = {field = "op", equals = []}',
             "delete_when.equals: is not a plain value; allowed: a string, a number or a boolean",
         ),
