@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import statistics
 import time
 
 import psycopg
@@ -40,5 +39,5 @@ def test_a_lone_record_is_visible_within_linger(
             wait_until(is_visible, linger_seconds + 5, "the record in the table", every_seconds=0.005)
             latencies.append(time.monotonic() - acknowledged)
     # A machine that stands still for a moment makes a single record late, a linger that is too long all of them.
-    assert statistics.median_low(latencies) < linger_seconds + MARGIN_SECONDS, latencies
+    assert sorted(latencies)[-2] < linger_seconds + MARGIN_SECONDS, latencies
     assert max(latencies) < linger_seconds + 10 * MARGIN_SECONDS, latencies
