@@ -40,6 +40,7 @@ import psycopg
 
 from bench.rig import Rig, rig
 from kbatchd import config, log
+from kbatchd.devstack.process import free_ports
 from kbatchd.devstack.requests import generate
 from kbatchd.flusher import Flusher
 from kbatchd.preflight import run_preflight
@@ -183,8 +184,7 @@ def _run(file: Path) -> int:
 
 def _drain(servers: Rig, topic: str, options: argparse.Namespace, mode: str) -> list[float]:
     """Drain the topic; return how much the rate of each disturbed turn differs from that of its neighbours."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     log = servers.directory / "kbatchd.log"
     log.unlink(missing_ok=True)
     ends: list[datetime] = []
