@@ -2,8 +2,8 @@
 
 "gateway" is what the supervisor runs in a gateway process, without the supervisor and the workers: those would take
 from the cores what the figures are about. "floor" is the same server, set up in the same way, before an application
-that reads the body and answers 202: no check, no Kafka. "uvicorn" is that application on uvicorn as it
-comes, with uvloop and httptools.
+that answers 202 at once: no check, no Kafka. "uvicorn" is an application that reads the body and answers the same, on
+uvicorn as it comes, with uvloop and httptools.
 """
 
 from __future__ import annotations
@@ -15,27 +15,41 @@ import socket
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 import uvloop
 
 from kbatchd import config, log
 from kbatchd.gateway.listener import BACKLOG
-from kbatchd.gateway.server import SWITCH_INTERVAL_SECONDS, Server, run_gateway
+from kbatchd.gateway.server import SWITCH_INTERVAL_SECONDS, YOUNG_OBJECTS, Server, run_gateway
 from kbatchd.stats import Slots
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from kbatchd.config import Gateway
-    from kbatchd.gateway.app import App
+    from kbatchd.gateway.exchange import Exchange
 
     Message = dict[str, Any]
 
 #: As long as what the gateway answers for one record.
 _BODY = b'{"topic":"bench-0123456789ab","partition":0,"offset":123456}'
 _HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(_BODY))]
+
+
+class _Floor:
+    def answer_now(self, exchange: Exchange) -> bool:
+        """Answer a request that is whole, as all of a bench are: nearly always."""
+        if exchange.whole:
+            exchange.answer((202, _HEADERS, _BODY))
+        return exchange.whole
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Answer one that came in pieces."""
+        while await exchange.read():
+            pass
+        exchange.answer((202, _HEADERS, _BODY))
 
 
 async def _answer(
@@ -55,16 +69,20 @@ class _Stock(uvicorn.Server):
 
 
 async def _run_floor(what: str, gateway: Gateway) -> int:
-    if what == "floor":
-        server: uvicorn.Server = Server(gateway, cast("App", _answer))
-    else:
-        server = _Stock(uvicorn.Config(_answer, http="httptools", lifespan="off", log_config=None, ws="none"))
     listener = socket.create_server(gateway.address, backlog=BACKLOG, reuse_port=True)
     listener.setblocking(False)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: setattr(server, "should_exit", True))
+    on_signal = asyncio.get_running_loop().add_signal_handler
     gc.collect()
     gc.freeze()
-    await server.serve([listener])
+    if what == "floor":
+        floor = Server(gateway, _Floor())
+        gc.set_threshold(YOUNG_OBJECTS)
+        on_signal(signal.SIGTERM, floor.stop)
+        await floor.serve(listener)
+    else:
+        stock = _Stock(uvicorn.Config(_answer, http="httptools", lifespan="off", log_config=None, ws="none"))
+        on_signal(signal.SIGTERM, lambda: setattr(stock, "should_exit", True))
+        await stock.serve([listener])
     return 0
 
 

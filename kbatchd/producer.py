@@ -23,7 +23,7 @@ from kbatchd.model import OffsetRange, Partition
 from kbatchd.rdkafka_log import rdkafka_log
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from confluent_kafka import Message
@@ -56,7 +56,7 @@ _DEFAULTS: dict[str, str | int | float | bool] = {
 _COLLECT_SECONDS, _IDLE_SECONDS = 0.002, 0.1
 
 #: So many records of a request are handed to librdkafka before others have their turn: 1 ms.
-_RECORDS_PER_TURN = 1_000
+RECORDS_PER_TURN = 1_000
 
 #: A record that waits this long for its acknowledgement means that Kafka is in trouble: no more are taken.
 STALL_SECONDS = 1.5
@@ -68,16 +68,20 @@ LATE_SECONDS = 0.5
 BLINK_SECONDS = 1.0
 
 
-class KafkaAway(KbatchError):
-    """Kafka cannot be reached, or does not answer; nothing was sent."""
+class NotSent(KbatchError):
+    """None of a request's records was sent."""
 
 
-class QueueFull(KbatchError):
-    """More than `max_queued_records` or `max_queued_bytes` would wait for Kafka; nothing was sent."""
+class KafkaAway(NotSent):
+    """Kafka cannot be reached, or does not answer."""
 
 
-class RecordTooLarge(KbatchError):
-    """A record is larger than we send (message.max.bytes); nothing was sent."""
+class QueueFull(NotSent):
+    """More than `max_queued_records` or `max_queued_bytes` would wait for Kafka."""
+
+
+class RecordTooLarge(NotSent):
+    """A record is larger than we send (message.max.bytes)."""
 
     def __init__(self, index: int, size: int, limit: int) -> None:
         super().__init__(record_too_large(size, limit))
@@ -107,16 +111,24 @@ _CERTAIN = {
 }
 
 
-class _Sending:
+class Sending:
     """The records of one request that are under way."""
 
-    __slots__ = ("acknowledged", "errors", "future", "left", "sent_at", "size_bytes")
+    __slots__ = ("_done", "acknowledged", "errors", "left", "on_done", "sent_at", "size_bytes", "topic")
 
-    def __init__(self, count: int, size_bytes: int, future: asyncio.Future[None]) -> None:
+    def __init__(
+        self, topic: str, count: int, size_bytes: int, sent_at: float, on_done: Callable[[Sending], object],
+        done: list[Sending],
+    ) -> None:  # fmt: skip
+        self.topic = topic
+        #: Records without a report.
         self.left = count
         self.size_bytes = size_bytes
-        self.future = future
-        self.sent_at = time.monotonic()
+        self.sent_at = sent_at
+        self.on_done = on_done
+        #: Where it goes with its last report.
+        self._done = done
+        #: Partition and offset of each record, and the reasons of the others, in the order of the reports.
         self.acknowledged: list[tuple[int, int]] = []
         self.errors: list[KafkaError] = []
 
@@ -127,8 +139,23 @@ class _Sending:
         else:
             self.errors.append(error)
         self.left -= 1
-        if not self.left and not self.future.done():  # a client that hung up has cancelled it
-            self.future.set_result(None)
+        if not self.left:
+            self._done.append(self)
+
+    def give_up(self, count: int, error: KafkaError) -> None:
+        """Take note of so many records that will have no report."""
+        self.errors += [error] * count
+        self.left -= count
+        if not self.left:
+            self._done.append(self)
+
+    def ranges(self) -> list[OffsetRange]:
+        """Return where all the records are; NotAcknowledged when that is not known of all."""
+        ranges = _ranges(self.topic, self.acknowledged)
+        if self.errors:
+            certain = all(error.code() in _CERTAIN for error in self.errors)
+            raise NotAcknowledged(self.errors[0].str(), ranges, certain=certain)
+        return ranges
 
 
 class RecordProducer:
@@ -160,44 +187,55 @@ class RecordProducer:
         #: Set while a broker can be reached.
         self.up = asyncio.Event()
         self._down_at_us = 0
-        self._under_way: deque[_Sending] = deque()
+        self._under_way: deque[Sending] = deque()
+        self._done: list[Sending] = []
         self.queued_records = self.queued_bytes = 0
         self._timer = self._loop.call_later(_IDLE_SECONDS, self._collect)
         self._collects_soon = False
         #: When the loop looked last, and since when it has looked without being late.
         self._looked_at = self._punctual_since = time.monotonic()
 
+    def begin(
+        self,
+        topic: str,
+        values: Sequence[bytes],
+        keys: Sequence[bytes | None],
+        headers: Headers | None,
+        on_done: Callable[[Sending], object],
+    ) -> None:
+        """Send some records, RECORDS_PER_TURN at most; `on_done` is called when Kafka has told of them all.
+
+        Raises NotSent before anything is sent.
+        """
+        self._look_for_brokers()
+        if not self.up.is_set():
+            raise KafkaAway("no broker can be reached")
+        self._produce(values, keys, headers, self._admit(topic, values, keys, on_done))
+
     async def send(
         self, topic: str, values: Sequence[bytes], keys: Sequence[bytes | None], headers: Headers | None
     ) -> list[OffsetRange]:
-        """Send records; return where they are, once Kafka has acknowledged them all.
+        """Send any number of records; return where they are, once Kafka has acknowledged them all.
 
-        Raises KafkaAway, QueueFull or RecordTooLarge before anything is sent, NotAcknowledged after.
+        Raises NotSent before anything is sent, NotAcknowledged after. Brokers that are away have a moment to come back.
         """
-        if not self._collects_soon:
-            self._producer.poll(0)  # librdkafka may have lost its brokers since the last look
+        self._look_for_brokers()
         if not self.up.is_set():
             await self._wait_up()
-        self._refuse_beyond_limits(values, keys)
-        sending = _Sending(len(values), sum(map(len, values)), self._loop.create_future())
-        self._under_way.append(sending)
-        self.queued_records += len(values)
-        self.queued_bytes += sending.size_bytes
-        for start in range(0, len(values), _RECORDS_PER_TURN):
+        done = asyncio.Event()
+        sending = self._admit(topic, values, keys, lambda _: done.set())
+        for start in range(0, len(values), RECORDS_PER_TURN):
             if start:
                 await asyncio.sleep(0)
-            end = start + _RECORDS_PER_TURN
-            self._produce(topic, values[start:end], keys[start:end], headers, sending)
+            end = start + RECORDS_PER_TURN
+            self._produce(values[start:end], keys[start:end], headers, sending)
+        await done.wait()
+        return sending.ranges()
+
+    def _look_for_brokers(self) -> None:
+        """Let librdkafka say whether it has lost its brokers since the last look."""
         if not self._collects_soon:
-            self._collects_soon = True
-            self._timer.cancel()
-            self._timer = self._loop.call_later(_COLLECT_SECONDS, self._collect)
-        await sending.future
-        ranges = _ranges(topic, sending.acknowledged)
-        if sending.errors:
-            certain = all(error.code() in _CERTAIN for error in sending.errors)
-            raise NotAcknowledged(sending.errors[0].str(), ranges, certain=certain)
-        return ranges
+            self._producer.poll(0)
 
     async def _wait_up(self) -> None:
         try:
@@ -205,25 +243,39 @@ class RecordProducer:
         except TimeoutError as error:
             raise KafkaAway("no broker can be reached") from error
 
-    def _refuse_beyond_limits(self, values: Sequence[bytes], keys: Sequence[bytes | None]) -> None:
-        for index, value in enumerate(values):
-            size = len(value) + len(keys[index] or b"")
-            if size > self._max_record_bytes:
-                raise RecordTooLarge(index, size, self._max_record_bytes)
-        if self._under_way and self._look() - max(self._under_way[0].sent_at, self._punctual_since) > STALL_SECONDS:
-            raise KafkaAway(f"Kafka has acknowledged nothing for {STALL_SECONDS} s")
-        if self.queued_records + len(values) > self._max_records or self.queued_bytes > self._max_bytes:
-            raise QueueFull("too many records wait for Kafka")
-
-    def _produce(
+    def _admit(
         self,
         topic: str,
         values: Sequence[bytes],
         keys: Sequence[bytes | None],
-        headers: Headers | None,
-        sending: _Sending,
+        on_done: Callable[[Sending], object],
+    ) -> Sending:
+        """Count records in, if there is room for them."""
+        size_bytes = 0
+        for index, value in enumerate(values):
+            size = len(value) + len(keys[index] or b"")
+            if size > self._max_record_bytes:
+                raise RecordTooLarge(index, size, self._max_record_bytes)
+            size_bytes += size
+        now = self._look()
+        if self._under_way and now - max(self._under_way[0].sent_at, self._punctual_since) > STALL_SECONDS:
+            raise KafkaAway(f"Kafka has acknowledged nothing for {STALL_SECONDS} s")
+        if self.queued_records + len(values) > self._max_records or self.queued_bytes > self._max_bytes:
+            raise QueueFull("too many records wait for Kafka")
+        sending = Sending(topic, len(values), size_bytes, now, on_done, self._done)
+        self._under_way.append(sending)
+        self.queued_records += len(values)
+        self.queued_bytes += size_bytes
+        if not self._collects_soon:
+            self._collects_soon = True
+            self._timer.cancel()
+            self._timer = self._loop.call_later(_COLLECT_SECONDS, self._collect)
+        return sending
+
+    def _produce(
+        self, values: Sequence[bytes], keys: Sequence[bytes | None], headers: Headers | None, sending: Sending
     ) -> None:
-        produce, report = self._producer.produce, sending.report
+        produce, topic, report = self._producer.produce, sending.topic, sending.report
         sent = 0
         try:
             if headers is None:
@@ -235,15 +287,9 @@ class RecordProducer:
                     produce(topic, value, key, on_delivery=report, headers=headers)
                     sent += 1
         except (BufferError, KafkaException) as error:
-            self._give_up(sending, len(values) - sent, error)
-
-    def _give_up(self, sending: _Sending, rest: int, error: Exception) -> None:
-        """Count what librdkafka did not even take: it is broken for good, or the counts are wrong."""
-        reason = error.args[0] if isinstance(error, KafkaException) else KafkaError(KafkaError._QUEUE_FULL)  # noqa: SLF001
-        sending.errors += [reason] * rest
-        sending.left -= rest
-        if not sending.left and not sending.future.done():
-            sending.future.set_result(None)
+            # What librdkafka did not even take: it is broken for good, or our counts are wrong.
+            reason = error.args[0] if isinstance(error, KafkaException) else KafkaError(KafkaError._QUEUE_FULL)  # noqa: SLF001
+            sending.give_up(len(values) - sent, reason)
 
     def _look(self) -> float:
         """Take note of the time, and of a loop that is late: what came meanwhile it could not see."""
@@ -254,14 +300,18 @@ class RecordProducer:
         return now
 
     def _collect(self) -> None:
-        """Take the delivery reports that have come, and forget the requests that are done."""
+        """Take the delivery reports that have come, and tell of the requests that are done."""
         self._look()
         self._producer.poll(0)
+        done = self._done.copy()
+        self._done.clear()
+        for sending in done:
+            self.queued_records -= len(sending.acknowledged) + len(sending.errors)
+            self.queued_bytes -= sending.size_bytes
+            sending.on_done(sending)
         under_way = self._under_way
         while under_way and not under_way[0].left:
-            done = under_way.popleft()
-            self.queued_records -= len(done.acknowledged) + len(done.errors)
-            self.queued_bytes -= done.size_bytes
+            under_way.popleft()
         self._collects_soon = bool(under_way)
         self._timer = self._loop.call_later(_COLLECT_SECONDS if under_way else _IDLE_SECONDS, self._collect)
 

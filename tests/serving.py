@@ -6,18 +6,19 @@ import asyncio
 import socket
 import threading
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import uvloop
 
 from kbatchd.config import Gateway
+from kbatchd.gateway.exchange import ClientGone
 from kbatchd.gateway.listener import BACKLOG
 from kbatchd.gateway.server import Server
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    Message = dict[str, Any]
+    from kbatchd.gateway.exchange import Exchange
 
 #: No answer takes longer.
 ANSWER_SECONDS = 20.0
@@ -28,12 +29,15 @@ class Taken(NamedTuple):
 
     method: str
     path: str
-    headers: list[tuple[bytes, bytes]]
+    fields: dict[bytes, bytes]
     body: bytes
 
 
 class Recorder:
-    """An application: a POST is answered 202, all else 200; `/wait` only when `go` is set, `/early` before its body."""
+    """An application: a POST is answered 202, all else 200; `/wait` only when `go` is set, `/early` before its body.
+
+    What is whole at once is answered at once, but for `/wait` and `/task`.
+    """
 
     def __init__(self) -> None:
         self.taken: list[Taken] = []
@@ -42,33 +46,35 @@ class Recorder:
         self.go = asyncio.Event()
         self.waiting = 0
 
-    async def __call__(
-        self,
-        scope: Message,
-        receive: Callable[[], Awaitable[Message]],
-        send: Callable[[Message], Awaitable[None]],
-    ) -> None:
-        body, more = b"", scope["path"] != "/early"
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                self.lost += 1
-                return
-            body += message["body"]
-            more = message["more_body"]
-        self.taken.append(Taken(scope["method"], scope["path"], scope["headers"], body))
-        if scope["path"] == "/wait":
+    def answer_now(self, exchange: Exchange) -> bool:
+        if exchange.path in {"/wait", "/task"}:
+            return False
+        self._answer(exchange, b"" if exchange.path == "/early" else exchange.body())
+        return True
+
+    async def answer(self, exchange: Exchange) -> None:
+        body = b""
+        try:
+            while exchange.path != "/early" and (part := await exchange.read()):
+                body += part
+        except ClientGone:
+            self.lost += 1
+            raise
+        if exchange.path == "/wait":
             self.waiting += 1
             await self.go.wait()
-        if scope["path"] == "/fail":
+        self._answer(exchange, body)
+
+    def _answer(self, exchange: Exchange, body: bytes) -> None:
+        path = exchange.path
+        self.taken.append(Taken(exchange.method, path, exchange.fields, body))
+        if path == "/fail":
             raise RuntimeError("as asked")
-        answer = b"" if scope["path"] == "/none" else body or b"%b\n" % scope["path"].encode()
-        if scope["path"] == "/large":
+        answer = b"" if path == "/none" else body or b"%b\n" % path.encode()
+        if path == "/large":
             answer = bytes(50_000_000)
         headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(answer))]
-        status = 202 if scope["method"] == "POST" else 200
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
+        exchange.answer((202 if exchange.method == "POST" else 200, headers, answer))
 
 
 class Serving:
@@ -85,7 +91,7 @@ class Serving:
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self.server.serve([self._listener]))
+            runner.run(self.server.serve(self._listener))
 
     def call(self, function: Callable[[], object]) -> None:
         """Have something done on the server's event loop."""
@@ -93,7 +99,8 @@ class Serving:
 
     def stop(self) -> None:
         """Stop as SIGTERM does."""
-        self.server.should_exit = True
+        with suppress(RuntimeError):  # it may have ended
+            self.call(self.server.stop)
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=ANSWER_SECONDS)

@@ -42,9 +42,16 @@ def accepted(
     status = 200 if outcome is Outcome.COMMITTED else 202
     if records.single:
         [(partition, offset, _)] = ranges
-        body = b'%b%d,"offset":%d}' % (head, partition.number, offset)
-    else:
-        body = orjson.dumps({"count": len(records.values), "ranges": _shown(ranges)})
+        return one(head, partition.number, offset, status)
+    return _json(status, orjson.dumps({"count": len(records.values), "ranges": _shown(ranges)}))
+
+
+def one(head: bytes, number: int, offset: int, status: int = 202) -> Answer:
+    """Make the answer to one record that is in Kafka."""
+    return _json(status, b'%b%d,"offset":%d}' % (head, number, offset))
+
+
+def _json(status: int, body: bytes) -> Answer:
     return status, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))], body
 
 

@@ -1,10 +1,12 @@
-"""The gateway's application: one request from its head to its answer, in ASGI's terms.
+"""The gateway's application: one request from its head to its answer.
 
     head -> token -> body -> records -> door -> Kafka's acknowledgement -> 202
                                                   (ack=db) -> the table -> 200
 
-Runs in a gateway process, on its event loop; never waits for a server but by `await`. Nothing is answered 2xx before
-Kafka has acknowledged every record of the request, and nothing is sent before every record has passed the door.
+Runs in a gateway process, on its event loop. Nothing is answered 2xx before Kafka has acknowledged every record of the
+request, and nothing is sent before every record has passed the door. Nearly every request goes this way at once, and
+its answer is written when Kafka's acknowledgement comes (`answer_now`); one that has to wait for more than that, or
+takes long, has a task (`answer`).
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qs
 
 import orjson
@@ -25,38 +28,32 @@ from kbatchd.errors import ConfigError
 from kbatchd.gateway import answers, pages
 from kbatchd.gateway.database import Outcome
 from kbatchd.gateway.problems import Answer, Problem
-from kbatchd.producer import KafkaAway, NotAcknowledged, QueueFull, RecordTooLarge
+from kbatchd.producer import RECORDS_PER_TURN, KafkaAway, NotAcknowledged, NotSent, RecordTooLarge
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
     from kbatchd.config import Gateway, Route
     from kbatchd.gateway.database import Database
+    from kbatchd.gateway.exchange import Exchange
     from kbatchd.gateway.tokens import Tokens
     from kbatchd.model import OffsetRange, Refusal
-    from kbatchd.producer import Headers, RecordProducer
+    from kbatchd.producer import Headers, RecordProducer, Sending
     from kbatchd.reached import DeadLetter
     from kbatchd.tables import Tables
 
     Split = Callable[[bytes, int], Records]
-    Scope = dict[str, Any]
-    Message = dict[str, Any]
-    Receive = Callable[[], Awaitable[Message]]
-    Send = Callable[[Message], Awaitable[None]]
+    Fields = dict[bytes, bytes]
 
 #: From this size on a body is checked in another thread, and every packed one: that takes 14 ms a MB at worst.
 LARGE_BODY_BYTES = 131_072
 
 #: How many records that thread checks before the event loop may have its turn: 1 to 2 ms.
-RECORDS_PER_TURN = 500
+CHECKED_PER_TURN = 500
 
 _JSON = b"application/json"
 _NDJSON = {b"application/x-ndjson", b"application/ndjson", b"application/jsonl"}
 _WAIT = re.compile(rb"(?:^|[,;])\s*wait\s*=\s*(\d{1,9})\s*(?:$|[,;])")
-
-
-class ClientGone(Exception):
-    """The client has hung up before its request was whole."""
 
 
 @dataclass(slots=True)
@@ -72,12 +69,14 @@ class _Entry:
     head: bytes
 
 
-class _Body(NamedTuple):
-    """A request's body as it came, and what its head says of it."""
+class _Order(NamedTuple):
+    """What a request's head asks for."""
 
+    entry: _Entry
     split: Split
     encoding: str
-    bytes: bytes
+    #: How long the answer shall wait for the table; None: not at all.
+    wait_seconds: float | None
 
 
 class App:
@@ -113,39 +112,79 @@ class App:
             elif table is not None:
                 entry.door = Door(table.columns, entry.route.key_field, entry.route)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        headers: dict[bytes, bytes] = scope["fields"]
+    def answer_now(self, exchange: Exchange) -> bool:
+        """Answer a request that is whole, when Kafka acknowledges it; False: more is waited for, or much to do."""
         try:
-            status, answer_headers, body = await self._answer(scope, headers, receive)
+            order = self._order(exchange)
+            if order is None:
+                self._answer(exchange, self._page(exchange))
+                return True
+            body = exchange.body()
+            if order.encoding or order.wait_seconds is not None or len(body) >= LARGE_BODY_BYTES:
+                return False
+            self._refuse_larger(len(body))
+            records, keys = self._checked(order, body, exchange.fields)
+            if not 0 < len(records.values) <= RECORDS_PER_TURN:
+                return False
+            answer = partial(self._answer_acknowledged, exchange, order, records)
+            topic = order.entry.route.topic
+            self._producer.begin(topic, records.values, keys, _record_headers(exchange.fields), answer)
+        except KafkaAway:
+            return False  # it may be back in a moment
+        except NotSent as error:
+            self._answer(exchange, _not_sent(error, records).answer())
         except Problem as problem:
-            status, answer_headers, body = problem.answer()
-        except ClientGone:
-            return
-        if self._gateway.cors_origins and b"origin" in headers:
-            answer_headers = answer_headers + self._cors(headers[b"origin"])
-        await send({"type": "http.response.start", "status": status, "headers": answer_headers})
-        await send({"type": "http.response.body", "body": body})
+            self._answer(exchange, problem.answer())
+        return True
 
-    async def _answer(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Answer:
-        path, method = scope["path"], scope["method"]
-        entry = self._entries.get(path)
-        if entry is None:
-            return self._page(path, method, headers)
-        if method != "POST":
-            return self._refuse_method(method, headers, b"POST, OPTIONS")
-        self._tokens.check(headers.get(b"authorization"), entry.route.name)
-        query = scope["query_string"]
-        wait_seconds = self._wait_seconds(query, headers) if query or b"prefer" in headers else None
+    def _answer_acknowledged(self, exchange: Exchange, order: _Order, records: Records, sending: Sending) -> None:
+        """Say what Kafka has said; called by the producer."""
+        try:
+            if records.single and not sending.errors:
+                answer = answers.one(order.entry.head, *sending.acknowledged[0])
+            else:
+                answer = answers.accepted(order.entry.head, records, sending.ranges(), None)
+        except NotAcknowledged as error:
+            answer = answers.not_acknowledged(error).answer()
+        except Exception as error:  # noqa: BLE001  # whatever it is, the client gets an answer
+            exchange.fail(error)
+            return
+        self._answer(exchange, answer)
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Answer a request."""
+        try:
+            order = self._order(exchange)
+            answer = self._page(exchange) if order is None else await self._take(order, exchange)
+        except Problem as problem:
+            answer = problem.answer()
+        self._answer(exchange, answer)
+
+    def _answer(self, exchange: Exchange, answer: Answer) -> None:
+        if self._gateway.cors_origins and b"origin" in exchange.fields:
+            status, headers, body = answer
+            answer = status, [*headers, *self._cors(exchange.fields[b"origin"])], body
+        exchange.answer(answer)
+
+    def _order(self, exchange: Exchange) -> _Order | None:
+        """Read the head; None: it asks for a page."""
+        fields = exchange.fields
+        entry = self._entries.get(exchange.path)
+        if entry is None or exchange.method != "POST":
+            return None
+        self._tokens.check(fields.get(b"authorization"), entry.route.name)
+        wait_seconds = self._wait_seconds(exchange.query, fields) if exchange.query or b"prefer" in fields else None
         if wait_seconds is not None and self._waiting >= self._gateway.max_waiting_requests:
             detail = "too many requests wait for the table; nothing was sent"
             raise Problem(HTTPStatus.TOO_MANY_REQUESTS, "too-many-waiting", detail, None, answers.RETRY_AFTER)
-        split = _SPLITTERS.get(headers.get(b"content-type", _JSON)) or _splitter(headers[b"content-type"])
-        encoding = _encoding(headers) if b"content-encoding" in headers else ""
-        body = await self._body(headers, receive)
-        return await self._take(entry, _Body(split, encoding, body), headers, wait_seconds)
+        split = _SPLITTERS.get(fields.get(b"content-type", _JSON)) or _splitter(fields[b"content-type"])
+        encoding = _encoding(fields) if b"content-encoding" in fields else ""
+        return _Order(entry, split, encoding, wait_seconds)
 
-    def _page(self, path: str, method: str, headers: dict[bytes, bytes]) -> Answer:
+    def _page(self, exchange: Exchange) -> Answer:
+        path, method, headers = exchange.path, exchange.method, exchange.fields
+        if path in self._entries:
+            return self._refuse_method(method, headers, b"POST, OPTIONS")
         page = self.pages.get(path)
         if page is None:
             raise Problem(HTTPStatus.NOT_FOUND, "not-found", "there is POST /v1/{route}; GET /docs tells more")
@@ -157,7 +196,7 @@ class App:
             return 304, [(b"etag", headers[b"if-none-match"])], b""
         return page
 
-    def _refuse_method(self, method: str, headers: dict[bytes, bytes], allowed: bytes) -> Answer:
+    def _refuse_method(self, method: str, headers: Fields, allowed: bytes) -> Answer:
         if method == "OPTIONS":
             preflight = b"access-control-request-method" in headers and self._gateway.cors_origins
             return 204, [(b"allow", allowed), *(_PREFLIGHT if preflight else ())], b""
@@ -174,7 +213,7 @@ class App:
             return [(b"access-control-allow-origin", origin), *vary]
         return vary
 
-    def _wait_seconds(self, query: bytes, headers: dict[bytes, bytes]) -> float | None:
+    def _wait_seconds(self, query: bytes, headers: Fields) -> float | None:
         """Tell how long the answer shall wait for the table; None: not at all."""
         longest = self._gateway.max_wait_seconds
         prefer = _WAIT.search(headers[b"prefer"]) if b"prefer" in headers else None
@@ -187,67 +226,65 @@ class App:
             raise Problem(HTTPStatus.BAD_REQUEST, "bad-query", "the query may say ack=db or ack=kafka, nothing else")
         return longest if parameters["ack"] == ["db"] else None
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+    def _refuse_larger(self, size: int) -> None:
+        if size > self._gateway.max_body_bytes:
+            raise answers.too_large(f"the body may have {self._gateway.max_body_bytes} bytes")
+
+    async def _body(self, exchange: Exchange) -> bytes:
         """Read the body, to its end or to one byte too many."""
-        limit = self._gateway.max_body_bytes
-        if int(headers.get(b"content-length", b"0")) > limit:
-            raise answers.too_large(f"the body may have {limit} bytes")
+        self._refuse_larger(int(exchange.fields.get(b"content-length", b"0")))
         parts: list[bytes] = []
         size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            parts.append(message["body"])
-            size += len(message["body"])
-            if size > limit:
-                raise answers.too_large(f"the body may have {limit} bytes")
-            if not message["more_body"]:
-                return b"".join(parts)
+        while part := await exchange.read():
+            parts.append(part)
+            size += len(part)
+            self._refuse_larger(size)
+        return b"".join(parts)
 
-    async def _take(
-        self, entry: _Entry, body: _Body, headers: dict[bytes, bytes], wait_seconds: float | None
-    ) -> Answer:
-        """Check the records, send them, and answer where they are."""
-        door = entry.door
+    def _checked(self, order: _Order, body: bytes, headers: Fields) -> tuple[Records, Sequence[bytes | None]]:
+        """Check the records, and find their keys; raise the Problem with them. Touches nothing but its arguments."""
+        door = order.entry.door
         if door is None:
-            detail = f"route {entry.route.name}: {entry.why}"
+            detail = f"route {order.entry.route.name}: {order.entry.why}"
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "table-unknown", detail, None, answers.RETRY_AFTER)
-        limits = self._gateway.max_queued_records, self._gateway.max_body_bytes
-        if body.encoding or len(body.bytes) >= LARGE_BODY_BYTES:
-            records = await asyncio.to_thread(_checked, door, body, *limits)
+        records = _checked(door, order, body, self._gateway.max_queued_records, self._gateway.max_body_bytes)
+        return records, _keys(door, records, headers.get(b"record-key"))
+
+    async def _take(self, order: _Order, exchange: Exchange) -> Answer:
+        """Check the records, send them, wait for what is to be waited for, and answer where they are."""
+        body, fields = await self._body(exchange), exchange.fields
+        if order.encoding or len(body) >= LARGE_BODY_BYTES:
+            records, keys = await asyncio.to_thread(self._checked, order, body, fields)
         else:
-            records = _checked(door, body, *limits)
-        keys = _keys(door, records, headers.get(b"record-key"))
-        ranges = await self._send(entry.route, records, keys, _record_headers(headers))
+            records, keys = self._checked(order, body, fields)
+        ranges: list[OffsetRange] = []
+        if records.values:
+            try:
+                ranges = await self._producer.send(
+                    order.entry.route.topic, records.values, keys, _record_headers(fields)
+                )
+            except NotSent as error:
+                raise _not_sent(error, records) from error
+            except NotAcknowledged as error:
+                raise answers.not_acknowledged(error) from error
         outcome: Outcome | list[DeadLetter] | None = None
-        if wait_seconds is not None and ranges:
+        if order.wait_seconds is not None and ranges:
             self._waiting += 1
             try:
-                outcome = await self._database.committed(entry.route, ranges, wait_seconds)
+                outcome = await self._database.committed(order.entry.route, ranges, order.wait_seconds)
             finally:
                 self._waiting -= 1
-        return answers.accepted(entry.head, records, ranges, outcome)
+        return answers.accepted(order.entry.head, records, ranges, outcome)
 
-    async def _send(
-        self, route: Route, records: Records, keys: Sequence[bytes | None], headers: Headers | None
-    ) -> list[OffsetRange]:
-        if not records.values:
-            return []
-        try:
-            return await self._producer.send(route.topic, records.values, keys, headers)
-        except (KafkaAway, QueueFull) as error:
-            kind = "kafka-away" if isinstance(error, KafkaAway) else "queue-full"
-            raise Problem(
-                HTTPStatus.SERVICE_UNAVAILABLE, kind, f"{error}; nothing was sent", None, answers.RETRY_AFTER
-            ) from error
-        except RecordTooLarge as error:
-            members = {"line": records.lines[error.index]}
-            raise Problem(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "record-too-large", f"{error}; nothing was sent", members
-            ) from error
-        except NotAcknowledged as error:
-            raise answers.not_acknowledged(error) from error
+
+def _not_sent(error: NotSent, records: Records) -> Problem:
+    """Make the answer to records of which Kafka has seen none."""
+    detail = f"{error}; nothing was sent"
+    if isinstance(error, RecordTooLarge):
+        members = {"line": records.lines[error.index]}
+        return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "record-too-large", detail, members)
+    kind = "kafka-away" if isinstance(error, KafkaAway) else "queue-full"
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, kind, detail, None, answers.RETRY_AFTER)
 
 
 _PREFLIGHT = (
@@ -273,7 +310,7 @@ def _splitter(content_type: bytes) -> Split:
     raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "content-type", detail, None, accepted)
 
 
-def _encoding(headers: dict[bytes, bytes]) -> str:
+def _encoding(headers: Fields) -> str:
     encoding = headers[b"content-encoding"].lower().decode("latin-1")
     if encoding in {"gzip", "zstd"}:
         return encoding
@@ -284,15 +321,14 @@ def _encoding(headers: dict[bytes, bytes]) -> str:
     raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "content-encoding", detail, None, accepted)
 
 
-def _checked(door: Door, body: _Body, max_records: int, max_bytes: int) -> Records:
+def _checked(door: Door, order: _Order, content: bytes, max_records: int, max_bytes: int) -> Records:
     """Unpack, split and check; raise 400, 413 or 422. Of a large body in a thread of its own."""
-    content = body.bytes
     try:
-        if body.encoding:
-            content = bodies.unpack(content, body.encoding, max_bytes)
-        records = body.split(content, max_records)
+        if order.encoding:
+            content = bodies.unpack(content, order.encoding, max_bytes)
+        records = order.split(content, max_records)
         refusals = _check(door, records.values)
-        if refusals and body.split is bodies.split and any(why.code == "not_json" for _, why in refusals):
+        if refusals and order.split is bodies.split and any(why.code == "not_json" for _, why in refusals):
             # An array: the places were guessed wrong, or it is no JSON either.
             records = bodies.split_exactly(content, max_records)
             refusals = _check(door, records.values)
@@ -306,11 +342,11 @@ def _checked(door: Door, body: _Body, max_records: int, max_bytes: int) -> Recor
 
 
 def _check(door: Door, values: Sequence[bytes]) -> list[tuple[int, Refusal]]:
-    if len(values) <= RECORDS_PER_TURN:
+    if len(values) <= CHECKED_PER_TURN:
         return door.check(values)
     refusals: list[tuple[int, Refusal]] = []
-    for start in range(0, len(values), RECORDS_PER_TURN):
-        refusals += [(start + index, why) for index, why in door.check(values[start : start + RECORDS_PER_TURN])]
+    for start in range(0, len(values), CHECKED_PER_TURN):
+        refusals += [(start + index, why) for index, why in door.check(values[start : start + CHECKED_PER_TURN])]
     return refusals
 
 
@@ -323,7 +359,7 @@ def _keys(door: Door, records: Records, given: bytes | None) -> Sequence[bytes |
     return keys
 
 
-def _record_headers(headers: dict[bytes, bytes]) -> Headers | None:
+def _record_headers(headers: Fields) -> Headers | None:
     """Return what travels with each record."""
     kept: Headers | None = None
     if b"idempotency-key" in headers:

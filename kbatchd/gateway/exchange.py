@@ -1,6 +1,8 @@
 """One request and its answer: between a connection, which reads and writes, and the application, which answers.
 
-Runs on a gateway's event loop; a task for each request.
+A request that has come whole is offered to the application within the turn of the event loop that has read it: a task
+for it would cost as much as all that is done with a record. Only what the application cannot answer without waiting,
+and a body that comes in pieces, gets one. Runs on a gateway's event loop.
 """
 
 from __future__ import annotations
@@ -8,25 +10,26 @@ from __future__ import annotations
 import asyncio
 import logging
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from kbatchd.errors import KbatchError
 from kbatchd.gateway.problems import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from kbatchd.gateway.guard import Guard
-
-    Headers = Sequence[tuple[bytes, bytes]]
-    Message = dict[str, Any]
+    from kbatchd.gateway.problems import Answer
 
 log = logging.getLogger(__name__)
+
+
+class ClientGone(KbatchError):
+    """The client has hung up before its request was whole."""
 
 
 class Client(Protocol):
     """Who has sent the request, and gets the answer: a connection."""
 
-    def answer(self, exchange: Exchange, status: int, headers: Headers, body: bytes) -> None:
+    def answer(self, exchange: Exchange, answer: Answer) -> None:
         """Write the answer."""
 
     def write_continue(self) -> None:
@@ -36,31 +39,56 @@ class Client(Protocol):
         """Read on."""
 
 
+class Application(Protocol):
+    """What answers; it calls `Exchange.answer` once for each request."""
+
+    def answer_now(self, exchange: Exchange) -> bool:
+        """Answer a request that is whole, without waiting or when a callback comes; False: let `answer` do it."""
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Answer a request, whatever has to be waited for; Problem is an answer too."""
+
+
 class Exchange:
     """One request and its answer, as the application sees them."""
 
     __slots__ = (
-        "_ahead_bytes", "_answer_headers", "_connection", "_done", "_expects", "_gone", "_parts", "_status",
-        "_told_end", "_waiter", "keep_alive", "scope", "task", "whole",
+        "_ahead_bytes", "_connection", "_done", "_expects", "_gone", "_guard", "_parts", "_task", "_waiter", "begun",
+        "fields", "keep_alive", "method", "path", "query", "whole",
     )  # fmt: skip
 
-    def __init__(self, connection: Client, scope: dict[str, Any], *, keep_alive: bool, expects: bool) -> None:
+    def __init__(
+        self,
+        connection: Client,
+        guard: Guard,
+        method: str,
+        path: str,
+        query: bytes,
+        fields: dict[bytes, bytes],
+        *,
+        keep_alive: bool,
+        expects: bool,
+    ) -> None:
         self._connection = connection
-        self.scope = scope
+        self._guard = guard
+        self.method = method
+        self.path = path
+        self.query = query
+        #: The head's fields, their names in lower case.
+        self.fields = fields
         #: The client may send another request behind it.
         self.keep_alive = keep_alive
         #: Its body has come to its end.
         self.whole = False
-        self.task: asyncio.Task[None] | None = None
+        #: The application has heard of it.
+        self.begun = False
+        self._task: asyncio.Task[None] | None = None
         self._expects = expects
         self._parts: list[bytes] = []
         self._ahead_bytes = 0
-        self._told_end = False
         self._gone = False
         self._done = False
         self._waiter: asyncio.Future[None] | None = None
-        self._status = 0
-        self._answer_headers: Headers = ()
 
     # --- called by the connection
 
@@ -78,6 +106,25 @@ class Exchange:
         if self._waiter is not None:
             self._wake()
 
+    def begin(self) -> None:
+        """Let the application answer."""
+        self.begun = True
+        try:
+            if self.whole and self._guard.app.answer_now(self):
+                return
+        except Exception as error:  # noqa: BLE001  # whatever it is, the client gets an answer
+            self.fail(error)
+            return
+        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._guard.tasks.add(self._task)
+
+    def give_up(self) -> None:
+        """Answer now, whatever is waited for: the grace period is over."""
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self._answer_stopped()
+
     def disconnect(self) -> None:
         """Take note that nobody waits for an answer."""
         self._gone = True
@@ -89,53 +136,57 @@ class Exchange:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
+    async def _run(self) -> None:
+        """Let the application answer in a task; when it does not, say so."""
+        try:
+            await self._guard.app.answer(self)
+        except Problem as problem:
+            self.answer(problem.answer())
+        except ClientGone:
+            pass
+        except asyncio.CancelledError:
+            self._answer_stopped()
+        except Exception as error:  # noqa: BLE001
+            self.fail(error)
+        finally:
+            self._guard.tasks.discard(self._task)
+            self._task = None  # else it and its coroutine would hold each other
+
+    def _answer_stopped(self) -> None:
+        detail = "the gateway stops; whether the records are in Kafka is not known"
+        self.answer(Problem(HTTPStatus.GATEWAY_TIMEOUT, "stopped", detail).answer())
+
     # --- the application's side
 
-    async def run(self, guard: Guard) -> None:
-        """Let the application answer; when it does not, say so."""
-        try:
-            await guard.app(self.scope, self.receive, self.send)
-        except asyncio.CancelledError:  # the end of the grace period
-            detail = "the gateway stops; whether the records are in Kafka is not known"
-            self._fail(Problem(HTTPStatus.GATEWAY_TIMEOUT, "stopped", detail))
-        except Exception:
-            if guard.count("internal_error"):
-                log.exception("request failed", extra={"action": "request_failed"})
-        finally:
-            if not self._done:
-                self._fail(Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "an error of the gateway's own"))
-            guard.tasks.discard(self.task)
-            self.task = None  # else it and its coroutine would hold each other
+    def body(self) -> bytes:
+        """Return the body of a request that is whole, all that has not been read."""
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
-    def _fail(self, problem: Problem) -> None:
-        if not self._done and not self._gone:
-            self._done = True
-            self._connection.answer(self, *problem.answer())
-
-    async def receive(self) -> Message:
-        """Return a piece of the body as soon as there is one, or that the client has gone."""
-        while not self._gone and not self._done:
-            parts = self._parts
-            if parts or (self.whole and not self._told_end):
-                self._told_end = self.whole
+    async def read(self) -> bytes:
+        """Return a piece of the body as soon as there is one, nothing at its end; ClientGone when it never comes."""
+        while True:
+            if self._gone:
+                raise ClientGone
+            if self._parts or self.whole:
+                body = self.body()
                 self._parts, self._ahead_bytes = [], 0
-                body = parts[0] if len(parts) == 1 else b"".join(parts)
-                return {"type": "http.request", "body": body, "more_body": not self.whole}
+                return body
             if self._expects:
                 self._expects = False
                 self._connection.write_continue()
             self._connection.resume_reading()
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        return {"type": "http.disconnect"}
 
-    async def send(self, message: Message) -> None:
-        """Take the answer: its head, then its body, which may come in pieces but is written as one."""
-        if message["type"] == "http.response.start":
-            self._status, self._answer_headers = message["status"], message["headers"]
-            self._parts, self._told_end = [], True
-            return
-        if self._gone or self._done:
-            return
-        self._done = True
-        self._connection.answer(self, self._status, self._answer_headers, message["body"])
+    def answer(self, answer: Answer) -> None:
+        """Write the answer, unless there is one or nobody waits for it."""
+        if not self._done and not self._gone:
+            self._done = True
+            self._connection.answer(self, answer)
+
+    def fail(self, error: Exception) -> None:
+        """Answer that it is the gateway's own fault."""
+        if self._guard.count("internal_error"):
+            log.error("request failed", exc_info=error, extra={"action": "request_failed"})
+        detail = "an error of the gateway's own"
+        self.answer(Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail).answer())

@@ -12,17 +12,11 @@ import time
 from collections import Counter
 from email.utils import formatdate
 from math import inf
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from kbatchd.config import Gateway
-
-    Message = dict[str, Any]
-    Application = Callable[
-        [dict[str, Any], Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
-    ]
+    from kbatchd.gateway.exchange import Application
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +37,12 @@ class Guarded(Protocol):
     def check_time(self, now: float) -> None:
         """End what has waited too long."""
 
+    def note_stop(self) -> None:
+        """Measure the time that is left from now on."""
+
+    def give_up(self) -> None:
+        """Answer what is still being answered, as well as one can."""
+
     def hang_up(self) -> None:
         """Close, once what was written is sent."""
 
@@ -57,6 +57,8 @@ class Guard:
         self.connections: set[Guarded] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.stopping = False
+        #: Set when a stop has no connection left.
+        self.empty = asyncio.Event()
         #: The header, renewed by each sweep.
         self.date = b""
         #: How long a connection may wait for each of its steps, and how long an answer for being read.
@@ -94,6 +96,12 @@ class Guard:
         self._refused[what] += 1
         return self._refused[what] == 1
 
+    def leave(self, connection: Guarded) -> None:
+        """Forget a connection that has ended."""
+        self.connections.discard(connection)
+        if self.stopping and not self.connections:
+            self.empty.set()
+
     def stop(self) -> None:
         """Let each connection end with the last answer that it waits for; what is not whole has little time left."""
         self.stopping = True
@@ -105,3 +113,7 @@ class Guard:
             answer,
             min(end, STOP_HEAD_SECONDS, self._grace_seconds / 4),
         )
+        for connection in self.connections:
+            connection.note_stop()
+        if not self.connections:
+            self.empty.set()

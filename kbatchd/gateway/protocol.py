@@ -23,8 +23,8 @@ from kbatchd.gateway.exchange import Exchange
 from kbatchd.gateway.problems import Problem
 
 if TYPE_CHECKING:
-    from kbatchd.gateway.exchange import Headers
     from kbatchd.gateway.guard import Guard
+    from kbatchd.gateway.problems import Answer
 
 #: So much of a body waits for the application before the connection is read no further.
 BODY_AHEAD_BYTES = 65_536
@@ -39,7 +39,6 @@ TOLD_CONNECTIONS = 256
 _IDLE, _HEAD, _BODY, _ANSWER, _END = range(5)
 
 _STATUS_LINES = {int(status): b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
-_ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
 class Connection(asyncio.Protocol):
@@ -63,7 +62,10 @@ class Connection(asyncio.Protocol):
         self._frame_bytes = 0
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
+        #: The last request's, found to be sound: the next one's are nearly always the same.
         self._host: bytes | None = None
+        self._target = b""
+        self._path, self._query = "", b""
         #: The request that is being answered, those that came meanwhile, and the one that came last.
         self._running: Exchange | None = None
         self._pipeline: deque[Exchange] = deque()
@@ -78,9 +80,6 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         guard = self._guard
         guard.connections.add(self)
-        self._client = transport.get_extra_info("peername")
-        self._server = transport.get_extra_info("sockname")
-        self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         excess = len(guard.connections) - guard.max_connections
         if excess <= 0:
             self._parser = httptools.HttpRequestParser(self)
@@ -102,9 +101,13 @@ class Connection(asyncio.Protocol):
             self._feed(data)
         except httptools.HttpParserError as error:
             self._fault(error)
-            return
-        if self._phase != before:
-            self._since = time.monotonic()
+        else:
+            if self._phase != before:
+                self._since = time.monotonic()
+            self._limit_sizes(len(data))
+        self._begin()
+
+    def _limit_sizes(self, size: int) -> None:
         limit = self._guard.max_header_bytes
         if self._phase <= _HEAD:
             if self._head_bytes > limit:
@@ -112,7 +115,7 @@ class Connection(asyncio.Protocol):
         elif self._chunked and self._phase == _BODY:
             # Chunk extensions and trailers are told nobody, so they are what is left of the bytes (RFC 9112 section
             # 7.1.1: limit them). What came in one read with the head is not counted.
-            self._frame_bytes += len(data)
+            self._frame_bytes += size
             if self._frame_bytes > limit:
                 self._refuse(heads.too_long(limit))
 
@@ -133,7 +136,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # why does not matter
         """Tell everybody."""
-        self._guard.connections.discard(self)
+        self._guard.leave(self)
         self._phase, self._parser = _END, None
         for exchange in (self._running, self._newest):
             if exchange is not None:
@@ -189,26 +192,23 @@ class Connection(asyncio.Protocol):
             self._chunked = True
             self._frame_bytes = -self._read_bytes
         expects = b"expect" in fields and version == "1.1" and heads.check_expectation(fields[b"expect"])
-        path, query = heads.split_target(self._url, method)
-        scope = {
-            "type": "http",
-            "asgi": _ASGI,
-            "http_version": version,
-            "method": method,
-            "scheme": self._scheme,
-            "path": unquote(path) if "%" in path else path,
-            "raw_path": path.encode(),
-            "query_string": query,
-            "root_path": "",
-            "headers": headers,
-            "fields": fields,  # the same to be looked up; not ASGI's
-            "client": self._client,
-            "server": self._server,
-        }
-        exchange = Exchange(self, scope, keep_alive=version == "1.1" and parser.should_keep_alive(), expects=expects)
+        if self._url != self._target or method == "CONNECT":
+            path, self._query = heads.split_target(self._url, method)
+            self._path = unquote(path) if "%" in path else path
+            self._target = self._url if path != "*" else b""  # that is for OPTIONS alone
+        exchange = Exchange(
+            self,
+            self._guard,
+            method,
+            self._path,
+            self._query,
+            fields,
+            keep_alive=version == "1.1" and parser.should_keep_alive(),
+            expects=expects,
+        )
         self._newest = exchange
         if self._running is None and not self._pipeline:
-            self._start(exchange)
+            self._running = exchange
         else:
             self._pipeline.append(exchange)
             self.pause_reading()
@@ -234,13 +234,13 @@ class Connection(asyncio.Protocol):
 
     # --- called by exchanges
 
-    def answer(self, exchange: Exchange, status: int, headers: Headers, body: bytes) -> None:
+    def answer(self, exchange: Exchange, answer: Answer) -> None:
         """Write an exchange's answer, and go on with what comes next."""
         self._running = None
         ends = (self._guard.stopping or self._half_closed) and not self._pipeline and self._last_words is None
         # An answer before the body is whole: RFC 9112 section 9.6, read the rest, or close.
         close = ends or not exchange.keep_alive or not exchange.whole
-        self._write(status, headers, b"" if exchange.scope["method"] == "HEAD" else body, close=close)
+        self._write(answer, close=close, with_body=exchange.method != "HEAD")
         if not close:
             self._next()
         elif exchange.keep_alive:
@@ -283,9 +283,14 @@ class Connection(asyncio.Protocol):
             what = "headers" if phase == _HEAD else "body"
             self._refuse(Problem(HTTPStatus.REQUEST_TIMEOUT, "timeout", f"the request's {what} took too long"))
 
-    def shutdown(self) -> None:
-        """Measure the time that `Guard.stop` has left from now on; called by uvicorn's server."""
+    def note_stop(self) -> None:
+        """Measure the time that `Guard.stop` has left from now on."""
         self._since = time.monotonic()
+
+    def give_up(self) -> None:
+        """Answer what is still being answered, as well as one can; the grace period is over."""
+        if self._running is not None:
+            self._running.give_up()
 
     def hang_up(self) -> None:
         """Close, once what was written is sent."""
@@ -321,19 +326,18 @@ class Connection(asyncio.Protocol):
         else:
             self._refuse(heads.malformed(f"the request is not HTTP/1.1: {error}"))
 
-    def _start(self, exchange: Exchange) -> None:
-        self._running = exchange
-        guard = self._guard
-        task = self._loop.create_task(exchange.run(guard))
-        guard.tasks.add(task)
-        exchange.task = task
+    def _begin(self) -> None:
+        """Let the application know of the request that is to be answered."""
+        if self._running is not None and not self._running.begun:
+            self._running.begin()
 
     def _next(self) -> None:
         """Answer the next request, or wait for one."""
         if self._stalled_since:
             return
         if self._pipeline:
-            self._start(self._pipeline.popleft())
+            self._running = self._pipeline.popleft()
+            self._loop.call_soon(self._begin)  # not here: many that are answered at once would be as many calls deep
         elif self._last_words is not None:
             self._say(self._last_words)
         else:
@@ -360,15 +364,17 @@ class Connection(asyncio.Protocol):
             self._last_words = problem
 
     def _say(self, problem: Problem) -> None:
-        self._write(*problem.answer(), close=True)
+        self._write(problem.answer(), close=True)
         self._end()
 
-    def _write(self, status: int, headers: Headers, body: bytes, *, close: bool) -> None:
+    def _write(self, answer: Answer, *, close: bool, with_body: bool = True) -> None:
+        status, headers, body = answer
         parts = [_STATUS_LINES[status], self._guard.date]
         for name, value in headers:
             parts += (name, b": ", value, b"\r\n")
         parts.append(b"connection: close\r\n\r\n" if close else b"\r\n")
-        parts.append(body)
+        if with_body:
+            parts.append(body)
         self._transport.write(b"".join(parts))
 
     def _end(self) -> None:

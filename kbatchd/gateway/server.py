@@ -1,8 +1,8 @@
 """A gateway process: its HTTP server, and what lives beside it on the event loop.
 
-The supervisor calls `run_gateway` in a freshly forked process. uvicorn on uvloop speaks HTTP; all gateway processes
-bind the same address, and the kernel shares the connections out (SO_REUSEPORT). SIGTERM: no new connection, what is in
-flight is answered, exit 0. SIGHUP: the tokens are read again.
+The supervisor calls `run_gateway` in a freshly forked process. All gateway processes bind the same address, and the
+kernel shares the connections out (SO_REUSEPORT). SIGTERM: no new connection, what is in flight is answered, exit 0.
+SIGHUP: the tokens are read again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import ssl
 import sys
 from typing import TYPE_CHECKING
 
-import uvicorn
 import uvloop
 
 from kbatchd.errors import EX_OK, EX_SOFTWARE, ConfigError, KbatchError
@@ -34,11 +33,10 @@ from kbatchd.stats import Field, Slot, State
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
     from pathlib import Path
 
     from kbatchd.config import Config, Gateway
-    from kbatchd.gateway.guard import Application
+    from kbatchd.gateway.exchange import Application
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +101,7 @@ async def _run(config: Config, gateway: Gateway, index: int, slot: Slot) -> int:
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS)
-    await server.serve([listener])
+    await server.serve(listener)
     beating.cancel()
     watching.cancel()
     await asyncio.to_thread(database.stop)
@@ -117,7 +115,7 @@ def _on_signals(
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        server.should_exit = True
+        server.stop()
         reaching.cancel()
         # Who waits for the table is answered in time: the records are in Kafka.
         loop.call_later(max(0.0, gateway.grace_seconds - ANSWER_SECONDS), database.give_up)
@@ -150,30 +148,22 @@ async def beat(slot: Slot) -> None:
 
 async def _end_with(producer: RecordProducer, server: Server) -> None:
     await producer.fatal.wait()
-    server.should_exit = True
+    server.stop()
 
 
-class Server(uvicorn.Server):
-    """uvicorn's server with our connections; signals are ours too."""
+class Server:
+    """Accepts connections, and gives them up in good order."""
 
     def __init__(self, gateway: Gateway, app: Application) -> None:
-        """Prepare; ConfigError when the certificate or its key cannot be used."""
-        super().__init__(
-            uvicorn.Config(
-                app,
-                lifespan="off",
-                log_config=None,
-                ws="none",
-                timeout_graceful_shutdown=gateway.grace_seconds,  # type: ignore[arg-type]  # a float is as good
-            )
-        )
+        """Prepare, within the event loop; ConfigError when the certificate or its key cannot be used."""
         self._gateway = gateway
         self._tls = _tls_context(gateway)
-        self._handshake_seconds = gateway.header_timeout_seconds
-        self._guard = Guard(app, gateway)
-        # What uvicorn waits for at the end.
-        self.server_state.connections = self._guard.connections  # type: ignore[assignment]
-        self.server_state.tasks = self._guard.tasks
+        self.guard = Guard(app, gateway)
+        self._stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        """Let `serve` come to its end."""
+        self._stopped.set()
 
     def renew_certificate(self) -> None:
         """Read the certificate and its key again, for the connections from now on; a faulty pair stays out."""
@@ -187,39 +177,42 @@ class Server(uvicorn.Server):
             return
         log.info("certificate read", extra={"action": "certificate_read"})
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept connections, each on our own terms."""
+    async def serve(self, listener: socket.socket) -> None:
+        """Serve until `stop`, and then what is in flight, for the grace period at most."""
         loop = asyncio.get_running_loop()
-        self._watching = loop.create_task(self._guard.watch())
-        self.servers = [
-            await loop.create_server(
-                lambda: Connection(self._guard, loop),
-                sock=each,
-                backlog=BACKLOG,
-                ssl=self._tls,
-                ssl_handshake_timeout=self._handshake_seconds if self._tls else None,
-            )
-            for each in sockets or ()
-        ]
-        self.started = True
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept nothing more, answer what is in flight, cancel what is not answered within the grace period."""
-        for each in sockets or ():
-            overlook_new(each)
+        watching = loop.create_task(self.guard.watch())
+        server = await loop.create_server(
+            lambda: Connection(self.guard, loop),
+            sock=listener,
+            backlog=BACKLOG,
+            ssl=self._tls,
+            ssl_handshake_timeout=self._gateway.header_timeout_seconds if self._tls else None,
+        )
+        await self._stopped.wait()
+        overlook_new(listener)
         await asyncio.sleep(HANDSHAKE_SECONDS)  # meanwhile those that are connected are accepted, and all go on as ever
-        self._guard.stop()
-        await super().shutdown(sockets)
-        if self._guard.tasks:  # cancelled: they still say so to their clients
-            await asyncio.wait(list(self._guard.tasks), timeout=CANCEL_SECONDS)
-        for connection in list(self._guard.connections):
-            connection.hang_up()
-        self._watching.cancel()
+        self.guard.stop()
+        server.close()
+        listener.close()
+        await self._finish()
+        watching.cancel()
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to `_on_signals`."""
-        yield
+    async def _finish(self) -> None:
+        """Wait until all is answered; at the end of the grace period say that it is not."""
+        guard = self.guard
+        try:
+            async with asyncio.timeout(self._gateway.grace_seconds):
+                await guard.empty.wait()
+                if guard.tasks:  # their clients have gone
+                    await asyncio.wait(guard.tasks)
+        except TimeoutError:
+            log.error("requests given up", extra={"action": "requests_given_up", "connections": len(guard.connections)})
+            for connection in list(guard.connections):
+                connection.give_up()
+            if guard.tasks:  # cancelled: they still say so to their clients
+                await asyncio.wait(guard.tasks, timeout=CANCEL_SECONDS)
+        for connection in list(guard.connections):
+            connection.hang_up()
 
 
 def _tls_context(gateway: Gateway) -> ssl.SSLContext | None:

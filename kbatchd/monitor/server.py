@@ -69,21 +69,17 @@ async def _run(config: Config, monitor: Monitor, slots: Slots, slot: Slot) -> in
     watcher = Watcher(config, slots, history)
     server = Server(limits, App(Daemon(config, slots), lambda: watcher.view, history))
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, _stop, server)
+    loop.add_signal_handler(signal.SIGTERM, server.stop)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     watcher.start()
     beating = loop.create_task(beat(slot))
     slot[Field.STATE] = State.RUNNING
     log.info("monitor listening", extra={"action": "monitor_listening", "address": monitor.listen})
-    await server.serve([listener])
+    await server.serve(listener)
     beating.cancel()
     watcher.stop()  # not waited for: it only reads, and may be waiting for a server
     return EX_OK
-
-
-def _stop(server: Server) -> None:
-    server.should_exit = True
 
 
 def _limits(monitor: Monitor) -> Gateway:

@@ -116,7 +116,7 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
     with serving(body_timeout_seconds=0.5) as server, server.connect() as connection:
         connection.sendall(POST.replace(b"/ ", b"/large "))
         wait_until(lambda: server.app.taken, 5, "the request")
-        wait_until(lambda: not server.server.server_state.connections, 5, "its end")
+        wait_until(lambda: not server.server.guard.connections, 5, "its end")
 
 
 def test_a_client_that_does_not_read_its_refusal_is_cut_off() -> None:
@@ -124,7 +124,7 @@ def test_a_client_that_does_not_read_its_refusal_is_cut_off() -> None:
         connection.sendall(b"X : y\r\n\r\n")
         assert read_all(connection)
         # It does not hang up either.
-        wait_until(lambda: not server.server.server_state.connections, 5, "its end")
+        wait_until(lambda: not server.server.guard.connections, 5, "its end")
 
 
 # --- size
@@ -204,7 +204,7 @@ def test_one_connection_too_many_is_503_and_told_when_to_come_again() -> None:
             [answer] = answers(read_all(refused))
             assert (answer.status, answer.headers["retry-after"], answer.headers["connection"]) == (503, "1", "close")
         connections.pop().close()
-        wait_until(lambda: len(server.server.server_state.connections) == 2, 5, "two connections")
+        wait_until(lambda: len(server.server.guard.connections) == 2, 5, "two connections")
         with server.connect() as connection:
             connection.sendall(POST)
             assert read_answers(connection, 1)[0].status == 202
@@ -216,10 +216,10 @@ def test_one_connection_too_many_is_503_and_told_when_to_come_again() -> None:
 def test_far_too_many_connections_are_cut_off() -> None:
     with serving(max_connections=1) as server:
         connections = [server.connect() for _ in range(300)]
-        wait_until(lambda: len(server.server.server_state.connections) <= 257, 5, "the others cut off")
+        wait_until(lambda: len(server.server.guard.connections) <= 257, 5, "the others cut off")
         for connection in connections:
             connection.close()
-        wait_until(lambda: not server.server.server_state.connections, 5, "their end")
+        wait_until(lambda: not server.server.guard.connections, 5, "their end")
 
 
 # --- one request

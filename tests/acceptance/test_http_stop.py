@@ -121,11 +121,12 @@ def test_connections_that_wait_to_be_accepted_are_accepted() -> None:
     with serving(grace_seconds=10.0) as server:
         held_up, go_on = threading.Event(), threading.Event()
 
-        async def look(counter: int) -> bool:  # noqa: ARG001
+        def stop_late() -> None:
             held_up.set()
-            return go_on.wait(20)
+            go_on.wait(20)
+            server.server.stop()
 
-        server.server.on_tick = look  # type: ignore[method-assign]  # asked whether to stop, just before it does
+        server.call(stop_late)
         assert held_up.wait(20)
         connections = [server.connect() for _ in range(50)]
         for connection in connections:
@@ -180,7 +181,7 @@ def test_requests_under_way_are_answered_and_told_that_it_is_the_end() -> None:
 def test_a_body_that_is_still_arriving_is_taken() -> None:
     with serving(grace_seconds=10.0) as server, server.connect() as connection:
         connection.sendall(post("/", b"body", sent=1))
-        wait_until(lambda: server.server.server_state.tasks, 5, "the request")
+        wait_until(lambda: server.server.guard.tasks, 5, "the request")
         server.stop()
         time.sleep(0.5)
         connection.sendall(b"ody")
@@ -192,7 +193,7 @@ def test_a_body_that_is_still_arriving_is_taken() -> None:
 def test_a_request_that_does_not_come_to_its_end_holds_nobody_up(data: bytes) -> None:
     with serving(grace_seconds=8.0) as server, server.connect() as connection:
         connection.sendall(data)
-        guard = server.server._guard
+        guard = server.server.guard
         wait_until(lambda: any(cast("Connection", each)._head_bytes for each in guard.connections), 5, "its begin")
         assert stop(server) < 8
         assert [answer.status for answer in answers(read_all(connection))] == [408]

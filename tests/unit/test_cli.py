@@ -165,14 +165,14 @@ def test_librdkafka_judges_properties_together(file: Path) -> None:
 def test_a_library_that_is_not_installed_is_a_fault(command: tuple[str, ...], file: Path) -> None:
     file.write_text(f"{SOUND}[gateway]\n[monitor]\n", encoding="utf-8")
     program = (
-        "import sys; sys.modules['uvicorn'] = None\n"  # as if it were not there
+        "import sys; sys.modules['httptools'] = None\n"  # as if it were not there
         "from kbatchd.cli import main; sys.exit(main())"
     )
     arguments = [sys.executable, "-c", program, *command, "--config", str(file)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=30)
     assert (done.returncode, done.stdout) == (78, "")
     assert done.stderr.splitlines() == [
-        f"kbatchd: {extra}: needs the package uvicorn; install it with: pip install 'kbatchd[{extra}]'"
+        f"kbatchd: {extra}: needs the package httptools; install it with: pip install 'kbatchd[{extra}]'"
         for extra in ("gateway", "monitor")
     ]
 
