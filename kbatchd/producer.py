@@ -53,7 +53,7 @@ _DEFAULTS: dict[str, str | int | float | bool] = {
 }
 
 #: How soon reports are collected while records are under way, and how often librdkafka is looked at otherwise.
-_COLLECT_SECONDS, _IDLE_SECONDS = 0.002, 0.1
+_COLLECT_SECONDS, _IDLE_SECONDS = 0.001, 0.1
 
 #: So many records of a request are handed to librdkafka before others have their turn: 1 ms.
 RECORDS_PER_TURN = 1_000
@@ -251,20 +251,19 @@ class RecordProducer:
         on_done: Callable[[Sending], object],
     ) -> Sending:
         """Count records in, if there is room for them."""
-        size_bytes = 0
-        for index, value in enumerate(values):
-            size = len(value) + len(keys[index] or b"")
-            if size > self._max_record_bytes:
-                raise RecordTooLarge(index, size, self._max_record_bytes)
-            size_bytes += size
+        sizes = [len(value) + len(key or b"") for value, key in zip(values, keys, strict=True)]
+        if max(sizes) > self._max_record_bytes:
+            index = next(index for index, size in enumerate(sizes) if size > self._max_record_bytes)
+            raise RecordTooLarge(index, sizes[index], self._max_record_bytes)
+        count, size_bytes = len(sizes), sum(sizes)
         now = self._look()
         if self._under_way and now - max(self._under_way[0].sent_at, self._punctual_since) > STALL_SECONDS:
             raise KafkaAway(f"Kafka has acknowledged nothing for {STALL_SECONDS} s")
-        if self.queued_records + len(values) > self._max_records or self.queued_bytes > self._max_bytes:
+        if self.queued_records + count > self._max_records or self.queued_bytes > self._max_bytes:
             raise QueueFull("too many records wait for Kafka")
-        sending = Sending(topic, len(values), size_bytes, now, on_done, self._done)
+        sending = Sending(topic, count, size_bytes, now, on_done, self._done)
         self._under_way.append(sending)
-        self.queued_records += len(values)
+        self.queued_records += count
         self.queued_bytes += size_bytes
         if not self._collects_soon:
             self._collects_soon = True

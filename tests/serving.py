@@ -36,7 +36,7 @@ class Taken(NamedTuple):
 class Recorder:
     """An application: a POST is answered 202, all else 200; `/wait` only when `go` is set, `/early` before its body.
 
-    What is whole at once is answered at once, but for `/wait` and `/task`.
+    What is whole at once is answered at once, but for `/wait` and `/fail-later`.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Recorder:
         self.waiting = 0
 
     def answer_now(self, exchange: Exchange) -> bool:
-        if exchange.path in {"/wait", "/task"}:
+        if exchange.path in {"/wait", "/fail-later"}:
             return False
         self._answer(exchange, b"" if exchange.path == "/early" else exchange.body())
         return True
@@ -68,7 +68,7 @@ class Recorder:
     def _answer(self, exchange: Exchange, body: bytes) -> None:
         path = exchange.path
         self.taken.append(Taken(exchange.method, path, exchange.fields, body))
-        if path == "/fail":
+        if path.startswith("/fail"):
             raise RuntimeError("as asked")
         answer = b"" if path == "/none" else body or b"%b\n" % path.encode()
         if path == "/large":

@@ -289,6 +289,7 @@ class Connection(asyncio.Protocol):
 
     def give_up(self) -> None:
         """Answer what is still being answered, as well as one can; the grace period is over."""
+        self._pipeline.clear()
         if self._running is not None:
             self._running.give_up()
 

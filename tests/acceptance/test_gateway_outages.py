@@ -82,6 +82,35 @@ def test_a_frozen_kafka_ends_in_504_and_503(
     assert len(daemon.gateways()) == 1
 
 
+def test_a_stop_while_kafka_is_frozen_says_that_the_outcome_is_not_known(
+    own_kafka: Kafka, own_make_topic: MakeTopic, database: str, make_gateway: MakeGateway
+) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(TABLE)
+    topic = own_make_topic(1)
+    daemon, client = make_gateway(
+        {"topic": topic, "table": "public.orders"},
+        kafka={"bootstrap_servers": own_kafka.bootstrap_servers},
+        gateway={"grace_seconds": 3.0, "delivery_timeout_seconds": 100.0},
+    )
+    assert client.post(f"/v1/{topic}", b'{"id":1}').status == 202
+    [gateway] = daemon.gateways()
+    os.kill(own_kafka.pid, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(1) as pool, Client(client.port) as other:
+            began = time.monotonic()
+            waiting = pool.submit(other.post, f"/v1/{topic}", b'{"id":2}')
+            time.sleep(STALL_SECONDS + 3.0)  # nothing happens in this time: that is what is noticed
+            assert client.post(f"/v1/{topic}", b'{"id":3}').status == 503, "the other one is under way"
+            os.kill(gateway, signal.SIGTERM)
+            reply = waiting.result()
+            assert (reply.status, reply.json["type"]) == (504, "/problems/stopped")
+            assert time.monotonic() - began < 50  # not the delivery's time-out
+    finally:
+        os.kill(own_kafka.pid, signal.SIGCONT)
+    daemon.wait_for_log("action=requests_given_up")
+
+
 def test_a_full_queue_is_503_and_nothing_of_it_is_sent(
     own_kafka: Kafka, own_make_topic: MakeTopic, database: str, make_gateway: MakeGateway
 ) -> None:

@@ -254,8 +254,9 @@ def test_an_answer_before_the_body_ends_the_connection() -> None:
 
 def test_a_fault_in_the_application_is_500_and_the_connection_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     with serving() as server, server.connect() as connection:
-        connection.sendall(POST.replace(b"/ ", b"/fail ") * 20 + POST)
-        assert [answer.status for answer in read_answers(connection, 21)] == [500] * 20 + [202]
+        for path in (b"/fail ", b"/fail-later "):
+            connection.sendall(POST.replace(b"/ ", path) * 10 + POST)
+            assert [answer.status for answer in read_answers(connection, 11)] == [500] * 10 + [202]
         assert len([record for record in caplog.records if record.message == "request failed"]) == 1
 
 
@@ -460,3 +461,18 @@ def test_500_slow_clients_at_most_double_a_healthy_ones_p99(make_target: Callabl
             slow.end()
     assert statistics.median(beside) <= 2 * statistics.median(quiet), (beside, quiet)
     assert slow.sent > 1_100
+
+
+def test_thousands_of_requests_in_one_read_are_answered_in_order() -> None:
+    """Each answer lets the next request begin: that must not go as many calls deep."""
+    requests = [HEAD.replace(b" / ", b" /%d " % number) + b"Content-Length: 0\r\n\r\n" for number in range(3_000)]
+    with serving() as server, server.connect() as connection:
+        writing = threading.Thread(target=connection.sendall, args=(b"".join(requests),))
+        writing.start()
+        got = b""
+        while b"\n/2999\n" not in got:
+            part = connection.recv(1 << 16)
+            assert part, got[-200:]
+            got += part
+        writing.join()
+        assert [answer.body for answer in answers(got)] == [b"/%d\n" % number for number in range(3_000)]

@@ -209,3 +209,13 @@ def test_what_is_not_answered_in_time_is_504() -> None:
         assert (answer.status, answer.headers["connection"]) == (504, "close")
         server.thread.join(10)
         assert not server.thread.is_alive()
+
+
+def test_pipelined_requests_behind_one_that_is_not_answered_in_time_are_not_begun() -> None:
+    with serving(grace_seconds=0.5) as server, server.connect() as connection:
+        connection.sendall(post("/wait", b"1") + post("/", b"2"))
+        wait_until(lambda: server.app.waiting, 5, "the request")
+        server.stop()
+        assert [answer.status for answer in answers(read_all(connection))] == [504]
+        server.thread.join(10)
+        assert not server.app.taken
