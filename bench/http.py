@@ -50,6 +50,9 @@ START_SECONDS = 30.0
 #: The gateway closes with what it has in flight; then its acknowledged records are all there are.
 STOP_SECONDS = 15.0
 
+#: Before anything is counted, of each kind: a broker just started compiles its own code, and takes the cores for it.
+WARM_SECONDS = 5
+
 #: Between two looks at a server that is starting.
 LOOK_SECONDS = 0.05
 
@@ -225,7 +228,7 @@ def _measure(
         return served[run.what].measure(servers, requests[run.what], records, run.connections, seconds)
 
     for what in options.what:
-        measure(runs[what, max(options.connections)], 1)  # not counted: a broker just started compiles its own code
+        measure(runs[what, max(options.connections)], WARM_SECONDS)
     for number in range(1, options.rounds + 1):
         for run in runs.values():
             figures = measure(run, options.seconds)
