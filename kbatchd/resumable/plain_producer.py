@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from kbatchd import config
-    from kbatchd.resumable.delivery import Patience
+    from kbatchd.resumable.delivery import Headers, Patience
     from kbatchd.resumable.position import Position
     from kbatchd.samples import Label
 
@@ -42,7 +42,7 @@ class PlainProducer:
 
     def add(self, values: Sequence[bytes], keys: Sequence[bytes | None]) -> None:
         """Send records; raises for any record before these that was not acknowledged."""
-        headers = None
+        headers: list[Headers] | None = None
         if self._labels is not None:
             labels = list(islice(self._labels, len(values)))
             headers = [[*label.headers] for label in labels]
