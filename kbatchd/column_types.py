@@ -39,7 +39,7 @@ class ColumnType:
     #: The careful lane's function.
     careful: fields.Encode
     #: The fast lane's statements: they make of `{v}`, which is not None, what `pack` packs, or else the field's bytes.
-    #: `{literal}` stands for the text of the number. Empty: the careful lane alone can do it.
+    #: `{text}` stands for its own text. Empty: the careful lane alone can do it.
     fast: str = ""
     #: The struct format and the size of a type of fixed width.
     pack: str = ""
@@ -81,7 +81,7 @@ _TYPES: Final[dict[str, ColumnType]] = {
     "int8": _integer_type("q", 8),
     "float4": ColumnType(
         fields_numbers.encode_float4,
-        "if type({v}) is int and not {v}: {v} = float({literal})\n{v} = float4({v})",
+        "if type({v}) is int and not {v}: {v} = float({text})\n{v} = float4({v})",
         pack="4s",
         size=4,
         numbers=True,
@@ -93,7 +93,7 @@ _TYPES: Final[dict[str, ColumnType]] = {
         """\
 if type({v}) is not float:
     if type({v}) is not int: raise TypeError
-    if not {v}: {v} = float({literal})""",
+    if not {v}: {v} = float({text})""",
         pack="d",
         size=8,
         numbers=True,
@@ -150,7 +150,7 @@ if {v}[4:8:3] != "--" or len({v}) != 10: raise ValueError
 #: A numeric column without a scale keeps the one of the literal.
 _NUMERIC_ANY_SCALE = ColumnType(
     fields_numbers.encode_numeric,
-    "{v} = pack_numeric({literal}) if type({v}) is float else numeric({v})",
+    "{v} = pack_numeric({text}) if type({v}) is float else numeric({v})",
     numbers=True,
     literal=True,
 )

@@ -222,15 +222,27 @@ def _not_json(text: str, at: int) -> json.JSONDecodeError:
     return json.JSONDecodeError("unexpected text", text, at)
 
 
-def number_literal(value: bytes, name: str) -> str:
-    """Return the digits of a top-level field that is known to be there and to be a number.
+def field_text(value: bytes, name: str) -> str:
+    """Return the text of a field of a record's object that is known to be there."""
+    try:
+        return lone_text(value, name)
+    except LookupError:
+        return field_slices(value)[name].decode()
+
+
+def lone_text(value: bytes, name: str) -> str:
+    """Return the text of a field that is known to be there, however deep; LookupError where one look does not tell.
 
     A name that occurs once, in a record without escapes, is that field's: no need to look at the others.
     """
     key = b'"%b"' % name.encode()
     at = value.find(key)
-    if value.find(key, at + 1) < 0 and b"\\" not in value:
-        match = _FIELD_NUMBER.match(value, at + len(key))
-        if match is not None:
-            return match[1].decode()
-    return field_slices(value)[name].decode()
+    if value.find(key, at + 1) >= 0 or b"\\" in value:
+        raise LookupError
+    number = _FIELD_NUMBER.match(value, at + len(key))
+    if number is not None:
+        return number[1].decode()
+    text = value[at + len(key) :].decode()
+    start = _expect(text, 0, ":")
+    _, end = _scan_once(text, start)
+    return text[start:end]

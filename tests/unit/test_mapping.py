@@ -334,6 +334,7 @@ def test_the_fast_lane_and_the_careful_lane_agree_about_mappings() -> None:
         column("day", "date", not_null=True), column("k", "uuid"), column("o", "int4", not_null=True), column("c",
         "text"),
         column("op", "text"), column("n", "numeric"), column("f", "float8"), column("all", "jsonb"),
+        column("x", "numeric"), column("y", "float8"),
     ]  # fmt: skip
     said = mapping(
         {
@@ -363,14 +364,19 @@ def test_the_fast_lane_and_the_careful_lane_agree_about_mappings() -> None:
         "1763855045123",
     ]
     for _ in range(1500):
-        inner = {"id": "7", "address": '{"city":"c"}', "items": '[{"sku":"s"}]', "ts": "1763855045123", "m": '{"n":1}'}
+        inner = {"id": "7", "address": '{"city":"c"}', "items": '[{"sku":"s"}]', "ts": "1763855045123",
+                 "m": '{"n":1}', "x": "2.50", "y": "0"}  # fmt: skip
         for name in chance.sample(sorted([*inner, "f", "more"]), chance.choice((0, 0, 1, 2))):
             if chance.randrange(2):
                 inner.pop(name, None)
             else:
                 inner[name] = chance.choice(literals)
         body = "{" + ",".join(f'"{name}":{text}' for name, text in inner.items()) + "}"
-        outer = chance.choice([f'{{"op":"c","after":{body}}}'] * 8 + [f'{{"after":{json.dumps(body)}}}', body, "[]"])
+        # Names of the object's own fields, outside of it as well.
+        more = chance.choice(["", '"x":7.25,', '"y":7.25,', '"n":{"x":7,"y":"n"},'])
+        outer = chance.choice(
+            [f'{{{more}"op":"c","after":{body}}}'] * 8 + [f'{{{more}"after":{json.dumps(body)}}}', body, "[]"]
+        )
         sent = Sent(outer.encode(), chance.choice([key, key, key, None, b"x"]))
         fast: list[bytes] = []
         refused = encoder.encode([sent], [sent.value()], fast).refused
@@ -382,3 +388,11 @@ def test_the_fast_lane_and_the_careful_lane_agree_about_mappings() -> None:
 
 def test_a_string_alone_is_the_field() -> None:
     assert ColumnMapping.model_validate("a.b") == ColumnMapping(field="a.b")
+
+
+@pytest.mark.parametrize("type_name", ["numeric", "float8", "float4"])
+def test_a_number_in_an_envelope_is_not_one_of_its_name_outside(type_name: str) -> None:
+    made = build_encoder([column("v", type_name)], mapping(value_field="in"))
+    lone = [Sent(b'{"in":{"v":2.50}}'), Sent(b'{"in":{"v":-0}}')]
+    both = [Sent(b'{"v":7.25,"in":{"v":2.50}}'), Sent(b'{"in":{"v":-0},"v":7.25}')]
+    assert encode(made, *both) == encode(made, *lone)
