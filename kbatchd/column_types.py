@@ -66,10 +66,8 @@ if {v}[4:20:3] in ZULU and {v}[-1] == "Z" and len({v}) < 28:
 else:
     {v} = {any_form}({v})"""
 
-#: dumps() would make a text of a null.
-_FAST_JSON = """\
-if {v} is None: raise TypeError
-{v} = dumps({v})"""
+#: Of a null there is a text, too.
+_UNLESS_NULL = "if {v} is None: raise TypeError"
 
 #: The type's own function, for what takes no shortcut.
 _FAST_CALL = "{v} = {careful}({v})"
@@ -133,10 +131,10 @@ if {v}[4:8:3] != "--" or len({v}) != 10: raise ValueError
     "inet": ColumnType(fields.encode_network(cidr=False), _FAST_CALL),
     "cidr": ColumnType(fields.encode_network(cidr=True), _FAST_CALL),
     "enum": ColumnType(fields.encode_enum, _FAST_CALL),
-    "json": ColumnType(fields.encode_json, _FAST_JSON, numbers=True, text=_raw_json),
+    "json": ColumnType(fields.encode_json, f"{_UNLESS_NULL}\n{{v}} = {{text}}.encode()", literal=True, text=_raw_json),
     "jsonb": ColumnType(
         fields.encode_jsonb,
-        _FAST_JSON,
+        f"{_UNLESS_NULL}\n{{v}} = dumps({{v}})",
         lengths="JSONB_LENGTHS",
         numbers=True,
         text=lambda x, raw, encoded: _raw_json(x, raw, encoded[1:]),
@@ -197,7 +195,7 @@ def _array(element: Column, kind: ColumnType) -> ColumnType:
         return b"".join(parts)
 
     # What needs a number's own text is the careful lane's, and -0 in an array of floats is seen in its text only.
-    needs_text = kind.numbers and element.type_name not in {"json", "jsonb"}
+    needs_text = kind.literal or (kind.numbers and element.type_name != "jsonb")
     return ColumnType(encode, "" if needs_text else _FAST_CALL, numbers=kind.numbers, literal=needs_text, text=_no_text)
 
 
