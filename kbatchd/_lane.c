@@ -2,8 +2,8 @@
 
    It takes only what is plain and what it is certain of; of anything else it says "not taken", and the Python lanes
    (rows.py) decide. So no error has a name here: a function that does not take what it finds returns NULL. What it takes
-   becomes, byte for byte, the row that the Python lanes would make, but for two things whose value is the same: json and
-   jsonb get the message's own text, and a numeric with a scale the digits as they were written.
+   becomes, byte for byte, the row that the Python lanes would make, but for two things whose value is the same: jsonb gets
+   the message's own text, and a numeric with a scale the digits as they were written.
 
    Optional: without a compiler the package has no such module. Called by the row encoder in the worker's poll loop.
 

@@ -23,6 +23,8 @@ from kbatchd.errors import EX_IOERR, EX_OK, KbatchError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from _typeshed import SupportsWrite
+
 #: What shells report for a process that Ctrl-C ended: 128 + SIGINT.
 EX_INTERRUPTED = 130
 
@@ -141,8 +143,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parsed
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that lets `main` tell when its help or the version cannot be written: argparse itself keeps quiet."""
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        if file is sys.stdout:
+            print(message, end="", file=file)
+        else:
+            super()._print_message(message, file)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         "kbatchd", description=_DESCRIPTION, epilog=_MANUAL, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"kbatchd {__version__}")

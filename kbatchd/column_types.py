@@ -39,7 +39,7 @@ class ColumnType:
     #: The careful lane's function.
     careful: fields.Encode
     #: The fast lane's statements: they make of `{v}`, which is not None, what `pack` packs, or else the field's bytes.
-    #: `{literal}` stands for the text of the number. Empty: the careful lane alone can do it.
+    #: `{text}` stands for its own text. Empty: the careful lane alone can do it.
     fast: str = ""
     #: The struct format and the size of a type of fixed width.
     pack: str = ""
@@ -66,10 +66,8 @@ if {v}[4:20:3] in ZULU and {v}[-1] == "Z" and len({v}) < 28:
 else:
     {v} = {any_form}({v})"""
 
-#: dumps() would make a text of a null.
-_FAST_JSON = """\
-if {v} is None: raise TypeError
-{v} = dumps({v})"""
+#: Of a null there is a text, too.
+_UNLESS_NULL = "if {v} is None: raise TypeError"
 
 #: The type's own function, for what takes no shortcut.
 _FAST_CALL = "{v} = {careful}({v})"
@@ -81,7 +79,7 @@ _TYPES: Final[dict[str, ColumnType]] = {
     "int8": _integer_type("q", 8),
     "float4": ColumnType(
         fields_numbers.encode_float4,
-        "if type({v}) is int and not {v}: {v} = float({literal})\n{v} = float4({v})",
+        "if type({v}) is int and not {v}: {v} = float({text})\n{v} = float4({v})",
         pack="4s",
         size=4,
         numbers=True,
@@ -93,7 +91,7 @@ _TYPES: Final[dict[str, ColumnType]] = {
         """\
 if type({v}) is not float:
     if type({v}) is not int: raise TypeError
-    if not {v}: {v} = float({literal})""",
+    if not {v}: {v} = float({text})""",
         pack="d",
         size=8,
         numbers=True,
@@ -133,10 +131,10 @@ if {v}[4:8:3] != "--" or len({v}) != 10: raise ValueError
     "inet": ColumnType(fields.encode_network(cidr=False), _FAST_CALL),
     "cidr": ColumnType(fields.encode_network(cidr=True), _FAST_CALL),
     "enum": ColumnType(fields.encode_enum, _FAST_CALL),
-    "json": ColumnType(fields.encode_json, _FAST_JSON, numbers=True, text=_raw_json),
+    "json": ColumnType(fields.encode_json, f"{_UNLESS_NULL}\n{{v}} = {{text}}.encode()", literal=True, text=_raw_json),
     "jsonb": ColumnType(
         fields.encode_jsonb,
-        _FAST_JSON,
+        f"{_UNLESS_NULL}\n{{v}} = dumps({{v}})",
         lengths="JSONB_LENGTHS",
         numbers=True,
         text=lambda x, raw, encoded: _raw_json(x, raw, encoded[1:]),
@@ -150,7 +148,7 @@ if {v}[4:8:3] != "--" or len({v}) != 10: raise ValueError
 #: A numeric column without a scale keeps the one of the literal.
 _NUMERIC_ANY_SCALE = ColumnType(
     fields_numbers.encode_numeric,
-    "{v} = pack_numeric({literal}) if type({v}) is float else numeric({v})",
+    "{v} = pack_numeric({text}) if type({v}) is float else numeric({v})",
     numbers=True,
     literal=True,
 )
@@ -197,7 +195,7 @@ def _array(element: Column, kind: ColumnType) -> ColumnType:
         return b"".join(parts)
 
     # What needs a number's own text is the careful lane's, and -0 in an array of floats is seen in its text only.
-    needs_text = kind.numbers and element.type_name not in {"json", "jsonb"}
+    needs_text = kind.literal or (kind.numbers and element.type_name != "jsonb")
     return ColumnType(encode, "" if needs_text else _FAST_CALL, numbers=kind.numbers, literal=needs_text, text=_no_text)
 
 

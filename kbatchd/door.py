@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import orjson
 
-from kbatchd.exact import loads, number_literal
+from kbatchd.exact import field_text, loads
 from kbatchd.model import Refusal
 from kbatchd.rows import build_encoder
 
@@ -52,7 +52,7 @@ class Door:
                 keys[index] = key.encode()
             elif type(key) is int:
                 keys[index] = b"%d" % key
-            elif type(key) is float and (digits := number_literal(value, self._key_field)).lstrip("-").isdigit():
+            elif type(key) is float and (digits := field_text(value, self._key_field)).lstrip("-").isdigit():
                 keys[index] = digits.encode()  # an integer of more than 64 bits
             elif key is not None:
                 what = "the record's key must be a string or an integer"

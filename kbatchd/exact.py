@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
+from functools import cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, NoReturn, cast
 
@@ -56,7 +57,11 @@ _STRING_OR_HUGE = re.compile(
     re.DOTALL,
 )
 
+#: An escape; and one of what is printable in ASCII, but for the quote, the backslash and the slash.
+_ESCAPED = re.compile(rb"\\")
+_ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")
 _FIELD_NUMBER = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*([-+.0-9eE]+)")
+_find_colon = re.compile(r"[ \t\r\n]*:[ \t\r\n]*").match
 _skip_blanks = re.compile(r"[ \t\r\n]*").match
 
 
@@ -222,15 +227,34 @@ def _not_json(text: str, at: int) -> json.JSONDecodeError:
     return json.JSONDecodeError("unexpected text", text, at)
 
 
-def number_literal(value: bytes, name: str) -> str:
-    """Return the digits of a top-level field that is known to be there and to be a number.
+def field_text(value: bytes, name: str) -> str:
+    """Return the text of a field of a record's object that is known to be there."""
+    try:
+        return lone_text(value, name)
+    except LookupError:
+        return field_slices(value)[name].decode()
 
-    A name that occurs once, in a record without escapes, is that field's: no need to look at the others.
+
+def lone_text(value: bytes, name: str) -> str:
+    """Return the text of a field that is known to be there, however deep; LookupError where one look does not tell.
+
+    A name that occurs once, and nowhere in other characters, is that field's: no need to look at the others.
     """
-    key = b'"%b"' % name.encode()
+    key, search_escapes = _trace_of(name)
     at = value.find(key)
-    if value.find(key, at + 1) < 0 and b"\\" not in value:
-        match = _FIELD_NUMBER.match(value, at + len(key))
-        if match is not None:
-            return match[1].decode()
-    return field_slices(value)[name].decode()
+    if value.find(key, at + 1) >= 0 or (b"\\" in value and search_escapes(value)):
+        raise LookupError
+    number = _FIELD_NUMBER.match(value, at + len(key))
+    if number is not None:
+        return number[1].decode()
+    text = value[at + len(key) :].decode()
+    start = _find_colon(text).end()  # type: ignore[union-attr]  # it is JSON
+    _, end = _scan_once(text, start)
+    return text[start:end]
+
+
+@cache
+def _trace_of(name: str) -> tuple[bytes, Callable[[bytes], object]]:
+    """Return a name as records have it, and a search for escapes that it could be written with instead."""
+    plain = name.isascii() and name.isprintable() and not set('"\\/') & set(name)
+    return b'"%b"' % name.encode(), (_ESCAPED_ASCII if plain else _ESCAPED).search

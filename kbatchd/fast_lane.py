@@ -17,7 +17,7 @@ import orjson
 from kbatchd import fields_numbers, fields_times
 from kbatchd.careful_lane import NULL
 from kbatchd.column_types import ColumnType, type_of
-from kbatchd.exact import number_literal
+from kbatchd.exact import field_text, lone_text
 from kbatchd.mapping import JSONS, OF_RECORD, TEXTS, Feed, Source, looked_into
 from kbatchd.paths import Path, parse_path
 
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from kbatchd.config_mapping import RouteMapping
     from kbatchd.mapping import Deletes
 
-#: All that the fast lane raises for a record it does not take. struct.error is an Exception of its own.
-_NOT_TAKEN = (LookupError, TypeError, ValueError, AttributeError, OverflowError, struct.error)
+#: All that the fast lane raises for a record it does not take. struct.error is an Exception of its own, and what is
+#: nested deeply is no recursion to orjson, but one to the search for a field's text.
+_NOT_TAKEN = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, struct.error)
 
 _length: Final = struct.Struct(">i").pack
 #: The lengths of nearly all fields, packed: reading a list takes half the time of packing.
@@ -82,7 +83,8 @@ _NAMES: Final[dict[str, object]] = {
     "float4": fields_numbers.fast_float4,
     "numeric": fields_numbers.fast_numeric,
     "pack_numeric": fields_numbers.pack_numeric,
-    "number_literal": number_literal,
+    "field_text": field_text,
+    "lone_text": lone_text,
     "timestamp": fields_times.fast_timestamp,
     "timestamptz": fields_times.fast_timestamptz,
     "text_of": _text_of,
@@ -112,7 +114,7 @@ def generate(
         if feed.source is Source.CONSTANT:
             parts.append(f"CONSTANTS[{column.name!r}]" if column.name in constants else "NULL")
             continue
-        fast = _fast(feed, kind, v)
+        fast = _fast(feed, kind, v, in_envelope=mapping.value_field is not None)
         if column.not_null and kind.pack:
             formats.append(f"i{kind.pack}")
             packed.append(f"{kind.size}, {v}")
@@ -254,15 +256,22 @@ def _find(feed: Feed, v: str) -> list[str]:  # noqa: PLR0911 - one for each sour
     return statements
 
 
-def _fast(feed: Feed, kind: ColumnType, v: str) -> str:
+def _fast(feed: Feed, kind: ColumnType, v: str, *, in_envelope: bool) -> str:
     """Return the statements that encode `v`."""
     if feed.source is Source.VALUE and not feed.path and feed.column.type_name in JSONS:
         return ""
     if feed.unit is not None:
         return _fast_epoch(feed, v)
-    top_level = feed.source is Source.FIELD and len(feed.path) == 1 and feed.literal is None
-    literal = f"number_literal(value, {feed.path[0]!r})" if top_level else "date(None)"
-    return kind.fast.format(v=v, literal=literal, careful=f"careful{feed.column.number}")
+    return kind.fast.format(v=v, text=_text(feed, in_envelope=in_envelope), careful=f"careful{feed.column.number}")
+
+
+def _text(feed: Feed, *, in_envelope: bool) -> str:
+    """Return the expression for the text of a field that is there; it raises where only the careful lane can tell."""
+    last = feed.path[-1] if feed.path else 0
+    if isinstance(last, int) or feed.literal is not None or feed.source not in {Source.FIELD, Source.VALUE}:
+        return "date(None)"
+    is_top = len(feed.path) == 1 and not (in_envelope and feed.source is Source.FIELD)
+    return f"{'field' if is_top else 'lone'}_text(value, {last!r})"
 
 
 def _fast_epoch(feed: Feed, v: str) -> str:

@@ -2,7 +2,8 @@
 
 A sample proves what occurs, not what never will. So an integer is `integer` only where few small values come again and
 again, else `bigint`; a number with a fraction is `double precision` only where it looks measured; whatever is of
-several kinds is `jsonb`. Pure functions; used by `kbatchd infer`.
+several kinds is `jsonb`. An object has columns of its own only where it looks the same in many records, and an integer
+is a time only where its field is named like one, too. Pure functions; used by `kbatchd infer`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from typing import TYPE_CHECKING, Final, cast
 
 import orjson
 
+from kbatchd.column_names import column_names, snake_case
 from kbatchd.exact import field_slices, loads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from kbatchd.paths import Path
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _EXPONENT = re.compile(r"[eE][+-]?0*([0-9]+)")
@@ -42,22 +46,39 @@ _AMOUNT_DIGITS: Final = 4
 #: Beyond, numeric and jsonb refuse a number; far from what anybody sends on purpose.
 _MAX_EXPONENT: Final = 1_000
 
-#: PostgreSQL cuts longer names off in silence, and the field would not be found.
-_MAX_NAME_BYTES: Final = 63
-_NOT_FOR_COLUMNS: Final = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})
 #: A topic of objects with free keys has no table of its own.
 MAX_COLUMNS: Final = 200
+
+#: An object has columns of its own where so many are there, all with the same names, and no more names than these. It
+#: may be within another one, but a column's field is no deeper than this.
+_ENOUGH_OBJECTS: Final = 10
+_MAX_FIELDS: Final = 16
+_MAX_DEPTH: Final = 3
+
+#: Words in the name of a field that is a time.
+_TIME_WORDS: Final = frozenset("at ts date datetime created updated modified expires".split())  # noqa: SIM905
+#: Seconds since 1970 from 2000 to 2100, and the units that a timestamp keeps in full. No number is one of two of them.
+_SECONDS: Final = range(946_684_800, 4_102_444_800)
+_UNITS: Final = {"s": 1, "ms": 1_000, "us": 1_000_000}
 
 
 @dataclass(slots=True)
 class Column:
     """A column for one field; `note` is for people."""
 
+    path: Path
     name: str
     type: str
     not_null: bool
     note: str = ""
     unique: bool = False
+    #: What a time counts that is a number.
+    unit: str | None = None
+
+    @property
+    def is_named_alike(self) -> bool:
+        """Whether its field is found without a mapping."""
+        return self.path == (self.name,)
 
 
 @dataclass(slots=True)
@@ -88,14 +109,42 @@ def infer(values: Sequence[bytes | None]) -> Inferred:
         for name, text in slices.items():
             fields.setdefault(name, []).append(text.decode())
     often = {name for name, _ in Counter({name: len(texts) for name, texts in fields.items()}).most_common(MAX_COLUMNS)}
-    for name, texts in fields.items():
-        why = _why_left_out(name) or ("" if name in often else f"there are more than {MAX_COLUMNS} fields")
-        if why:
-            result.left_out.append((name, why))
-        else:
-            result.columns.append(_column(name, texts, result.records))
+    result.left_out = [(name, f"there are more than {MAX_COLUMNS} fields") for name in fields if name not in often]
+    top: dict[Path, list[str]] = {(name,): texts for name, texts in fields.items() if name in often}
+    flat = {path: texts for at, those in top.items() for path, texts in _flattened(at, those, result.records)}
+    found = flat if len(flat) <= MAX_COLUMNS else top
+    for name, (path, texts) in zip(column_names(list(found)), found.items(), strict=True):
+        result.columns.append(_column(path, name, texts, result.records))
     _find_key(result)
     return result
+
+
+def _flattened(path: Path, texts: Sequence[str], records: int) -> list[tuple[Path, Sequence[str]]]:
+    """Return the fields of an object that always looks the same, with their values; of all else the field itself.
+
+    Nothing may be lost: that an object is null or missing must be seen in a field of it that else is never null.
+    """
+    present = [text for text in texts if text != "null"]
+    within = _same_fields(present) if len(path) < _MAX_DEPTH else {}
+    is_told = len(present) == records or any("null" not in those for those in within.values())
+    found = [each for name, those in within.items() for each in _flattened((*path, name), those, records)]
+    return found if is_told and any(_is_scalar(those) for _, those in found) else [(path, texts)]
+
+
+def _is_scalar(texts: Sequence[str]) -> bool:
+    kinds = {_kind(text) for text in texts if text != "null"}
+    return len(kinds) == 1 and kinds <= {"string", "number", "boolean"}
+
+
+def _same_fields(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Return the values of each field, where these are enough objects with the same fields; else nothing."""
+    if len(texts) < _ENOUGH_OBJECTS or any(text[0] != "{" for text in texts):
+        return {}
+    objects = [field_slices(text.encode()) for text in texts]
+    names = objects[0].keys()
+    if len(names) > _MAX_FIELDS or any(each.keys() != names for each in objects):
+        return {}
+    return {name: [each[name].decode() for each in objects] for name in names}
 
 
 def _slices(value: bytes | None) -> dict[str, bytes] | None:
@@ -108,29 +157,39 @@ def _slices(value: bytes | None) -> dict[str, bytes] | None:
         return None
 
 
-def _why_left_out(name: str) -> str:
-    if not name or "\0" in name:
-        return "PostgreSQL has no such name for a column"
-    if len(name.encode()) > _MAX_NAME_BYTES:
-        return f"a column's name has at most {_MAX_NAME_BYTES} bytes"
-    return "PostgreSQL has a system column of this name" if name in _NOT_FOR_COLUMNS else ""
-
-
-def _column(name: str, texts: Sequence[str], records: int) -> Column:
+def _column(path: Path, name: str, texts: Sequence[str], records: int) -> Column:
     present = [text for text in texts if text != "null"]
     kinds = {_kind(text) for text in present}
-    not_null = len(present) == records
+    # In an object that today has a field always, it may be missing tomorrow.
+    not_null = len(present) == records and len(path) == 1
     if kinds == {"string"}:
         strings = [cast("str", orjson.loads(text)) for text in present]
         kind, note = _string_type(strings)
-        return Column(name, kind, not_null, note, unique=len(set(strings)) == records > 1)
+        if note and kind != "json" and len(path) > 1:
+            kind, note = "text", ""  # the object itself would keep the nanoseconds
+        return Column(path, name, kind, not_null, note, unique=len(set(strings)) == records > 1)
     if kinds == {"number"}:
+        unit = _unit(path, present)
+        if unit is not None:
+            return Column(path, name, "timestamptz", not_null, f"{unit} since 1970", unit=unit)
         kind, note = _number_type(present)
-        return Column(name, kind, not_null, note, unique=len(set(present)) == records > 1)
+        return Column(path, name, kind, not_null, note, unique=len(set(present)) == records > 1)
     if kinds == {"boolean"}:
-        return Column(name, "boolean", not_null)
+        return Column(path, name, "boolean", not_null)
     note = "" if len(kinds) == 1 else " or ".join(sorted(kinds)) or "null in all records"
-    return Column(name, _json_type(present), not_null, note)
+    return Column(path, name, _json_type(present), not_null, note)
+
+
+def _unit(path: Path, literals: Sequence[str]) -> str | None:
+    """Return what these numbers count since 1970, if they are times."""
+    name = snake_case(str(path[-1]))
+    if "time" not in name and not _TIME_WORDS & set(name.split("_")):
+        return None
+    if not all(literal.isdigit() for literal in literals):
+        return None
+    return next(
+        (unit for unit, many in _UNITS.items() if all(int(each) // many in _SECONDS for each in literals)), None
+    )
 
 
 def _kind(text: str) -> str:
@@ -205,9 +264,10 @@ def _integer_type(numbers: Sequence[int]) -> tuple[str, str]:
 
 def _find_key(result: Inferred) -> None:
     """Look for a column that is named like a key and whose values are all there and all different."""
-    named = [column for column in result.columns if re.fullmatch(r"(?i)(.*[_-])?(id|uuid|key)|.*I[dD]", column.name)]
-    named.sort(key=lambda column: column.name.lower() not in {"id", "uuid"})
+    top = [column for column in result.columns if len(column.path) == 1]
+    named = [column for column in top if re.fullmatch(r"(.*_)?(id|uuid|key)", column.name)]
+    named.sort(key=lambda column: column.name not in {"id", "uuid"})
     fit = [column for column in named if column.not_null and column.type in {"uuid", "bigint", "text"}]
     result.key = next((column for column in fit if column.unique), None)
-    if fit and result.key is None and fit[0].name.lower() in {"id", "uuid"}:
+    if fit and result.key is None and fit[0].name in {"id", "uuid"}:
         result.repeated_key = fit[0].name

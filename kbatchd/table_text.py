@@ -7,31 +7,18 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
+
+from kbatchd.column_names import quoted
+from kbatchd.paths import show_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from kbatchd.inference import Inferred
+    from kbatchd.inference import Column, Inferred
 
-_PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
-#: Words that are no names without quotes: PostgreSQL's reserved ones.
-_RESERVED: Final = frozenset(
-    """
-    all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate collation
-    column concurrently constraint create cross current_catalog current_date current_role current_schema current_time
-    current_timestamp current_user default deferrable desc distinct do else end except false fetch for foreign freeze
-    from full grant group having ilike in initially inner intersect into is isnull join lateral leading left like limit
-    localtime localtimestamp natural not notnull null offset on only or order outer overlaps placing primary references
-    returning right select session_user similar some symmetric system_user table tablesample then to trailing true union
-    unique user using variadic verbose when where window with
-    """.split()  # noqa: SIM905 - a word a line would be a page
-)
-
-
-def quoted(name: str) -> str:
-    """Quote a name where SQL needs it."""
-    return name if _PLAIN.fullmatch(name) and name not in _RESERVED else '"' + name.replace('"', '""') + '"'
+#: A key of TOML that needs no quotes.
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def table_of_topic(topic: str) -> str:
@@ -49,7 +36,7 @@ def create_table(inferred: Inferred, table: str) -> str:
         text = f"    {quoted(column.name)} {column.type}"
         text += " PRIMARY KEY" if column is primary else " NOT NULL" * column.not_null
         text += "," * (number + 1 < len(inferred.columns))
-        lines.append(text + (f"  -- {_comment(column.note)}" if column.note else ""))
+        lines.append(text + (f"  -- {_comment(note)}" if (note := _note(column)) else ""))
     parts = [f"CREATE TABLE {table} (", *lines, ");"]
     if key is not None and primary is None:
         parts.append(f"-- All different in the sample, and perhaps a key:  ALTER TABLE {_comment(table)} "
@@ -61,15 +48,33 @@ def create_table(inferred: Inferred, table: str) -> str:
     return "\n".join((*parts, *_remarks(inferred))) + "\n"
 
 
-def route(topic: str, table: str) -> str:
-    """Write the route."""
-    # JSON's strings are TOML's as well.
-    return f"[[route]]\ntopic = {json.dumps(topic)}\ntable = {json.dumps(table, ensure_ascii=False)}\n"
+def _note(column: Column) -> str:
+    """Say which field it is, where the column has another name, and what else a person should know."""
+    return ": ".join(filter(None, ["" if column.is_named_alike else show_path(column.path), column.note]))
+
+
+def route(topic: str, table: str, columns: Sequence[Column]) -> str:
+    """Write the route, with the mapping of the columns that are not the field of their own name as it is."""
+    mapped = [column for column in columns if column.unit is not None or not column.is_named_alike]
+    head = ["[[route]]", f"topic = {_toml(topic)}", f"table = {_toml(table)}"]
+    return "\n".join([*head, *(["", "[route.columns]", *map(_entry, mapped)] if mapped else []), ""])
+
+
+def _entry(column: Column) -> str:
+    field = _toml(show_path(column.path))
+    said = field if column.unit is None else f"{{ field = {field}, unit = {_toml(column.unit)} }}"
+    return f"{column.name if _BARE_KEY.fullmatch(column.name) else _toml(column.name)} = {said}"
+
+
+def _toml(text: str) -> str:
+    """Write a string: JSON's are TOML's as well, with what is not printable escaped as TOML does it."""
+    written = json.dumps(text, ensure_ascii=False)
+    return "".join(each if each.isprintable() else f"\\U{ord(each):08x}" for each in written)
 
 
 def commented(text: str) -> str:
     """Make each line a comment of SQL."""
-    return "".join(f"-- {_comment(line)}\n" for line in text.splitlines())
+    return "".join(f"-- {_comment(line)}".rstrip() + "\n" for line in text.splitlines())
 
 
 def _remarks(inferred: Inferred) -> Iterator[str]:

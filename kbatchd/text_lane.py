@@ -34,7 +34,8 @@ def _text_encoder(feed: Feed) -> tuple[FieldEncoder, NeedsText]:
     column, unit = feed.column, feed.unit
 
     def needs_text(x: object, suspect: bool) -> bool:
-        return type(x) in {float, list, dict} or (type(x) is int and (suspect or x == 0))
+        is_own = type(x) in {float, list, dict} or column.type_name == "json"
+        return is_own or (type(x) is int and (suspect or x == 0))
 
     def encode(x: object, raw: str | None) -> bytes:
         if unit is not None:

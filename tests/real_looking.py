@@ -1,4 +1,4 @@
-"""Five topics as somebody may have them: made up, the same ones for the same seed."""
+"""Topics as somebody may have them, flat ones and nested ones: made up, the same ones for the same seed."""
 
 from __future__ import annotations
 
@@ -104,6 +104,88 @@ def clicks(random: Random, n: int) -> dict[str, Any]:
     }
 
 
+def audits(random: Random, n: int) -> dict[str, Any]:
+    """What a cloud's console did: camelCase all over, identities that differ, objects deep within others."""
+    event: dict[str, Any] = {
+        "eventID": _uuid(random),
+        "eventTime": _at(random, n).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "eventName": random.choice(["AssumeRole", "PutObject", "RunInstances"]),
+        "sourceIPAddress": f"10.0.{n % 256}.1",
+        "readOnly": n % 2 == 0,
+        "userIdentity": {
+            "type": random.choice(["AssumedRole", "Root"]),
+            "accountId": f"{random.randrange(10**12):012d}",
+            "sessionContext": {"attributes": {"mfaAuthenticated": "false", "creationDate": "2026-01-31T08:00:00Z"}},
+        },
+        "requestParameters": random.choice([None, {"bucket": "b"}, {"instanceType": "m", "count": 2}]),
+    }
+    if n % 5 == 0:
+        event["errorCode"] = "AccessDenied"
+    return event
+
+
+def telemetry(random: Random, n: int) -> dict[str, Any]:
+    """Devices: times in milliseconds and in seconds, a position that is not always there, numbers named like times."""
+    return {
+        "deviceId": f"dev-{random.randrange(50)}",
+        "ts": int(_at(random, n).timestamp() * 1000),
+        "bootTime": random.choice([1_767_225_600, None]),
+        "uptime": random.randrange(10**6),
+        "fix_time": random.choice([0, 1_767_225_600]),
+        "gps": random.choice([None, {"lat": 47.3 + random.random(), "lon": 8.5, "alt": random.choice([None, 400.5])}]),
+        "reading": {"temperature": random.randrange(400) / 10, "unit": "C", "flags": [n % 2, n % 3]},
+        "battery.level": random.randrange(101),
+    }
+
+
+def payments(random: Random, n: int) -> dict[str, Any]:
+    """Payments: an amount with its currency, a payer with an address that is not always whole, names that collide."""
+    address = {"city": random.choice(["Zürich", "Bern"]), "country": "CH"}
+    if n % 4 == 0:
+        address["line2"] = "c/o Muster"
+    return {
+        "ID": n,
+        "id": _uuid(random),
+        "amount": {"value": f"{random.randrange(10**6)}.50", "currency": "CHF"},
+        "amount_value": random.randrange(10**6),
+        "payer": {"name": "Ann", "address": address},
+        "createdAt": int(_at(random, n).timestamp() * 10**6),
+        "user": {"id": random.randrange(10**12), "since": "2020-02-29"},
+        "meta": {} if n % 2 else {"note": "\u0000" if n % 10 == 0 else "x"},
+    }
+
+
+def pushes(random: Random, n: int) -> dict[str, Any]:
+    """Changes to repositories, in an object for each part, and in each another `id`."""
+    return {
+        "event": {"id": n, "type": "push", "at": _at(random, n).isoformat()},
+        "repository": {
+            "id": random.randrange(10**9),
+            "full name": "a/b",
+            "owner": {"id": 1, "login": "a", "site": None},
+        },
+        "commits": [{"sha": f"{random.getrandbits(160):040x}", "added": []} for _ in range(n % 3)],
+        "head": None if n % 3 == 0 else {"sha": f"{random.getrandbits(160):040x}", "size": random.getrandbits(66)},
+        "select": {"from": 1, "to": 2.5e-7},
+        "": "no name at all",
+    }
+
+
+def counters(random: Random, n: int) -> dict[str, Any]:
+    """What a browser counts: objects with free keys, objects of one number, a key that is a path elsewhere."""
+    pages = {f"/{random.randrange(9)}": random.randrange(9) for _ in range(3)}
+    return {
+        "session-id": _uuid(Random(n // 20)),
+        "Date": (_START.date() - timedelta(days=n % 30)).isoformat(),
+        "pageViews": pages,
+        "screen": {"w": random.choice([1920, 390]), "h": random.choice([1080, 844])},
+        "screen.w": "one more",
+        "timing": {"dns": random.random(), "load": {"start": n, "end": n + 1, "more": {"deep": {"er": 1}}}},
+        "consent": random.choice([True, None]),
+        "variant": random.choice([{"name": "A"}, "A"]),
+    }
+
+
 TOPICS: dict[str, Callable[[Random, int], dict[str, Any]]] = {
     "webhooks": webhooks,
     "orders": orders,
@@ -111,10 +193,17 @@ TOPICS: dict[str, Callable[[Random, int], dict[str, Any]]] = {
     "logs": logs,
     "clicks": clicks,
 }
+NESTED: dict[str, Callable[[Random, int], dict[str, Any]]] = {
+    "audits": audits,
+    "telemetry": telemetry,
+    "payments": payments,
+    "pushes": pushes,
+    "counters": counters,
+}
 
 
 def records(name: str, count: int, seed: int = 1) -> Iterator[bytes]:
     """Yield so many records of one of the topics."""
-    random = Random(seed)
+    random, make = Random(seed), {**TOPICS, **NESTED}[name]
     for n in range(count):
-        yield json.dumps(TOPICS[name](random, n), ensure_ascii=bool(n % 2)).encode()
+        yield json.dumps(make(random, n), ensure_ascii=bool(n % 2)).encode()

@@ -17,9 +17,6 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.parser.error("--config FILE is required")
     log.setup("error", "kbatchd")
     topic, table = arguments.topic, arguments.table or table_of_topic(arguments.topic)
-    if arguments.route:
-        print(route(topic, table), end="")
-        return EX_OK
     kafka = load_kafka(arguments.config)
     admin = topics.make_admin(kafka)
     description = topics.describe(admin, [topic])[topic]
@@ -31,8 +28,11 @@ def run(arguments: argparse.Namespace) -> int:
     if not inferred.columns:
         what = f"none of its {len(records):,} newest records is a JSON object with fields" if records else "is empty"
         raise ConfigError(f"topic {topic}: {what}; no table can be made of it")
+    if arguments.route:
+        print(route(topic, table, inferred.columns), end="")
+        return EX_OK
     count = f"the {len(records):,} newest records" if len(records) > 1 else "one record"
     print(f"-- Made by `kbatchd infer` from {count} of topic {topic}. Look it through: a sample proves little.")
     print(create_table(inferred, table), end="")
-    print(f"\n-- The route for the file:\n--\n{commented(route(topic, table))}", end="")
+    print(f"\n-- The route for the file:\n--\n{commented(route(topic, table, inferred.columns))}", end="")
     return EX_OK

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import orjson
-
 from kbatchd import samples
 from kbatchd.fields_times import UNITS
 from kbatchd.gateway import schemas
-from kbatchd.mapping import Source, resolve_feeds
-from kbatchd.paths import parse_path
+from kbatchd.mapping import resolve_feeds
+from kbatchd.shape import of_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,11 +22,11 @@ if TYPE_CHECKING:
     from kbatchd.config import Route
     from kbatchd.gateway.schemas import Schema
     from kbatchd.mapping import Feed
-    from kbatchd.paths import Path
+    from kbatchd.shape import Place
 
 _MICROSECONDS: Final = 1_000_000
-#: Seconds since 1970: the years 1 to 9999, and an example.
-_FIRST_SECOND, _LAST_SECOND, _SOME_SECOND = -62_135_596_800, 253_402_300_799, 1_767_225_600
+#: Seconds since 1970: the years 1 to 9999.
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 
 
 class Record(NamedTuple):
@@ -36,50 +34,6 @@ class Record(NamedTuple):
 
     schema: Schema
     example: object
-
-
-class _Place:
-    """A place in the record: what may stand there, and what is within it."""
-
-    def __init__(self) -> None:
-        #: One for each column that takes it as it is.
-        self.schemas: list[Schema] = []
-        self.within: dict[str | int, _Place] = {}
-        self.required = False
-        self.closed = False
-
-    def at(self, path: Path, *, required: bool) -> _Place:
-        """Return a place within; what is required must be there all the way."""
-        place = self
-        for step in path:
-            place = place.within.setdefault(step, _Place())
-            place.required |= required
-        return place
-
-    def schema(self) -> Schema:
-        """Write it as a JSON schema."""
-        parts = [*self.schemas]
-        names = [step for step in self.within if isinstance(step, str)]
-        if names or self.closed:
-            parts.append({
-                "type": self._type("object"),
-                "required": [name for name in names if self.within[name].required],
-                "properties": {name: self.within[name].schema() for name in names},
-                "additionalProperties": not self.closed,
-            })  # fmt: skip
-        indexes = [step for step in self.within if isinstance(step, int)]
-        if indexes:
-            parts.append({
-                "type": self._type("array"),
-                "prefixItems": [
-                    self.within[index].schema() if index in indexes else {} for index in range(max(indexes) + 1)
-                ],
-                "minItems": max((index + 1 for index in indexes if self.within[index].required), default=0),
-            })  # fmt: skip
-        return parts[0] if len(parts) == 1 else {"allOf": parts}
-
-    def _type(self, name: str) -> str | list[str]:
-        return name if self.required else [name, "null"]
 
 
 def describe(route: Route, columns: Sequence[Column] | None) -> Record:
@@ -90,34 +44,50 @@ def describe(route: Route, columns: Sequence[Column] | None) -> Record:
     if route.format == "raw":
         return Record({"description": f"A row of {route.table}: the record as it is, in one column."}, {})
     feeds = resolve_feeds(columns, route)
-    envelope = () if route.value_field is None else parse_path(route.value_field)
-    root = _Place()
-    root.required = True
-    inner = root.at(envelope, required=True)
-    inner.closed = route.unknown_fields == "reject"
-    for feed in feeds:
-        if feed.source in {Source.FIELD, Source.VALUE}:
-            start = inner if feed.source is Source.FIELD else root
-            start.at(feed.path, required=_is_required(feed)).schemas.append(_schema(feed))
-    if route.key_field and route.key_field not in root.within:
-        key = {"type": ["string", "integer", "null"], "description": "The record's key."}
-        root.at((route.key_field,), required=False).schemas.append(key)
-    others = "must be columns" if inner.closed else "that are no columns are ignored"
+    shape = of_value(feeds, route)
+    closed = shape.inner if route.unknown_fields == "reject" else None
+    others = "that are no columns are ignored" if closed is None else "must be columns"
     schema = {
         "type": "object",
-        **root.schema(),
+        **_schema(shape.root, closed),
         "description": f"A row of {route.table}. Fields {others}.",
     }
-    return Record(schema, _example(feeds, envelope))
+    if route.key_field and shape.root is not closed and route.key_field not in shape.root.within:
+        key = {"type": ["string", "integer", "null"], "description": "The record's key."}
+        schema["properties"] = {**schema.get("properties", {}), route.key_field: key}
+    return Record(schema, samples.example(feeds, route))
 
 
-def _is_required(feed: Feed) -> bool:
-    if feed.literal is not None or feed.on_missing == "default":
-        return False
-    return feed.column.not_null or feed.on_missing == "reject"
+def _schema(place: Place, closed: Place | None) -> Schema:
+    """Write a place as a JSON schema; the object `closed` takes no other fields."""
+    parts = [_schema_of_feed(feed) for feed in place.feeds]
+    names = [step for step in place.within if isinstance(step, str)]
+    if names or place is closed:
+        parts.append({
+            "type": _type("object", place),
+            "required": [name for name in names if place.within[name].required],
+            "properties": {name: _schema(place.within[name], closed) for name in names},
+            "additionalProperties": place is not closed,
+        })  # fmt: skip
+    indexes = [step for step in place.within if isinstance(step, int)]
+    if indexes:
+        parts.append({
+            "type": _type("array", place),
+            "prefixItems": [
+                _schema(place.within[index], closed) if index in indexes else {} for index in range(max(indexes) + 1)
+            ],
+            "minItems": max((index + 1 for index in indexes if place.within[index].required), default=0),
+        })  # fmt: skip
+    if len(parts) > 1:
+        return {"allOf": parts}
+    return parts[0] if parts else {}
 
 
-def _schema(feed: Feed) -> Schema:
+def _type(name: str, place: Place) -> str | list[str]:
+    return name if place.required else [name, "null"]
+
+
+def _schema_of_feed(feed: Feed) -> Schema:
     schema = schemas.of_column(feed.column)
     null = [] if feed.column.not_null else ["null"]
     shown = schema["description"]
@@ -135,34 +105,3 @@ def _schema(feed: Feed) -> Schema:
 
 def _in_unit(seconds: int, unit: str) -> int:
     return int(seconds * _MICROSECONDS / UNITS[unit])
-
-
-def _example(feeds: Sequence[Feed], envelope: Path) -> object:
-    values = samples.example([feed.column for feed in feeds])
-    example: object = None
-    # The longest way first: what another column takes out of a field must be in it.
-    for feed in sorted(feeds, key=lambda feed: -len(feed.path)):
-        if feed.source not in {Source.FIELD, Source.VALUE}:
-            continue
-        value = values[feed.column.name]
-        if feed.json_text:
-            value = orjson.dumps(value).decode()
-        elif feed.unit is not None:
-            value = _in_unit(_SOME_SECOND, feed.unit)
-        example = _put(example, (*(envelope if feed.source is Source.FIELD else ()), *feed.path), value)
-    return example
-
-
-def _put(container: object, path: Path, value: object) -> object:
-    """Return the container with a value at a path; what is there already stays."""
-    if not path:
-        return value if container is None else container
-    step, rest = path[0], path[1:]
-    if isinstance(step, int):
-        items = container if isinstance(container, list) else []
-        items += [None] * (step + 1 - len(items))
-        items[step] = _put(items[step], rest, value)
-        return items
-    fields = container if isinstance(container, dict) else {}
-    fields[step] = _put(fields.get(step), rest, value)
-    return fields

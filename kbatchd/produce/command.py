@@ -14,15 +14,15 @@ import gc
 import signal
 import threading
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import orjson
+
 from kbatchd import samples, tables, topics
 from kbatchd.errors import EX_DATA, EX_OK, ConfigError
 from kbatchd.files import Piece, Place
-from kbatchd.mapping import Source
 from kbatchd.produce.context import Context
 from kbatchd.produce.file_run import FileRun
 from kbatchd.produce.sending import Sending, at_beginning
@@ -32,9 +32,9 @@ from kbatchd.streams import Input, Stopped
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kbatchd.catalogue import Column
     from kbatchd.config import Config, Route
     from kbatchd.produce.context import Options
+    from kbatchd.samples import Label
 
 STANDARD_INPUT: Final = "-"
 
@@ -94,21 +94,29 @@ def _no_garbage_collection() -> Iterator[None]:
 
 def _generate(context: Context, count: int) -> None:
     """Send made-up records."""
-    values = samples.generate(_made_up_columns(context), count, context.options.seed)
-    lists = iter(lambda: list(islice(values, context.pace.piece_records)), [])
+    route, seed = context.route, context.options.seed
+    _check_that_they_fit(context)
+    made = samples.values(context.feeds, route, count, seed)
+    lists = iter(lambda: list(islice(made, context.pace.piece_records)), [])
     pieces = (Piece(some, range(1, len(some) + 1), b"") for some in lists)
-    _send_plainly(context, pieces, "generated records", None)
+    _send_plainly(context, pieces, "generated records", None, samples.labels(context.feeds, seed))
 
 
-def _made_up_columns(context: Context) -> list[Column]:
-    """Return the columns that a record's fields feed, each by its field's name."""
+def _check_that_they_fit(context: Context) -> None:
+    """Say at once where no made-up record would be a row: the mapping or a type wants what nobody makes up here."""
     route = context.route
-    feeds = [feed for feed in context.feeds if feed.source in {Source.FIELD, Source.VALUE, Source.REST}]
-    faults = [feed.column.name for feed in feeds if not feed.is_plain and (feed.literal is None or len(feed.path) != 1)]
-    if route.value_field is not None or route.format == "raw" or faults:
-        what = f" ({', '.join(faults)})" if faults else ""
-        raise ConfigError(f"route {route.name}: its mapping{what} asks for more than --generate can make up")
-    return [replace(feed.column, name=str(feed.path[0])) for feed in feeds]
+    faults = [
+        f"column {feed.column.name} is of type {feed.column.type}, and --generate knows no values of it"
+        for feed in context.feeds
+        if feed.source in samples.MADE_UP and not samples.knows(feed.column)
+        if feed.column.not_null or route.format == "raw"
+    ]
+    if not faults and route.format == "json":
+        record = orjson.dumps(samples.example(context.feeds, route))
+        refusals = [failure.refusal for failure in context.checker.check(Piece([record], [1], b""), 0).failures]
+        faults = [f"its mapping asks for more than --generate can make up: {refusal}" for refusal in refusals]
+    if faults:
+        raise ConfigError(*(f"route {route.name}: {fault}" for fault in faults))
 
 
 def _send(context: Context, path: Path | None) -> None:
@@ -125,9 +133,13 @@ def _send(context: Context, path: Path | None) -> None:
         _send_plainly(context, pieces, source.name, source)
 
 
-def _send_plainly(context: Context, pieces: Iterator[Piece], name: str, source: Input | None) -> None:
+def _send_plainly(
+    context: Context, pieces: Iterator[Piece], name: str, source: Input | None, labels: Iterator[Label] | None = None
+) -> None:
     config = context.config
     failed_file = context.failed_file(None)
-    producer = PlainProducer(config.kafka, context.route.topic, config.startup_timeout_seconds, context.patience)
+    producer = PlainProducer(
+        config.kafka, context.route.topic, config.startup_timeout_seconds, context.patience, labels
+    )
     with closing(Sending(context, source, producer, failed_file, name, at_beginning(pieces, name))) as sending:
         sending.send()

@@ -6,6 +6,7 @@ Used by `kbatchd produce`, in its main thread.
 from __future__ import annotations
 
 import time
+from itertools import repeat
 from typing import TYPE_CHECKING, Final, Protocol
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from kbatchd import config
     from kbatchd.resumable.position import Position
+
+    Headers = list[tuple[str, str | bytes | None]]
 
 #: What exactness needs; the file's [kafka.librdkafka] cannot change these.
 _OURS: Final[dict[str, str | int | float | bool]] = {
@@ -186,13 +189,14 @@ def send_all(
     keys: Sequence[bytes | None],
     reports: Reports,
     when_full: Callable[[], None],
+    headers: Sequence[Headers] | None = None,
 ) -> None:
     """Hand records to librdkafka; `when_full` is called while its queue has no room, and raises to give up."""
     produce, report = producer.produce, reports.take
-    for value, key in zip(values, keys, strict=True):
+    for value, key, those in zip(values, keys, repeat([], len(values)) if headers is None else headers, strict=True):
         while True:
             try:
-                produce(topic, value, key, on_delivery=report)
+                produce(topic, value, key, on_delivery=report, headers=those)
                 break
             except BufferError:
                 when_full()

@@ -5,34 +5,49 @@ Used by `kbatchd produce`, in its main thread.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from kbatchd.errors import ServerUnavailable
 from kbatchd.resumable.delivery import SLICE_SECONDS, Acknowledged, Reports, make_producer, refuse, send_all
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from kbatchd import config
-    from kbatchd.resumable.delivery import Patience
+    from kbatchd.resumable.delivery import Headers, Patience
     from kbatchd.resumable.position import Position
+    from kbatchd.samples import Label
 
 
 class PlainProducer:
     """Sends records that cannot be read again."""
 
-    def __init__(self, kafka: config.Kafka, topic: str, timeout_seconds: float, patience: Patience) -> None:
-        """Connect in the background."""
+    def __init__(
+        self,
+        kafka: config.Kafka,
+        topic: str,
+        timeout_seconds: float,
+        patience: Patience,
+        labels: Iterator[Label] | None = None,
+    ) -> None:
+        """Connect in the background. Each record gets the next label: headers, and a key if it has none of its own."""
         self.acknowledged = Acknowledged()
         self._topic = topic
         self._patience = patience
+        self._labels = labels
         self._reports = Reports()
         settings = {"delivery.timeout.ms": round(timeout_seconds * 1000)}
         self._producer = make_producer(kafka, settings, patience)
 
     def add(self, values: Sequence[bytes], keys: Sequence[bytes | None]) -> None:
         """Send records; raises for any record before these that was not acknowledged."""
-        send_all(self._producer, self._topic, values, keys, self._reports, self._make_room)
+        headers: list[Headers] | None = None
+        if self._labels is not None:
+            labels = list(islice(self._labels, len(values)))
+            headers = [[*label.headers] for label in labels]
+            keys = [label.key if key is None else key for key, label in zip(keys, labels, strict=True)]
+        send_all(self._producer, self._topic, values, keys, self._reports, self._make_room, headers)
         self._poll(0)
 
     def is_full(self) -> bool:

@@ -9,7 +9,6 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-import orjson
 import psycopg
 import pytest
 
@@ -159,19 +158,20 @@ def test_fields_of_csv_go_where_the_route_says(make_producing: MakeProducing, ma
         b'{"id":1,"who":"x","ts":1700000000}',
         b'{"id":2,"who":"y","ts":null}',
     ]
-    assert "its mapping (at) asks for more than --generate can make up" in producing.refuses("--generate", "1")
     make_daemon({"topic": producing.topic, "table": "public.sent", "columns": columns}).start()
     rows = "SELECT id, name, note, extract(epoch FROM at)::bigint FROM public.sent ORDER BY id"
     wait_until(lambda: _query(producing, rows) == [(1, "x", "c", 1_700_000_000), (2, "y", "c", None)], 30, "the rows")
 
 
-def test_made_up_records_have_the_fields_that_the_route_wants(make_producing: MakeProducing) -> None:
-    columns = {"name": "who", "note": {"source": "header:note"}}
-    producing = make_producing(
-        "CREATE TABLE public.sent (id bigint NOT NULL, name text NOT NULL, note text)", keys={"columns": columns}
-    )
-    producing.sends("--generate", "5")
-    assert [list(orjson.loads(message.value() or b"")) for message in producing.messages()] == [["id", "who"]] * 5
+def test_what_nobody_makes_up_is_refused_at_once(make_producing: MakeProducing) -> None:
+    table = "CREATE TABLE public.sent (id bigint NOT NULL, name text NOT NULL, price money NOT NULL)"
+    producing = make_producing(table, keys={"columns": {"name": "id"}})
+    fault = "column price is of type money, and --generate knows no values of it"
+    assert fault in producing.refuses("--generate", "1")
+    producing.keys = {"columns": {"name": "id", "price": {"constant": 1}}}
+    fault = "its mapping asks for more than --generate can make up: wrong_type: name: expected a string, got 1"
+    assert fault in producing.refuses("--generate", "1")
+    assert not producing.messages()
 
 
 def test_a_file_is_not_sent_twice_by_mistake(producing: Producing) -> None:

@@ -32,8 +32,8 @@ FAST = {
     "a": "text[]", "ai": "int4[]", "an": "numeric[]", "aj": "jsonb[]",
 }  # fmt: skip
 
-#: json takes a NUL, jsonb does not.
-AS_JSONB = {"j": r"replace(j::text, '\u0000', '')::jsonb", "jb": "jb", "aj": "aj"}
+#: jsonb writes a number as it came: 100.0 or 1e2.
+AS_JSONB = {"jb": "jb", "aj": "aj"}
 
 #: Literals of every kind, so that each column gets good ones and bad ones.
 NUMBERS = st.one_of(
@@ -104,7 +104,7 @@ def connection(database: str) -> Iterator[psycopg.Connection]:
 @pytest.mark.parametrize("examples", [60, pytest.param(5_000, marks=pytest.mark.soak)])
 def test_both_formats_make_the_same_table_and_refuse_the_same(connection: psycopg.Connection, examples: int) -> None:
     pair = Pair(connection)
-    # JSON is the same value, not always the same text: 1e2 may have become 100.0. To jsonb they are equal.
+    # jsonb is the same value, not always the same text: 1e2 may have become 100.0. To jsonb itself they are equal.
     names = ", ".join(AS_JSONB.get(name, f"{name}::text") for name in FAST)
     fields = st.dictionaries(st.sampled_from(sorted(FAST)), VALUES, min_size=1, max_size=5)
 

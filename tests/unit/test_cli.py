@@ -195,10 +195,13 @@ def test_a_reader_that_leaves_is_no_fault() -> None:
         assert process.wait(120) == 0
 
 
-@pytest.mark.parametrize("arguments", [("migrate", "--print"), ("check-config",), ("--version",), ("--help",)])
-def test_a_full_disk_is_told_in_one_line(arguments: tuple[str, ...], file: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "arguments", [("migrate", "--print"), ("check-config",), ("--version",), ("--help",), ("infer", "--help")]
+)
+def test_a_full_disk_is_told_in_one_line(arguments: tuple[str, ...], unbuffered: str, file: Path) -> None:
     command = [sys.executable, "-m", "kbatchd", "--config", str(file), *arguments]
-    environment = {**os.environ, "PYTHONUNBUFFERED": ""}  # unbuffered, argparse itself would swallow the error
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             command, stdout=full, stderr=subprocess.PIPE, env=environment, text=True, check=False, timeout=30

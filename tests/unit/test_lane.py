@@ -96,8 +96,8 @@ def _meaning(name: str, field: bytes | None) -> object:
     """Return what PostgreSQL makes of a field, where two forms of it mean the same."""
     if field is None:
         return None
-    if name in {"c_json", "c_jsonb"}:
-        return json.loads(field[name == "c_jsonb" :], parse_float=Decimal, parse_int=Decimal)
+    if name == "c_jsonb":
+        return json.loads(field[1:], parse_float=Decimal, parse_int=Decimal)
     if name == "scaled":
         return _decimal(field).quantize(Decimal(10) ** -SCALE, ROUND_HALF_UP)
     return field

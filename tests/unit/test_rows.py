@@ -219,6 +219,6 @@ def test_both_python_lanes_make_the_same_row_of_any_record() -> None:
             refused = encoder.encode((), [bytes(value)], fast).refused
             refused_too: list[tuple[int, Refusal]] = []
             _Call(encoder, (), 0).careful(bytes(value), 0, careful, refused_too)
-            # A suspect record's json is its own text, any other's is orjson's.
+            # A suspect record's jsonb is its own text, any other's is orjson's.
             if not suspects([bytes(value)], numbers=True):
                 assert (fast, refused) == (careful, refused_too), value
