@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import statistics
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -45,8 +44,7 @@ def test_kafka_gone_is_503_within_two_seconds(
         assert (reply.status, reply.json["type"]) == (503, "/problems/kafka-away")
         assert reply.headers["retry-after"] == "1"
         seconds.append(time.monotonic() - began)
-    # A machine that stands still for a moment makes a single answer late, and a wait that is too long all of them.
-    assert statistics.median(seconds) < 2.0, seconds
+    assert max(seconds) < 2.0, seconds
     own_kafka.start()
     wait_until(lambda: client.post(f"/v1/{topic}", b'{"id":2}').status == 202, 15, "202 again")
     assert daemon.gateways() == gateways
