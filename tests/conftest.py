@@ -31,10 +31,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @pytest.fixture(autouse=True)
-def _log_levels() -> Iterator[None]:
+def _log_as_before() -> Iterator[None]:
     """A command that a test calls sets up the log of its own process, which is every later test's too."""
-    loggers = logging.getLogger(), logging.getLogger("kbatchd")
-    before = [logger.level for logger in loggers]
+    root, ours = logging.getLogger(), logging.getLogger("kbatchd")
+    handlers, root_level, our_level = root.handlers[:], root.level, ours.level
     yield
-    for logger, level in zip(loggers, before, strict=True):
-        logger.setLevel(level)
+    root.handlers[:] = handlers
+    root.setLevel(root_level)
+    ours.setLevel(our_level)

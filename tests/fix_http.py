@@ -15,7 +15,7 @@ from kbatchd.devstack.process import free_ports
 from tests.fix_daemon import Daemon, MakeDaemon, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
 
@@ -77,12 +77,24 @@ def wait_listening(port: int, seconds: float = 30.0) -> None:
     wait_until(accepts, seconds, f"a listener on port {port}")
 
 
+def start_listening(
+    make_daemon: MakeDaemon,
+    table: str,
+    routes: Iterable[Mapping[str, object]],
+    tables: Mapping[str, Mapping[str, object]],
+) -> tuple[Daemon, int]:
+    """Start a daemon with this table, [gateway] or [monitor], on a free port; return both, the daemon ready."""
+    port = free_port()
+    tables = {**tables, table: {"listen": f"127.0.0.1:{port}", **tables.get(table, {})}}
+    daemon = make_daemon(*routes, config=None, **tables).start()  # type: ignore[arg-type]  # no "program" in it
+    daemon.wait_ready()
+    return daemon, port
+
+
 class MakeGateway(Protocol):
     """Starts a daemon with a gateway."""
 
-    def __call__(
-        self, *routes: Mapping[str, object], gateway: Mapping[str, object] | None = None, **tables: Mapping[str, object]
-    ) -> tuple[Daemon, Client]:
+    def __call__(self, *routes: Mapping[str, object], **tables: Mapping[str, object]) -> tuple[Daemon, Client]:
         """Return the daemon, ready, and a client of its gateway; `gateway` are more keys of [gateway]."""
 
 
@@ -91,15 +103,8 @@ def make_gateway(make_daemon: MakeDaemon) -> Iterator[MakeGateway]:
     """Make daemons with a gateway, on free ports."""
     with ExitStack() as clients:
 
-        def make(
-            *routes: Mapping[str, object],
-            gateway: Mapping[str, object] | None = None,
-            **tables: Mapping[str, object],
-        ) -> tuple[Daemon, Client]:
-            port = free_port()
-            tables["gateway"] = {"listen": f"127.0.0.1:{port}", **(gateway or {})}
-            daemon = make_daemon(*routes, config=None, **tables).start()  # type: ignore[arg-type]  # no "program" in it
-            daemon.wait_ready()
+        def make(*routes: Mapping[str, object], **tables: Mapping[str, object]) -> tuple[Daemon, Client]:
+            daemon, port = start_listening(make_daemon, "gateway", routes, tables)
             return daemon, clients.enter_context(Client(port))
 
         yield make

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fix_daemon import Daemon, MakeDaemon, wait_until
-from tests.fix_http import Client, free_port, wait_listening
+from tests.fix_http import Client, start_listening, wait_listening
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -61,9 +61,7 @@ class Monitor:
 class MakeMonitored(Protocol):
     """Starts a daemon with a monitor."""
 
-    def __call__(
-        self, *routes: Mapping[str, object], monitor: Mapping[str, object] | None = None, **tables: Mapping[str, object]
-    ) -> tuple[Daemon, Monitor]:
+    def __call__(self, *routes: Mapping[str, object], **tables: Mapping[str, object]) -> tuple[Daemon, Monitor]:
         """Return the daemon, ready, and its monitor, which listens; `monitor` are more keys of [monitor]."""
 
 
@@ -72,15 +70,8 @@ def make_monitored(make_daemon: MakeDaemon) -> Iterator[MakeMonitored]:
     """Make daemons with a monitor, on free ports."""
     with ExitStack() as clients:
 
-        def make(
-            *routes: Mapping[str, object],
-            monitor: Mapping[str, object] | None = None,
-            **tables: Mapping[str, object],
-        ) -> tuple[Daemon, Monitor]:
-            port = free_port()
-            tables["monitor"] = {"listen": f"127.0.0.1:{port}", **(monitor or {})}
-            daemon = make_daemon(*routes, config=None, **tables).start()  # type: ignore[arg-type]  # no "program" in it
-            daemon.wait_ready()
+        def make(*routes: Mapping[str, object], **tables: Mapping[str, object]) -> tuple[Daemon, Monitor]:
+            daemon, port = start_listening(make_daemon, "monitor", routes, tables)
             wait_listening(port)
             made = Monitor(port)
             clients.callback(made.client.close)

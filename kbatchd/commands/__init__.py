@@ -29,17 +29,17 @@ def load_config(arguments: argparse.Namespace) -> Config:
     return load(arguments.config)
 
 
-def missing_extras(config: Config) -> list[str]:
-    """Name the tables of the file whose libraries are not installed, each with the remedy."""
-    faults = []
+def missing_extras(config: Config) -> list[tuple[str, str]]:
+    """Name the tables of the file whose libraries are not installed, each with what it needs and the remedy."""
+    missing = []
     for extra in ("gateway", "monitor"):
         if getattr(config, extra) is not None:
             try:
                 import_module(f"kbatchd.{extra}.server")
             except ModuleNotFoundError as error:
                 remedy = f"install it with: pip install 'kbatchd[{extra}]'"
-                faults.append(f"{extra}: needs the package {error.name}; {remedy}")
-    return faults
+                missing.append((extra, f"needs the package {error.name}; {remedy}"))
+    return missing
 
 
 def route_named(config: Config, name: str) -> Route:

@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         found = [fault("file", text) for text in error.faults]
     else:
-        missing = [fault(text.partition(":")[0], text) for text in missing_extras(config)]
+        missing = [fault(table, text) for table, text in missing_extras(config)]
         found = list(dict.fromkeys([*missing, *Checkup(config).run()]))
     if arguments.json:
         for finding in found:

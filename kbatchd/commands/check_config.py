@@ -14,7 +14,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Check the file."""
     config = load_config(arguments)
     librdkafka = located(arguments.config, check_librdkafka(config.kafka.librdkafka))
-    if faults := [*librdkafka.faults, *missing_extras(config)]:
+    if faults := [*librdkafka.faults, *map(": ".join, missing_extras(config))]:
         raise ConfigError(*faults)
     print(f"{arguments.config}: no fault found")
     return EX_OK

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 def make_plan(config: Config, former: Plan | None = None) -> Plan:
     """Say which processes the file asks for. ConfigError when it needs a library that is not installed."""
     if missing := missing_extras(config):
-        raise ConfigError(*missing)
+        raise ConfigError(*map(": ".join, missing))
 
     def check() -> int:
         _log_as("check", config)

@@ -4,36 +4,48 @@ from __future__ import annotations
 
 import os
 import signal
-import statistics
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 import psycopg
+import pytest
 
 from kbatchd.producer import STALL_SECONDS
-from tests.fix_daemon import MakeDaemon, wait_until
+from tests.fix_daemon import Daemon, MakeDaemon, wait_until
 from tests.fix_http import Client, MakeGateway, free_port, wait_listening
 from tests.fix_load import read_topic
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kbatchd.devstack.kafka import Kafka
     from kbatchd.devstack.postgres import Postgres
     from tests.fix_kafka import MakeTopic
 
+    MakeOwn = Callable[..., tuple[Daemon, Client, str]]
+
 TABLE = "CREATE TABLE public.orders (id bigint NOT NULL)"
 
 
-def test_kafka_gone_is_503_within_two_seconds(
-    own_kafka: Kafka, own_make_topic: MakeTopic, database: str, make_gateway: MakeGateway
-) -> None:
-    with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute(TABLE)
-    topic = own_make_topic(1)
-    daemon, client = make_gateway(
-        {"topic": topic, "table": "public.orders"}, kafka={"bootstrap_servers": own_kafka.bootstrap_servers}
-    )
+@pytest.fixture
+def make_own(own_kafka: Kafka, own_make_topic: MakeTopic, database: str, make_gateway: MakeGateway) -> MakeOwn:
+    """Make a gateway before a Kafka of its own, with these keys; return the daemon, a client and the topic too."""
+
+    def make(**keys: object) -> tuple[Daemon, Client, str]:
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute(TABLE)
+        topic = own_make_topic(1)
+        route = {"topic": topic, "table": "public.orders"}
+        kafka = {"bootstrap_servers": own_kafka.bootstrap_servers}
+        return *make_gateway(route, kafka=kafka, gateway=keys), topic
+
+    return make
+
+
+def test_kafka_gone_is_503_within_two_seconds(own_kafka: Kafka, make_own: MakeOwn) -> None:
+    daemon, client, topic = make_own()
     gateways = daemon.gateways()
     assert client.post(f"/v1/{topic}", b'{"id":1}').status == 202
     own_kafka.kill()
@@ -45,25 +57,15 @@ def test_kafka_gone_is_503_within_two_seconds(
         assert (reply.status, reply.json["type"]) == (503, "/problems/kafka-away")
         assert reply.headers["retry-after"] == "1"
         seconds.append(time.monotonic() - began)
-    # A machine that stands still for a moment makes a single answer late, and a wait that is too long all of them.
-    assert statistics.median(seconds) < 2.0, seconds
+    assert max(seconds) < 2.0, seconds
     own_kafka.start()
     wait_until(lambda: client.post(f"/v1/{topic}", b'{"id":2}').status == 202, 15, "202 again")
     assert daemon.gateways() == gateways
     assert [record.value() for record in read_topic(own_kafka.bootstrap_servers, topic)] == [b'{"id":1}', b'{"id":2}']
 
 
-def test_a_frozen_kafka_ends_in_504_and_503(
-    own_kafka: Kafka, own_make_topic: MakeTopic, database: str, make_gateway: MakeGateway
-) -> None:
-    with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute(TABLE)
-    topic = own_make_topic(1)
-    daemon, client = make_gateway(
-        {"topic": topic, "table": "public.orders"},
-        kafka={"bootstrap_servers": own_kafka.bootstrap_servers},
-        gateway={"delivery_timeout_seconds": 12.0},
-    )
+def test_a_frozen_kafka_ends_in_504_and_503(own_kafka: Kafka, make_own: MakeOwn) -> None:
+    daemon, client, topic = make_own(delivery_timeout_seconds=12.0)
     assert client.post(f"/v1/{topic}", b'{"id":1}').status == 202
     os.kill(own_kafka.pid, signal.SIGSTOP)
     try:
@@ -82,17 +84,8 @@ def test_a_frozen_kafka_ends_in_504_and_503(
     assert len(daemon.gateways()) == 1
 
 
-def test_a_stop_while_kafka_is_frozen_says_that_the_outcome_is_not_known(
-    own_kafka: Kafka, own_make_topic: MakeTopic, database: str, make_gateway: MakeGateway
-) -> None:
-    with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute(TABLE)
-    topic = own_make_topic(1)
-    daemon, client = make_gateway(
-        {"topic": topic, "table": "public.orders"},
-        kafka={"bootstrap_servers": own_kafka.bootstrap_servers},
-        gateway={"grace_seconds": 3.0, "delivery_timeout_seconds": 100.0},
-    )
+def test_a_stop_while_kafka_is_frozen_says_that_the_outcome_is_not_known(own_kafka: Kafka, make_own: MakeOwn) -> None:
+    daemon, client, topic = make_own(grace_seconds=3.0, delivery_timeout_seconds=100.0)
     assert client.post(f"/v1/{topic}", b'{"id":1}').status == 202
     [gateway] = daemon.gateways()
     os.kill(own_kafka.pid, signal.SIGSTOP)
@@ -111,17 +104,8 @@ def test_a_stop_while_kafka_is_frozen_says_that_the_outcome_is_not_known(
     daemon.wait_for_log("action=requests_given_up")
 
 
-def test_a_full_queue_is_503_and_nothing_of_it_is_sent(
-    own_kafka: Kafka, own_make_topic: MakeTopic, database: str, make_gateway: MakeGateway
-) -> None:
-    with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute(TABLE)
-    topic = own_make_topic(1)
-    _, client = make_gateway(
-        {"topic": topic, "table": "public.orders"},
-        kafka={"bootstrap_servers": own_kafka.bootstrap_servers},
-        gateway={"max_queued_records": 1_000},
-    )
+def test_a_full_queue_is_503_and_nothing_of_it_is_sent(own_kafka: Kafka, make_own: MakeOwn) -> None:
+    _, client, topic = make_own(max_queued_records=1_000)
     wait_until(lambda: client.post(f"/v1/{topic}", b'{"id":1}').status == 202, 15, "202")
     before = len(read_topic(own_kafka.bootstrap_servers, topic))
     body = b"[%b]" % b",".join([b'{"id":2}'] * 600)

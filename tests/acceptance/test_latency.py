@@ -11,6 +11,7 @@ import pytest
 from tests.fix_daemon import MakeDaemon, wait_until
 from tests.fix_load import Delivery
 
+#: For the way through Kafka and for the flush; 0.1 s at most, also beside four processes that only burn CPU.
 MARGIN_SECONDS = 0.5
 
 
@@ -38,6 +39,4 @@ def test_a_lone_record_is_visible_within_linger(
 
             wait_until(is_visible, linger_seconds + 5, "the record in the table", every_seconds=0.005)
             latencies.append(time.monotonic() - acknowledged)
-    # A machine that stands still for a moment makes a single record late, a linger that is too long all of them.
-    assert sorted(latencies)[-2] < linger_seconds + MARGIN_SECONDS, latencies
-    assert max(latencies) < linger_seconds + 10 * MARGIN_SECONDS, latencies
+    assert max(latencies) < linger_seconds + MARGIN_SECONDS, latencies

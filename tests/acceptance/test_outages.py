@@ -26,8 +26,9 @@ OUTAGE_SECONDS = 20.0
 RETURN_SECONDS = 10.0
 MAX_RSS_BYTES = 200_000_000
 
-#: A repeated trouble is told every 10 s; a line is stamped a moment before it is let through.
-FOLDED_SECONDS = 9.0
+#: A repeated trouble is told every 10 s, which the unit tests hold exactly. Here a line's stamp is from before it is
+#: let through, and a thread may be held up between the two. What is told twice, or by two threads, comes much sooner.
+FOLDED_SECONDS = 9.5
 
 PARTITIONS = 4
 #: Enough to fill all buffers and librdkafka's queues several times over during the outage.

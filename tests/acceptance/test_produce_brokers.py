@@ -25,34 +25,45 @@ from tests.fix_produce import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kbatchd.devstack.kafka import Kafka
     from tests.fix_kafka import MakeTopic
 
 
-@pytest.mark.parametrize("how", ["stop", "kill"])
-def test_a_broker_that_restarts_under_way(
-    make_producing: MakeProducing, own_kafka: Kafka, own_make_topic: MakeTopic, how: str
-) -> None:
-    producing = make_producing(bootstrap_servers=own_kafka.bootstrap_servers, topic=own_make_topic(4))
+@pytest.fixture
+def own_producing(make_producing: MakeProducing, own_kafka: Kafka, own_make_topic: MakeTopic) -> Producing:
+    """The same as `producing`, on a Kafka of its own."""
+    return make_producing(bootstrap_servers=own_kafka.bootstrap_servers, topic=own_make_topic(4))
+
+
+def begin(producing: Producing) -> tuple[Path, subprocess.Popen[str]]:
+    """Start a run that lasts for seconds; return its file, and the run when its first records are sent."""
     file = producing.file("a.ndjson", written(".ndjson", range(COUNT), BAD))
     process = producing.start(file, "--rate", SLOW)
     producing.wait_begun()
-    getattr(own_kafka, how)()
-    own_kafka.start()
-    outcome = finish(process)
-    assert outcome.code == 65, outcome
+    return file, process
+
+
+def assert_all_sent(producing: Producing, file: Path) -> None:
+    """See that the sound records are there once, and the others in the file of those that failed."""
     assert producing.ids() == GOOD
     assert [entry["record"] for entry in failures(failed(file))] == [number + 1 for number in BAD]
 
 
-def test_a_broker_that_is_frozen_for_long(
-    make_producing: MakeProducing, own_kafka: Kafka, own_make_topic: MakeTopic
-) -> None:
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_a_broker_that_restarts_under_way(own_producing: Producing, own_kafka: Kafka, how: str) -> None:
+    file, process = begin(own_producing)
+    getattr(own_kafka, how)()
+    own_kafka.start()
+    outcome = finish(process)
+    assert outcome.code == 65, outcome
+    assert_all_sent(own_producing, file)
+
+
+def test_a_broker_that_is_frozen_for_long(own_producing: Producing, own_kafka: Kafka) -> None:
     """Whatever was asked of it then has no answer, and another producer has to find out what became of it."""
-    producing = make_producing(bootstrap_servers=own_kafka.bootstrap_servers, topic=own_make_topic(4))
-    file = producing.file("a.ndjson", written(".ndjson", range(COUNT), BAD))
-    process = producing.start(file, "--rate", SLOW)
-    producing.wait_begun()
+    file, process = begin(own_producing)
     os.kill(own_kafka.pid, signal.SIGSTOP)
     try:
         with pytest.raises(subprocess.TimeoutExpired):
@@ -61,27 +72,21 @@ def test_a_broker_that_is_frozen_for_long(
         os.kill(own_kafka.pid, signal.SIGCONT)
     outcome = finish(process)
     assert outcome.code == 65, outcome
-    assert producing.ids() == GOOD
-    assert [entry["record"] for entry in failures(failed(file))] == [number + 1 for number in BAD]
+    assert_all_sent(own_producing, file)
 
 
-def test_a_broker_that_stays_away(make_producing: MakeProducing, own_kafka: Kafka, own_make_topic: MakeTopic) -> None:
-    producing = make_producing(
-        bootstrap_servers=own_kafka.bootstrap_servers, topic=own_make_topic(4), startup_timeout_seconds=10.0
-    )
-    file = producing.file("a.ndjson", written(".ndjson", range(COUNT), BAD))
-    process = producing.start(file, "--rate", SLOW)
-    producing.wait_begun()
+def test_a_broker_that_stays_away(own_producing: Producing, own_kafka: Kafka) -> None:
+    own_producing.startup_timeout_seconds = 10.0
+    file, process = begin(own_producing)
     own_kafka.kill()
     outcome = finish(process)
     assert outcome.code == 69, outcome
     assert outcome.err[-1].startswith("kbatchd: Kafka cannot be reached: ")
     assert outcome.out[-1].startswith(f"{file}: is not sent to its end; --resume goes on at line ")
     own_kafka.start()
-    producing.startup_timeout_seconds = 60.0
-    assert producing.run(file, "--resume").code == 65
-    assert producing.ids() == GOOD
-    assert [entry["record"] for entry in failures(failed(file))] == [number + 1 for number in BAD]
+    own_producing.startup_timeout_seconds = 60.0
+    assert own_producing.run(file, "--resume").code == 65
+    assert_all_sent(own_producing, file)
 
 
 @pytest.mark.parametrize(("count", "rate"), [(10 * COUNT, ()), (COUNT, ("--rate", SLOW))])

@@ -19,7 +19,7 @@ COPY = b"COPY public.t (id, note) FROM STDIN"
 
 
 @pytest.fixture
-def connection(empty_database: str) -> Iterator[psycopg.Connection]:
+def transaction(empty_database: str) -> Iterator[psycopg.Connection]:
     """A session with a table of its own, within a transaction and behind a savepoint."""
     with psycopg.connect(empty_database, autocommit=True) as connection:
         connection.execute("CREATE TABLE public.t (id int CHECK (id > 0), note text)")
@@ -31,53 +31,53 @@ def rows(connection: psycopg.Connection) -> list[tuple[int, str]]:
     return connection.execute("SELECT id, note FROM public.t ORDER BY id").fetchall()
 
 
-def test_statements_and_rows(connection: psycopg.Connection) -> None:
-    copy_in(connection, COPY, b"1\tone\n")
-    copy_in(connection, b"RELEASE SAVEPOINT good; SAVEPOINT good; " + COPY, b"2\ttwo\n")
-    connection.execute("ROLLBACK TO SAVEPOINT good")
-    assert rows(connection) == [(1, "one")]
+def test_statements_and_rows(transaction: psycopg.Connection) -> None:
+    copy_in(transaction, COPY, b"1\tone\n")
+    copy_in(transaction, b"RELEASE SAVEPOINT good; SAVEPOINT good; " + COPY, b"2\ttwo\n")
+    transaction.execute("ROLLBACK TO SAVEPOINT good")
+    assert rows(transaction) == [(1, "one")]
 
 
-def test_a_refused_row_is_named(connection: psycopg.Connection) -> None:
-    copy_in(connection, COPY, b"1\tone\n")
-    connection.execute("SAVEPOINT good")
+def test_a_refused_row_is_named(transaction: psycopg.Connection) -> None:
+    copy_in(transaction, COPY, b"1\tone\n")
+    transaction.execute("SAVEPOINT good")
     with pytest.raises(psycopg.errors.CheckViolation) as caught:
-        copy_in(connection, COPY, b"2\ttwo\n-3\tthree\n")
+        copy_in(transaction, COPY, b"2\ttwo\n-3\tthree\n")
     assert (caught.value.diag.context or "").startswith("COPY t, line 2")
     # Then: the next one says first what leads out of it.
-    copy_in(connection, b"ROLLBACK TO SAVEPOINT good; " + COPY, b"2\ttwo\n")
-    assert rows(connection) == [(1, "one"), (2, "two")]
+    copy_in(transaction, b"ROLLBACK TO SAVEPOINT good; " + COPY, b"2\ttwo\n")
+    assert rows(transaction) == [(1, "one"), (2, "two")]
 
 
 @pytest.mark.parametrize("statement", [b"COPY public.nowhere FROM STDIN", b"RELEASE SAVEPOINT none; " + COPY])
-def test_a_refused_statement(connection: psycopg.Connection, statement: bytes) -> None:
+def test_a_refused_statement(transaction: psycopg.Connection, statement: bytes) -> None:
     with pytest.raises((psycopg.errors.UndefinedTable, psycopg.errors.InvalidSavepointSpecification)):
-        copy_in(connection, statement, b"1\tone\n")
-    connection.execute("ROLLBACK TO SAVEPOINT good")
-    assert rows(connection) == []
+        copy_in(transaction, statement, b"1\tone\n")
+    transaction.execute("ROLLBACK TO SAVEPOINT good")
+    assert rows(transaction) == []
 
 
-def test_a_session_killed_before(connection: psycopg.Connection, empty_database: str) -> None:
+def test_a_session_killed_before(transaction: psycopg.Connection, empty_database: str) -> None:
     with psycopg.connect(empty_database, autocommit=True) as other:
-        other.execute("SELECT pg_terminate_backend(%s, 5000)", (connection.info.backend_pid,))
+        other.execute("SELECT pg_terminate_backend(%s, 5000)", (transaction.info.backend_pid,))
     with pytest.raises(psycopg.Error) as caught:
-        copy_in(connection, COPY, b"1\tone\n")
-    assert verdict(caught.value, broken=connection.broken) is Verdict.RECONNECT
+        copy_in(transaction, COPY, b"1\tone\n")
+    assert verdict(caught.value, broken=transaction.broken) is Verdict.RECONNECT
 
 
 def test_a_session_killed_while_it_copies_and_others_run_meanwhile(
-    connection: psycopg.Connection, empty_database: str
+    transaction: psycopg.Connection, empty_database: str
 ) -> None:
     """The wait for PostgreSQL leaves the interpreter to the other threads: this one sees it, and ends it."""
-    connection.execute("CREATE FUNCTION public.linger() RETURNS trigger LANGUAGE plpgsql AS "
+    transaction.execute("CREATE FUNCTION public.linger() RETURNS trigger LANGUAGE plpgsql AS "
                        "$$ BEGIN PERFORM pg_sleep(60); RETURN NEW; END $$")  # fmt: skip
-    connection.execute("CREATE TRIGGER linger BEFORE INSERT ON public.t FOR EACH ROW EXECUTE FUNCTION public.linger()")
-    pid = connection.info.backend_pid
+    transaction.execute("CREATE TRIGGER linger BEFORE INSERT ON public.t FOR EACH ROW EXECUTE FUNCTION public.linger()")
+    pid = transaction.info.backend_pid
     errors: list[psycopg.Error] = []
 
     def copy() -> None:
         try:
-            copy_in(connection, COPY, b"1\tone\n")
+            copy_in(transaction, COPY, b"1\tone\n")
         except psycopg.Error as error:
             errors.append(error)
 
@@ -88,17 +88,17 @@ def test_a_session_killed_while_it_copies_and_others_run_meanwhile(
         wait_until(lambda: bool(other.execute(sleeps, (pid,)).fetchone()), 10, "the trigger to sleep")
         other.execute("SELECT pg_terminate_backend(%s)", (pid,))
     thread.join(30)
-    assert [verdict(error, broken=connection.broken) for error in errors] == [Verdict.RECONNECT]
+    assert [verdict(error, broken=transaction.broken) for error in errors] == [Verdict.RECONNECT]
     assert "administrator command" in str(errors[0])
 
 
-def test_both_sides_have_much_to_say(connection: psycopg.Connection) -> None:
+def test_both_sides_have_much_to_say(transaction: psycopg.Connection) -> None:
     """A notice for each row, while the rows are being sent: who only wrote would wait for one who only writes."""
-    connection.execute("CREATE FUNCTION public.tell() RETURNS trigger LANGUAGE plpgsql AS "
+    transaction.execute("CREATE FUNCTION public.tell() RETURNS trigger LANGUAGE plpgsql AS "
                        "$$ BEGIN RAISE NOTICE '%', NEW.note; RETURN NEW; END $$")  # fmt: skip
-    connection.execute("CREATE TRIGGER tell BEFORE INSERT ON public.t FOR EACH ROW EXECUTE FUNCTION public.tell()")
+    transaction.execute("CREATE TRIGGER tell BEFORE INSERT ON public.t FOR EACH ROW EXECUTE FUNCTION public.tell()")
     told: list[int] = []
-    connection.add_notice_handler(lambda notice: told.append(len(notice.message_primary or "")))
-    copy_in(connection, COPY, b"".join(b"%d\t%s\n" % (number, b"x" * 4_000) for number in range(1, 8_001)))
+    transaction.add_notice_handler(lambda notice: told.append(len(notice.message_primary or "")))
+    copy_in(transaction, COPY, b"".join(b"%d\t%s\n" % (number, b"x" * 4_000) for number in range(1, 8_001)))
     assert told == [4_000] * 8_000
-    assert connection.execute("SELECT count(*) FROM public.t").fetchone() == (8_000,)
+    assert transaction.execute("SELECT count(*) FROM public.t").fetchone() == (8_000,)

@@ -93,17 +93,17 @@ def copy(connection: psycopg.Connection, table: str, values: Sequence[bytes]) ->
 
 
 @pytest.fixture
-def connection(database: str) -> Iterator[psycopg.Connection]:
+def odd_session(database: str) -> Iterator[psycopg.Connection]:
+    """A session with settings that hardly anybody has: none of them may decide anything."""
     with psycopg.connect(database, autocommit=True) as connection:
-        # None of these may decide anything.
         connection.execute("SET timezone = 'Asia/Kathmandu'; SET datestyle = 'German'")
         connection.execute("SET intervalstyle = 'sql_standard'")
         yield connection
 
 
 @pytest.mark.parametrize("examples", [60, pytest.param(5_000, marks=pytest.mark.soak)])
-def test_both_formats_make_the_same_table_and_refuse_the_same(connection: psycopg.Connection, examples: int) -> None:
-    pair = Pair(connection)
+def test_both_formats_make_the_same_table_and_refuse_the_same(odd_session: psycopg.Connection, examples: int) -> None:
+    pair = Pair(odd_session)
     # jsonb is the same value, not always the same text: 1e2 may have become 100.0. To jsonb itself they are equal.
     names = ", ".join(AS_JSONB.get(name, f"{name}::text") for name in FAST)
     fields = st.dictionaries(st.sampled_from(sorted(FAST)), VALUES, min_size=1, max_size=5)
@@ -118,13 +118,13 @@ def test_both_formats_make_the_same_table_and_refuse_the_same(connection: psycop
     )
     @given(st.lists(fields, min_size=1, max_size=40))
     def compare(records: list[dict[str, str]]) -> None:
-        connection.execute("TRUNCATE bin, txt")
+        odd_session.execute("TRUNCATE bin, txt")
         values = [
             ("{" + ",".join([f'"no":{no}', *(f'"{name}":{value}' for name, value in record.items())]) + "}").encode()
             for no, record in enumerate(records)
         ]
         assert pair.feed("bin", values) == pair.feed("txt", values)
-        different = connection.execute(
+        different = odd_session.execute(
             f"(SELECT no, {names} FROM bin EXCEPT SELECT no, {names} FROM txt) UNION ALL "
             f"(SELECT no, {names} FROM txt EXCEPT SELECT no, {names} FROM bin)".encode()
         ).fetchall()
@@ -168,18 +168,18 @@ READ_BY_EXTENSIONS = [
 
 @pytest.mark.parametrize(("kind", "literal", "shown"), READ_BY_POSTGRESQL)
 def test_a_type_that_postgresql_reads(
-    connection: psycopg.Connection, kind: str, literal: str, shown: str | None
+    odd_session: psycopg.Connection, kind: str, literal: str, shown: str | None
 ) -> None:
-    connection.execute("CREATE TYPE pair AS (a int, b text, c int[]); SET lc_monetary = 'C'")
-    connection.execute(f"CREATE TABLE t (n numeric, v {kind})".encode())
-    assert_is_read(connection, literal, shown)
+    odd_session.execute("CREATE TYPE pair AS (a int, b text, c int[]); SET lc_monetary = 'C'")
+    odd_session.execute(f"CREATE TABLE t (n numeric, v {kind})".encode())
+    assert_is_read(odd_session, literal, shown)
 
 
 @pytest.mark.parametrize(("kind", "literal", "shown"), READ_BY_EXTENSIONS)
-def test_a_type_that_an_extension_reads(connection: psycopg.Connection, kind: str, literal: str, shown: str) -> None:
-    connection.execute(f"CREATE EXTENSION {kind}".encode())
-    connection.execute(f"CREATE TABLE t (n numeric, v {kind})".encode())
-    assert_is_read(connection, literal, shown)
+def test_a_type_that_an_extension_reads(odd_session: psycopg.Connection, kind: str, literal: str, shown: str) -> None:
+    odd_session.execute(f"CREATE EXTENSION {kind}".encode())
+    odd_session.execute(f"CREATE TABLE t (n numeric, v {kind})".encode())
+    assert_is_read(odd_session, literal, shown)
 
 
 @pytest.mark.parametrize(
@@ -187,11 +187,11 @@ def test_a_type_that_an_extension_reads(connection: psycopg.Connection, kind: st
     [("hstore", '"=>"'), ("ltree", '"a b"'), ("vector", '["x"]'), ("vector", "[1e400]"), ("cube", '"(1,"')],
 )
 def test_what_an_extension_refuses_has_its_line_and_column(
-    connection: psycopg.Connection, kind: str, literal: str
+    odd_session: psycopg.Connection, kind: str, literal: str
 ) -> None:
-    connection.execute(f"CREATE EXTENSION {kind}; CREATE TABLE t (n int, v {kind})".encode())
+    odd_session.execute(f"CREATE EXTENSION {kind}; CREATE TABLE t (n int, v {kind})".encode())
     with pytest.raises(psycopg.Error) as caught:
-        copy(connection, "t", [b'{"n":1}', b'{"n":2,"v":%b}' % literal.encode()])
+        copy(odd_session, "t", [b'{"n":1}', b'{"n":2,"v":%b}' % literal.encode()])
     assert caught.value.diag.context is not None
     assert "COPY t, line 2, column v" in caught.value.diag.context
 
@@ -206,15 +206,15 @@ def assert_is_read(connection: psycopg.Connection, literal: str, shown: str | No
         assert rows[0][1].removeprefix("$") == shown.removeprefix("$")
 
 
-def test_what_postgresql_refuses_has_its_line_and_column(connection: psycopg.Connection) -> None:
-    connection.execute("CREATE TABLE t (n int, r int4range)")
+def test_what_postgresql_refuses_has_its_line_and_column(odd_session: psycopg.Connection) -> None:
+    odd_session.execute("CREATE TABLE t (n int, r int4range)")
     with pytest.raises(psycopg.DataError) as caught:
-        copy(connection, "t", [b'{"n":1,"r":"[1,2)"}', b'{"n":2,"r":"nonsense"}'])
+        copy(odd_session, "t", [b'{"n":1,"r":"[1,2)"}', b'{"n":2,"r":"nonsense"}'])
     assert caught.value.diag.context is not None
     assert "COPY t, line 2, column r" in caught.value.diag.context
 
 
-def test_a_nul_is_refused_wherever_it_is(connection: psycopg.Connection) -> None:
-    connection.execute("CREATE TYPE pair AS (a int, b text); CREATE TABLE t (p pair, a text[][], x tsvector)")
+def test_a_nul_is_refused_wherever_it_is(odd_session: psycopg.Connection) -> None:
+    odd_session.execute("CREATE TYPE pair AS (a int, b text); CREATE TABLE t (p pair, a text[][], x tsvector)")
     values = [b'{"p":{"b":"\\u0000"}}', b'{"a":[["\\u0000"]]}', b'{"x":"\\u0000"}']
-    assert [(at, why.code) for at, why in copy(connection, "t", values)] == [(n, "null_byte") for n in range(3)]
+    assert [(at, why.code) for at, why in copy(odd_session, "t", values)] == [(n, "null_byte") for n in range(3)]

@@ -2,49 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from kbatchd import __version__, cli, commands
 from kbatchd.commands import run
 from kbatchd.errors import ConfigError, KbatchError, ServerUnavailable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-SOUND = """\
-[kafka]
-bootstrap_servers = "localhost:9092"
-[postgres]
-dsn = "postgresql://kbatchd@localhost/app"
-[[route]]
-topic = "requests"
-table = "public.requests"
-"""
-
-
-@pytest.fixture(autouse=True)
-def _restore_logging() -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("kbatchd")
-    handlers, root_level, our_level = root.handlers[:], root.level, ours.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(root_level)
-    ours.setLevel(our_level)
+from tests.minimal import MINIMAL
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "kbatchd.toml"
-    path.write_text(SOUND, encoding="utf-8")
+    path.write_text(MINIMAL, encoding="utf-8")
     return path
 
 
@@ -118,7 +94,7 @@ def test_config_may_stand_before_the_command(
 
 
 def test_all_faults_one_line_each(file: Path) -> None:
-    file.write_text(f"{SOUND}on_gap = 'stop'\nomitt = []\n[workers]\ncount = 0\n", encoding="utf-8")
+    file.write_text(f"{MINIMAL}on_gap = 'stop'\nomitt = []\n[workers]\ncount = 0\n", encoding="utf-8")
     for arguments in (("check-config",), (), ("migrate",), ("create-topic",), ("progress", "show")):
         done = _kbatchd(*arguments, "--config", file)
         assert done.returncode == 78
@@ -139,7 +115,7 @@ def test_broken_toml(file: Path) -> None:
 
 def test_librdkafka_judges_its_own_properties(file: Path) -> None:
     text = '[kafka.librdkafka]\nfetch.wait.max.ms = -1\n"no.such" = 1\nqueued.min.messages = 1\n'
-    file.write_text(SOUND + text, encoding="utf-8")
+    file.write_text(MINIMAL + text, encoding="utf-8")
     done = _kbatchd("check-config", "--config", file)
     assert done.returncode == 78
     assert done.stderr.splitlines() == [
@@ -153,7 +129,7 @@ def test_librdkafka_judges_its_own_properties(file: Path) -> None:
 
 def test_librdkafka_judges_properties_together(file: Path) -> None:
     text = '[kafka.librdkafka]\nsecurity.protocol = "ssl"\nssl.ca.location = "/no/where"\n'
-    file.write_text(SOUND + text, encoding="utf-8")
+    file.write_text(MINIMAL + text, encoding="utf-8")
     done = _kbatchd("check-config", "--config", file)
     assert done.returncode == 78
     (line,) = done.stderr.splitlines()
@@ -163,7 +139,7 @@ def test_librdkafka_judges_properties_together(file: Path) -> None:
 
 @pytest.mark.parametrize("command", [(), ("check-config",)])
 def test_a_library_that_is_not_installed_is_a_fault(command: tuple[str, ...], file: Path) -> None:
-    file.write_text(f"{SOUND}[gateway]\n[monitor]\n", encoding="utf-8")
+    file.write_text(f"{MINIMAL}[gateway]\n[monitor]\n", encoding="utf-8")
     program = (
         "import sys; sys.modules['httptools'] = None\n"  # as if it were not there
         "from kbatchd.cli import main; sys.exit(main())"

@@ -18,18 +18,9 @@ from kbatchd import credentials
 from kbatchd.config import Batch, Config, Gateway, Kafka, Log, Postgres, Route, Workers, load, located
 from kbatchd.config_faults import keys
 from kbatchd.errors import ConfigError
+from tests.minimal import MINIMAL
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "kbatchd.toml"
-
-MINIMAL = """\
-[kafka]
-bootstrap_servers = "localhost:9092"
-[postgres]
-dsn = "postgresql://kbatchd@localhost/app"
-[[route]]
-topic = "requests"
-table = "public.requests"
-"""
 
 #: Keys whose value in the example is not the default: there is none, or it comes from elsewhere.
 WITHOUT_DEFAULT = {

@@ -18,21 +18,12 @@ from kbatchd.config_kafka import CREDENTIAL as KAFKA_CREDENTIAL
 from kbatchd.conninfo import CREDENTIAL as POSTGRES_CREDENTIAL
 from kbatchd.errors import ConfigError
 from kbatchd.gateway.tokens import Tokens
+from tests.minimal import MINIMAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 NOBODY = 65_534
-
-TEXT = """\
-[kafka]
-bootstrap_servers = "localhost:9092"
-[postgres]
-dsn = "postgresql://kbatchd@localhost/app"
-[[route]]
-topic = "requests"
-table = "public.requests"
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +83,7 @@ def test_a_directory_that_cannot_be_searched(
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(directory))
     found = f"$CREDENTIALS_DIRECTORY, which is {directory} and cannot be searched: {why}; "
     remedy = "let this user search it, or unset the variable"
-    assert _complaint(place, TEXT, capsys) == f"postgres: password: is looked for in {found}{remedy}"
+    assert _complaint(place, MINIMAL, capsys) == f"postgres: password: is looked for in {found}{remedy}"
     with _as_somebody(), pytest.raises(ConfigError) as raised:
         Tokens(Gateway())
     assert str(raised.value) == f"gateway.tokens_file: is looked for in {found}{remedy}"
@@ -114,7 +105,7 @@ def test_a_credential_that_cannot_be_read(
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(place))
     credential = place / POSTGRES_CREDENTIAL
     make(credential)
-    line = _complaint(place, TEXT, capsys)
+    line = _complaint(place, MINIMAL, capsys)
     assert line.startswith(f"postgres: password: is {credential}, which cannot be read: {why}; allowed: ")
 
 
@@ -125,15 +116,15 @@ def test_kafka_asks_for_a_password_only_where_it_logs_in(
     credential = place / KAFKA_CREDENTIAL
     credential.mkdir()
     for login in ('sasl_mechanism = "PLAIN"\nsasl_username = "u"', 'librdkafka."sasl.mechanism" = "PLAIN"'):
-        line = _complaint(place, TEXT.replace("[postgres]", f"tls = true\n{login}\n[postgres]"), capsys)
+        line = _complaint(place, MINIMAL.replace("[postgres]", f"tls = true\n{login}\n[postgres]"), capsys)
         assert line.startswith(f"kafka: password: is {credential}, which cannot be read: Is a directory; allowed: ")
-    (place / "kbatchd.toml").write_text(TEXT)
+    (place / "kbatchd.toml").write_text(MINIMAL)
     assert main(["check-config", "--config", str(place / "kbatchd.toml")]) == 0
 
 
 def test_a_file_in_a_locked_directory(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "secrets").mkdir(mode=0o000)
-    text = TEXT.replace("[postgres]", '[postgres]\npassword_file = "secrets/password"')
+    text = MINIMAL.replace("[postgres]", '[postgres]\npassword_file = "secrets/password"')
     line = _complaint(place, text, capsys)
     path = place / "secrets" / "password"
     assert line.startswith(f"postgres.password_file: is {path}, which cannot be read: Permission denied; allowed: ")

@@ -25,16 +25,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("kbatchd.test")
 
 
-@pytest.fixture(autouse=True)
-def _restore_logging() -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("kbatchd")
-    handlers, root_level, our_level = root.handlers[:], root.level, ours.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(root_level)
-    ours.setLevel(our_level)
-
-
 def _line(*, journal: bool, level: int = logging.INFO, message: str = "batch flushed", **extra: object) -> str:
     record = logger.makeRecord(logger.name, level, "", 0, message, (), None, extra=extra)
     record.created = 1_764_000_000.25
