@@ -42,27 +42,35 @@ _ATTRIBUTES = """
 #: Types below this oid are PostgreSQL's own, and do not change.
 _FIRST_USER_OID = 16384
 
+#: MERGE does to the table `c` what INSERT ... ON CONFLICT does. Not before 17: in 15 and 16 it can mix rows up where
+#: another session writes too (bug 18103, mended in 15.5 and 16.1), and looks each key of an array up from the root.
+#: BEFORE INSERT triggers see rows that MERGE only updates; rules forbid it; each key would visit all partitions.
+_MERGEABLE = """
+    (current_setting('server_version_num')::int >= 170000 AND c.relkind = 'r' AND NOT c.relhasrules AND NOT EXISTS
+        (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal))"""
+
 #: Its one parameter is the table's quoted name (`Table.quoted`). It is resolved anew each time, and the oid is part of
 #: the result: a table that was dropped and made anew, or renamed, differs too. What users' types are made of is in it
-#: as well (labels, domains, attributes). No row when there is no such table.
+#: as well (labels, domains, attributes), and so is how rows may be merged. No row when there is no such table.
 FINGERPRINT_SQL: Final = f"""
 {_REACHED.format(table="pg_catalog.to_regclass(%s)", from_oid=_FIRST_USER_OID)}
 SELECT attrelid::text || ':' || md5(string_agg(
     concat_ws(' ', attnum, atttypid, atttypmod, attnotnull, attgenerated, attidentity, attname), ',' ORDER BY attnum)
     || coalesce((SELECT string_agg(
         concat_ws(' ', t.oid, t.typbasetype, t.typtypmod, t.typnotnull, {_LABELS}, {_ATTRIBUTES}), ',' ORDER BY t.oid)
-        FROM reached JOIN pg_catalog.pg_type t ON t.oid = reached.oid), ''))
+        FROM reached JOIN pg_catalog.pg_type t ON t.oid = reached.oid), '')
+    || (SELECT {_MERGEABLE}::text FROM pg_catalog.pg_class c WHERE c.oid = attrelid))
 FROM target JOIN pg_catalog.pg_attribute ON attrelid = target.oid
 WHERE attnum > 0 AND NOT attisdropped
 GROUP BY attrelid
 """  # noqa: S608 - made of constants
 
-_TABLE_SQL: Final = """
+_TABLE_SQL: Final = f"""
 SELECT c.oid, n.nspname, c.relname, c.relkind::text,
-    has_any_column_privilege(c.oid, 'INSERT'), row_security_active(c.oid), current_user
+    has_any_column_privilege(c.oid, 'INSERT'), row_security_active(c.oid), current_user, {_MERGEABLE}
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = pg_catalog.to_regclass(%s)
-"""
+"""  # noqa: S608 - made of constants
 
 _COLUMNS_SQL: Final = """
 SELECT attname, attnum, atttypid::bigint, atttypmod, attndims, attnotnull, attgenerated <> '', attidentity <> '',
@@ -157,6 +165,11 @@ class Column:
         """The type in words for people."""
         return self.shown_type or self.type_name
 
+    @property
+    def is_simple(self) -> bool:
+        """PostgreSQL's own type, so that `=` means one thing whatever the search_path; and no array."""
+        return self.oid < _FIRST_USER_OID and self.element is None
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -172,6 +185,8 @@ class Table:
     #: Who we are, and what we may do beside INSERT.
     user: str = ""
     rights: frozenset[str] = frozenset()
+    #: MERGE may be used.
+    mergeable: bool = False
 
     @property
     def quoted(self) -> str:
@@ -190,9 +205,9 @@ def read_table(connection: psycopg.Connection, name: str) -> Table:
             if row is None:
                 message = f"table {name} does not exist: create it, or correct the route's `table`"
                 raise ConfigError(message)
-            oid, schema, relation, kind, may_insert, row_security, user = row
+            oid, schema, relation, kind, may_insert, row_security, user, mergeable = row
             _check_relation(f"{schema}.{relation}", kind, user, may_insert=may_insert, row_security=row_security)
-            table = Table(oid, schema, relation, (), "", user=user)
+            table = Table(oid, schema, relation, (), "", user=user, mergeable=mergeable)
             # Before the columns: should they change in between, the next batch sees another fingerprint.
             table = replace(table, fingerprint=fingerprint(connection, table.quoted))
             types = {row[0]: _Type(*row) for row in cursor.execute(_TYPES_SQL, (oid,))}

@@ -194,7 +194,7 @@ class Insertion:
             self._copy(range(rows))
             if self.target.merge is not None:
                 self.target.merge.lock(self.connection)
-                self.merged = self.target.merge.run(self.connection)
+                self.merged = self.target.merge.run(self.connection, is_first_try=True)
         return last, {}
 
     def _copy_around(self, last: int) -> tuple[int, dict[int, Refusal]]:

@@ -31,8 +31,8 @@ _DEAD_LETTERS = """
         (pipeline, route, topic, partition, "offset", "timestamp", key, value, headers, code, "column", message)
     FROM STDIN"""
 
-#: What PostgreSQL says of bytes or columns that are for the table as it was.
-_OF_ANOTHER_TABLE = {"08P01", "22P03", "22P04", "42703", "42804"}
+#: What PostgreSQL says of bytes or columns that are for the table as it was, and of a MERGE when it has a rule now.
+_OF_ANOTHER_TABLE = {"08P01", "22P03", "22P04", "42703", "42804", "0A000"}
 
 
 class Sink:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 import struct
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from kbatchd import catalogue, progress
 from kbatchd.batch import Batch, Chunk
@@ -18,10 +21,12 @@ from kbatchd.model import DELETED, FlushReason, Partition
 from kbatchd.progress import Owner
 from kbatchd.sink import Sink
 from kbatchd.upsert import VACUUM_SECONDS, build_merge
+from tests.fix_daemon import wait_until
 from tests.records import TOPIC, Sent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import LiteralString
 
 P0 = Partition(TOPIC, 0)
 COLUMNS = ("id", "v", "note")
@@ -50,9 +55,18 @@ class Row(NamedTuple):
 class Upserts:
     """A table with a key, and one claimed partition."""
 
-    def __init__(self, connection: psycopg.Connection, *, insert_only: bool = False) -> None:
+    def __init__(
+        self,
+        connection: psycopg.Connection,
+        *,
+        insert_only: bool = False,
+        may_merge: bool = True,
+        key: tuple[str, ...] = ("id",),
+    ) -> None:
+        """`may_merge`: as this server and this table allow; else as if the server were an old one."""
         self.connection = connection
-        self.route = Route(topic=TOPIC, table="public.kept", mode="upsert", key=("id",), insert_only=insert_only)
+        self._may_merge = may_merge
+        self.route = Route(topic=TOPIC, table="public.kept", mode="upsert", key=key, insert_only=insert_only)
         self.sink = Sink(connection, lambda: None)
         self.target = self.build()
         progress.register(connection, self.target.owner, "id", {0: 0})
@@ -61,6 +75,7 @@ class Upserts:
 
     def build(self) -> Target:
         table = catalogue.read_table(self.connection, self.route.table)
+        table = replace(table, mergeable=table.mergeable and self._may_merge)
         columns = COLUMNS if self.route.insert_only else (*COLUMNS, DELETED)
         owner = Owner("pipe", "route", TOPIC, table.quoted, "worker-0")
         return Target(owner, table, [columns], 0, merge=build_merge(self.route, table, columns))
@@ -73,6 +88,18 @@ class Upserts:
         batch.append(chunk)
         batch.next_offsets = chunk.next_offsets()
         return self.sink.flush(batch, self.target, self.positions)
+
+    def flush_beside(self, statement: LiteralString, *rows: Row, end: LiteralString = "COMMIT") -> Outcome:
+        """Flush while another program has done something, which it commits when the flush waits for it."""
+        with psycopg.connect(self.connection.info.dsn, autocommit=True) as other, ThreadPoolExecutor() as threads:
+            other.execute("BEGIN")
+            other.execute(statement)
+            flushed = threads.submit(self.flush, *rows)
+            waits = "SELECT 1 WHERE pg_backend_pid() = ANY (pg_blocking_pids(%s))"
+            pid = self.connection.info.backend_pid
+            wait_until(lambda: other.execute(waits, (pid,)).fetchone(), 10, "the flush to wait")
+            other.execute(end)
+            return flushed.result()
 
     def kept(self) -> dict[int, int | None]:
         return dict(self.connection.execute("SELECT id, v FROM public.kept ORDER BY id").fetchall())
@@ -98,9 +125,9 @@ def connection(database: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
-@pytest.fixture
-def upserts(connection: psycopg.Connection) -> Upserts:
-    return Upserts(connection)
+@pytest.fixture(params=[True, False], ids=["merge", "insert"])
+def upserts(connection: psycopg.Connection, request: pytest.FixtureRequest) -> Upserts:
+    return Upserts(connection, may_merge=request.param)
 
 
 class TestMerge:
@@ -201,6 +228,146 @@ class TestRefused:
         upserts.flush(*[Row(n % 100, n) for n in range(600)])
         assert upserts.kept() == {n % 100: n for n in range(600) if n % 7}
         assert len(upserts.dead()) == len(range(0, 600, 7))
+
+
+class TestOthers:
+    """Another program writes the same row; the flush waits, and what is there at its end is the record."""
+
+    def test_inserted(self, upserts: Upserts) -> None:
+        """No dead letter for the key that was not there when the merge began; and the next batch goes at once."""
+        outcome = upserts.flush_beside("INSERT INTO public.kept VALUES (2, -2)", *[Row(n, n) for n in range(400)])
+        assert outcome == Outcome(rows=400)
+        upserts.flush(Row(2, 20))
+        assert upserts.kept() == {n: 20 if n == 2 else n for n in range(400)}
+        assert upserts.dead() == []
+        ledger = upserts.connection.execute("SELECT rows FROM kbatchd.batches ORDER BY committed_at").fetchall()
+        assert ledger == [(400,), (1,)]
+
+    @pytest.mark.parametrize(
+        ("statement", "end", "others"),
+        [
+            ("UPDATE public.kept SET v = -2, note = 'theirs' WHERE id = 2", "COMMIT", {}),
+            ("UPDATE public.kept SET v = -2, note = 'theirs' WHERE id = 2", "ROLLBACK", {}),
+            ("DELETE FROM public.kept WHERE id = 2", "COMMIT", {}),
+            ("DELETE FROM public.kept WHERE id = 2", "ROLLBACK", {}),
+            ("INSERT INTO public.kept VALUES (4, -4)", "ROLLBACK", {}),
+            ("UPDATE public.kept SET id = 9, v = -9 WHERE id = 2", "COMMIT", {9: -9}),
+            ("UPDATE public.kept SET id = 4 WHERE id = 2", "COMMIT", {}),
+        ],
+    )
+    def test_changed(
+        self, upserts: Upserts, statement: LiteralString, end: LiteralString, others: dict[int, int]
+    ) -> None:
+        upserts.flush(*[Row(n, n) for n in range(4)])
+        upserts.flush_beside(statement, *[Row(n, n * 10, "ours") for n in range(5)], end=end)
+        assert upserts.kept() == {n: n * 10 for n in range(5)} | others
+        assert upserts.dead() == []
+
+    def test_insert_only(self, connection: psycopg.Connection) -> None:
+        upserts = Upserts(connection, insert_only=True)
+        upserts.flush_beside("INSERT INTO public.kept VALUES (2, -2)", Row(1, 1), Row(2, 2), Row(3, 3))
+        assert upserts.kept() == {1: 1, 2: -2, 3: 3}
+
+
+class TestStatement:
+    """MERGE where it does the same as INSERT ... ON CONFLICT, and that one elsewhere."""
+
+    def test_of_a_new_server(self, connection: psycopg.Connection) -> None:
+        merge = Upserts(connection).target.merge
+        assert merge is not None
+        assert (merge.merge is not None) == (connection.info.server_version >= 170_000)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "CREATE RULE r AS ON DELETE TO public.kept DO ALSO NOTIFY r",
+            "CREATE TRIGGER t BEFORE INSERT ON public.kept FOR EACH ROW EXECUTE FUNCTION kept()",
+            "CREATE TRIGGER t AFTER UPDATE ON public.kept FOR EACH STATEMENT EXECUTE FUNCTION kept()",
+        ],
+    )
+    def test_of_a_table_with(self, connection: psycopg.Connection, change: LiteralString) -> None:
+        """It is looked at in each batch's own transaction: the first trigger sees the next batch."""
+        connection.execute(
+            "CREATE FUNCTION kept() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.note := ''seen''; RETURN NEW; END'"
+        )
+        upserts = Upserts(connection)
+        upserts.flush(Row(1, 10))
+        connection.execute(change)
+        if connection.info.server_version >= 170_000:
+            with pytest.raises(TableChanged):
+                upserts.flush(Row(1, 11))
+        upserts.target = upserts.build()
+        assert upserts.target.merge is not None
+        assert upserts.target.merge.merge is None
+        upserts.flush(Row(1, 11))
+        note = "seen" if "ROW" in change else None
+        assert connection.execute("SELECT * FROM public.kept").fetchall() == [(1, 11, note)]
+
+    def test_of_a_partitioned_table(self, connection: psycopg.Connection) -> None:
+        connection.execute(
+            "DROP TABLE public.kept;"
+            "CREATE TABLE public.kept (id bigint PRIMARY KEY, v int, note text) PARTITION BY HASH (id);"
+            "CREATE TABLE public.part PARTITION OF public.kept FOR VALUES WITH (MODULUS 1, REMAINDER 0)"
+        )
+        upserts = Upserts(connection)
+        assert upserts.target.merge is not None
+        assert upserts.target.merge.merge is None
+        upserts.flush(Row(1, 10), Row(2, 20))
+        upserts.flush(Row(2, 21))
+        assert upserts.kept() == {1: 10, 2: 21}
+
+    def test_tables_that_inherit_are_left_alone(self, upserts: Upserts) -> None:
+        upserts.connection.execute("CREATE TABLE public.heir () INHERITS (public.kept)")
+        upserts.connection.execute("INSERT INTO public.heir VALUES (1, -1)")
+        upserts.flush(Row(1, 10))
+        upserts.flush(Row(1, 11))
+        rows = upserts.connection.execute("SELECT tableoid::regclass::text, v FROM public.kept ORDER BY v").fetchall()
+        assert rows == [("heir", -1), ("kept", 11)]
+
+    def test_a_type_of_the_users_own_is_compared_as_its_index_does(self, connection: psycopg.Connection) -> None:
+        """The `=` that a statement finds may be another one: citext's, in a schema that is not searched, is text's."""
+        connection.execute(
+            "CREATE TYPE public.letter AS ENUM ('a', 'b');CREATE TABLE public.odd (id public.letter PRIMARY KEY, v int)"
+        )
+        route = Route(topic=TOPIC, table="public.odd", mode="upsert", key=("id",))
+        assert build_merge(route, catalogue.read_table(connection, "public.odd"), ("id", "v")).merge is None
+
+    @pytest.mark.parametrize(
+        ("columns", "key"),
+        [
+            ("id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v int, note text", ("id",)),
+            ("id bigint PRIMARY KEY, v int GENERATED ALWAYS AS IDENTITY, note text", ("id",)),
+            (
+                "id bigint, v int, note text, twice bigint GENERATED ALWAYS AS (id * 2) STORED, PRIMARY KEY (id)",
+                ("id",),
+            ),
+            ("id bigint PRIMARY KEY, v int UNIQUE, note text", ("id",)),
+            ("id bigint, v int, note text, PRIMARY KEY (v, id)", ("id", "v")),
+            ("id bigint UNIQUE NOT NULL, v int, note varchar(9), s serial PRIMARY KEY", ("id",)),
+        ],
+    )
+    def test_both_leave_the_same(
+        self, connection: psycopg.Connection, columns: LiteralString, key: tuple[str, ...]
+    ) -> None:
+        batches = [
+            [Row(draw.randrange(30), draw.randrange(3, 9), "x") for _ in range(40)]
+            for draw in map(random.Random, range(4))
+        ]
+        found = []
+        for may_merge in (True, False):
+            connection.execute(
+                sql.SQL("DROP TABLE public.kept; CREATE TABLE public.kept ({})").format(sql.SQL(columns))
+            )
+            connection.execute("TRUNCATE kbatchd.progress, kbatchd.dead_letters")
+            upserts = Upserts(connection, may_merge=may_merge, key=key)
+            for batch in batches:
+                upserts.flush(*batch)
+            rows = connection.execute(
+                "SELECT id, v, note, to_jsonb(kept) ->> 'twice' FROM public.kept ORDER BY id, v"
+            ).fetchall()
+            found.append((rows, upserts.dead()))
+        assert found[0] == found[1]
+        assert found[0][0]
 
 
 class TestStaging:
