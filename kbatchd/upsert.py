@@ -66,8 +66,11 @@ class Merge:
         if self.delete is not None and self._is_any_deleted(connection):
             # Never prepared: a plan from when the table was small would scan it whole.
             connection.execute(self.delete, prepare=False)
-        statement = self.merge if is_first_try and self.merge is not None else self.insert
-        return connection.execute(statement, prepare=False).rowcount
+        if not is_first_try or self.merge is None:
+            return connection.execute(self.insert, prepare=False).rowcount
+        cursor = connection.execute(self.merge, prepare=False)
+        cursor.nextset()  # behind a SET
+        return cursor.rowcount
 
     def clear(self, connection: psycopg.Connection) -> None:
         """Empty the staging table within the transaction; at its end it is emptied anyway."""
@@ -138,15 +141,16 @@ def build_merge(route: config.Route, table: catalogue.Table, columns: Sequence[s
     kept = sql.SQL("SELECT {names} FROM ({winners}) AS winner {where}").format(
         names=names, winners=winners, where=where
     )
-    types = {column.name: column for column in table.columns}
-    merges = table.mergeable and updates and all(types[name].is_simple for name in key)
+    simple = {column.name for column in table.columns if column.is_simple}
+    # Of a longer key all at once would be all rows that share its first column, and one by one MERGE gains little.
+    merges = table.mergeable and updates and len(key) == 1 and key[0] in simple
     return Merge(
         table=table,
         staging=staging,
         lock_key=int.from_bytes(_digest(table.quoted, 8), signed=True),
         create=_create(staging, target, names, deletes=deletes),
         insert=_insert(target, columns, kept, key, updates),
-        merge=_merge(target, columns, kept, key, updates, _temporary(staging)) if merges else None,
+        merge=_merge(target, columns, kept, key[0], updates, _temporary(staging)) if merges else None,
         delete=_delete(target, winners, key) if deletes else None,
     )
 
@@ -185,24 +189,27 @@ def _merge(
     target: sql.Identifier,
     columns: Sequence[str],
     winners: sql.Composed,
-    key: Sequence[str],
+    key: str,
     updates: Sequence[str],
     staging: sql.Identifier,
 ) -> sql.Composed:
-    """ONLY: as ON CONFLICT, it leaves tables that inherit from this one alone."""
-    same = _same(key)
-    if len(key) == 1:
-        # All keys at once: the index is then read from leaf to leaf, not from its root for each. Of a longer key this
-        # would read all rows that share its first column.
-        same += sql.SQL(" AND old.{0} = ANY (ARRAY(SELECT {0} FROM {1}))").format(sql.Identifier(key[0]), staging)
+    """All keys at once: the index is then read from leaf to leaf, not from its root for each.
+
+    No statistics know how many rows are staged. Taken for a few, they might be compared each with each.
+    """
     return sql.SQL(
-        "MERGE INTO ONLY {target} AS old USING ({winners}) AS winner ON {same} "
+        "SET LOCAL enable_nestloop = off; "
+        # ONLY: as ON CONFLICT, it leaves tables that inherit from this one alone.
+        "MERGE INTO ONLY {target} AS old USING ({winners}) AS winner "
+        "ON old.{key} = winner.{key} AND old.{key} = ANY (ARRAY(SELECT {key} FROM {staging})) "
         "WHEN MATCHED THEN UPDATE SET {assignments} "
-        "WHEN NOT MATCHED THEN INSERT ({names}) OVERRIDING SYSTEM VALUE VALUES ({values})"
+        "WHEN NOT MATCHED THEN INSERT ({names}) OVERRIDING SYSTEM VALUE VALUES ({values}); "
+        "RESET enable_nestloop"
     ).format(
         target=target,
         winners=winners,
-        same=same,
+        key=sql.Identifier(key),
+        staging=staging,
         assignments=_assignments(updates, "winner"),
         names=_list(columns),
         values=sql.SQL(", ").join(sql.Identifier("winner", name) for name in columns),
@@ -210,13 +217,10 @@ def _merge(
 
 
 def _delete(target: sql.Identifier, winners: sql.Composed, key: Sequence[str]) -> sql.Composed:
+    same = [sql.SQL("old.{0} = winner.{0}").format(sql.Identifier(name)) for name in key]
     return sql.SQL("DELETE FROM {target} AS old USING ({winners}) AS winner WHERE winner.{deleted} AND {same}").format(
-        target=target, winners=winners, deleted=sql.Identifier(DELETED), same=_same(key)
+        target=target, winners=winners, deleted=sql.Identifier(DELETED), same=sql.SQL(" AND ").join(same)
     )
-
-
-def _same(key: Sequence[str]) -> sql.Composed:
-    return sql.SQL(" AND ").join(sql.SQL("old.{0} = winner.{0}").format(sql.Identifier(name)) for name in key)
 
 
 def _assignments(columns: Sequence[str], source: str) -> sql.Composed:

@@ -316,6 +316,20 @@ class TestStatement:
         upserts.flush(Row(2, 21))
         assert upserts.kept() == {1: 10, 2: 21}
 
+    def test_it_counts_rows_and_leaves_the_planner_alone(self, upserts: Upserts) -> None:
+        connection, merge = upserts.connection, upserts.target.merge
+        assert merge is not None
+        upserts.flush(Row(1, 10))  # makes the staging table
+        with connection.transaction():
+            connection.execute(
+                sql.SQL("INSERT INTO {} (id, v, {}) VALUES (1, 11, false), (2, 20, false), (2, 21, false)").format(
+                    sql.Identifier("pg_temp", merge.staging), sql.Identifier(DELETED)
+                )
+            )
+            assert merge.run(connection, is_first_try=True) == 2
+            assert connection.execute("SHOW enable_nestloop").fetchone() == ("on",)
+        assert upserts.kept() == {1: 11, 2: 21}
+
     def test_tables_that_inherit_are_left_alone(self, upserts: Upserts) -> None:
         upserts.connection.execute("CREATE TABLE public.heir () INHERITS (public.kept)")
         upserts.connection.execute("INSERT INTO public.heir VALUES (1, -1)")
