@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 from decimal import Decimal
 
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from kbatchd.exact import field_slices, field_text, loads_huge, suspects
+from kbatchd.exact import field_slices, field_text, loads_huge, lone_text, suspects
 
 HARMLESS = [
     b'{"a":1,"b":12.5,"c":"x"}',
@@ -157,3 +160,51 @@ def test_what_is_not_json_stays_refused(value: bytes) -> None:
 )
 def test_a_literal_is_that_of_the_top_level_field(value: bytes, literal: str) -> None:
     assert field_text(value, "p") == literal
+
+
+#: Names that hide in one another, and in the escapes of strings.
+NAMES = st.sampled_from(["p", '"p', 'p"', "\\p", "/", "é", "\u0001", 'p":"q', "q", "", "\\u0070"])
+VALUES = st.recursive(
+    st.one_of(st.none(), st.integers(), NAMES),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(NAMES, inner, max_size=2),
+)
+
+
+@st.composite
+def written(draw: st.DrawFn, x: object) -> str:
+    """Write a value as JSON, each name and string with escapes or without, some with all characters escaped."""
+    if isinstance(x, dict):
+        fields = [f"{draw(written(name))} :{draw(written(value))}" for name, value in x.items()]
+        return "{" + ", ".join(fields) + "}"
+    if isinstance(x, list):
+        return "[" + ",".join(draw(written(item)) for item in x) + "]"
+    if isinstance(x, str) and draw(st.integers(0, 5)) == 0:
+        return '"' + "".join(f"\\u{ord(character):04x}" for character in x) + '"'
+    return json.dumps(x, ensure_ascii=draw(st.booleans()))
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.dictionaries(NAMES, VALUES, min_size=1, max_size=3).flatmap(lambda x: st.tuples(st.just(x), written(x))))
+def test_a_field_s_text_is_the_field_s(drawn: tuple[dict[str, object], str]) -> None:
+    record, text = drawn
+    value = text.encode()
+    for name in record:
+        assert field_text(value, name) == field_slices(value)[name].decode()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (b'{"in":{"p" : [1.50, "x"] }}', '[1.50, "x"]'),
+        ('{"é":"\\u00e9\\n","in":{"p":"é"}}'.encode(), '"é"'),
+        (b'{"p":1,"in":{"p":2}}', None),
+        (b'{"a":"p","in":{"p":2}}', None),
+        (b'{"\\u0070":1,"in":{"p":2}}', None),
+    ],
+)
+def test_a_lone_field_is_found_at_any_depth(value: bytes, text: str | None) -> None:
+    if text is None:
+        with pytest.raises(LookupError):
+            lone_text(value, "p")
+    else:
+        assert lone_text(value, "p") == text
