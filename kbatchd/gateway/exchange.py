@@ -46,7 +46,7 @@ class Application(Protocol):
         """Answer a request that is whole, without waiting or when a callback comes; False: let `answer` do it."""
 
     async def answer(self, exchange: Exchange) -> None:
-        """Answer a request, whatever has to be waited for; Problem is an answer too."""
+        """Answer a request, whatever has to be waited for."""
 
 
 class Exchange:
@@ -140,8 +140,6 @@ class Exchange:
         """Let the application answer in a task; when it does not, say so."""
         try:
             await self._guard.app.answer(self)
-        except Problem as problem:
-            self.answer(problem.answer())
         except ClientGone:
             pass
         except asyncio.CancelledError:
