@@ -176,6 +176,16 @@ class Handover:
             lanes = [lane for lane in self.lanes_of(partition.topic) if partition in lane.epochs]
             return {lane.route.name: lane.batches.reached[partition] for lane in lanes}
 
+    def reading(self) -> dict[Partition, int]:
+        """Return the partitions that are read, with the offset that is wanted next: of several lanes the furthest."""
+        offsets: dict[Partition, int] = {}
+        with self.changed:
+            for lane in self.lanes.values():
+                if not lane.parked:
+                    for partition in lane.epochs:
+                        offsets[partition] = max(lane.batches.reached[partition], offsets.get(partition, 0))
+        return offsets
+
     def want(self, topic_ids: Mapping[Partition, str]) -> None:
         """Ask for partitions, with the id that their topic has now."""
         with self.changed:

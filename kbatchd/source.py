@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from kbatchd.model import Partition, Record
 from kbatchd.rdkafka_log import rdkafka_log
@@ -51,8 +51,8 @@ _DEFAULTS: dict[str, str | int | float | bool] = {
     "reconnect.backoff.max.ms": 1_000,
     "socket.keepalive.enable": True,
     # Connected to all brokers, not just to those it has something to ask. Else a question for a topic's leaders may go
-    # to the group's coordinator, which has no address any more after an outage: of 32 consumers 2 read nothing then, of
-    # 48 that are connected to all none (brokers away for 14 s, librdkafka 2.16).
+    # to the group's coordinator, which has no address any more after an outage: of some 130 consumers 2 read nothing
+    # then, of 240 that are connected to all none (brokers away for 14 s, librdkafka 2.16). See also `standstill`.
     "enable.sparse.connections": False,
     # A new leader, and a topic that is gone, are noticed sooner than in five minutes.
     "topic.metadata.refresh.interval.ms": 10_000,
@@ -105,7 +105,7 @@ class Source:
         self._trouble_since: float | None = None
         #: Set when a broker connection failed: what we knew of the topics may be out of date.
         self.brokers_changed = False
-        self._assigned: set[Partition] = set()
+        self.assigned: set[Partition] = set()
         self._one_topic: str | None = None
         self._consumer = Consumer(settings, logger=rdkafka_log)
         for topic in topics:
@@ -134,7 +134,7 @@ class Source:
 
     def read(self, topic: str, starts: Mapping[Partition, int]) -> None:
         """Read these partitions of the topic from these offsets on, and no others of it."""
-        self.unassign([p for p in self._assigned if p.topic == topic and p not in starts])
+        self.unassign([p for p in self.assigned if p.topic == topic and p not in starts])
         if starts:
             self.assign(starts)
 
@@ -142,15 +142,15 @@ class Source:
         """Read these partitions from these offsets on; those already assigned start anew there."""
         self.unassign(offsets)
         self._consumer.incremental_assign([TopicPartition(*partition, offset) for partition, offset in offsets.items()])
-        self._set_assigned(self._assigned | set(offsets))
+        self._set_assigned(self.assigned | set(offsets))
 
     def unassign(self, partitions: Iterable[Partition]) -> None:
         """Stop reading these; what librdkafka holds of them is dropped."""
-        ours = self._assigned.intersection(partitions)
+        ours = self.assigned.intersection(partitions)
         if ours:
             gone = [TopicPartition(*partition) for partition in ours]
             self._consumer.incremental_unassign(gone)
-            self._set_assigned(self._assigned - ours)
+            self._set_assigned(self.assigned - ours)
 
     def poll(self, max_records: int, timeout_seconds: float) -> Polled:
         """Take what there is, at most `max_records`; waits no longer than the timeout."""
@@ -170,6 +170,11 @@ class Source:
             by_topic.setdefault(message.topic() or "", []).append(message)
         polled.records.update(by_topic)
         return polled
+
+    def known_end(self, partition: Partition) -> int:
+        """Return the partition's end, as the last answer to a fetch gave it; less than 0 before the first."""
+        watermarks = self._consumer.get_watermark_offsets(TopicPartition(*partition), cached=True)
+        return watermarks[1] if watermarks is not None else OFFSET_INVALID
 
     def show_committed(self, offsets: Mapping[Partition, int]) -> None:
         """Commit offsets to Kafka, for its tools to see. Nobody reads them back, so nobody waits for the answer."""
@@ -209,7 +214,7 @@ class Source:
 
     def _set_assigned(self, assigned: set[Partition]) -> None:
         """Remember what is assigned; with one topic, poll need not ask each record for its topic (40 ns each)."""
-        self._assigned = assigned
+        self.assigned = assigned
         topics = {partition.topic for partition in assigned}
         self._one_topic = topics.pop() if len(topics) == 1 else None
 

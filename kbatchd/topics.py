@@ -1,8 +1,8 @@
 """What Kafka's admin client is asked: do the topics exist, under which id, with how many partitions and which offsets.
 
 Called by the start-up checks and the operator's commands, which wait for the answers, and by each worker's poll loop,
-which must not: it asks with `describe_async()` and looks at `Inquiry.done()` each turn. An admin client has threads of
-its own, so it is made after the fork.
+which must not: it asks with `describe_async()` or `ends_async()` and looks at `done()` each turn. An admin client has
+threads of its own, so it is made after the fork.
 
 A topic's id tells it from another of the same name that was made later; brokers give it since 2.8.
 """
@@ -136,6 +136,28 @@ class Inquiry:
         return descriptions
 
 
+class EndsInquiry:
+    """A question for the ends of partitions that is under way."""
+
+    def __init__(self, admin: Admin, futures: dict[TopicPartition, Future[Any]]) -> None:
+        """Take one future a partition."""
+        self._admin = admin
+        self._futures = futures
+
+    def done(self) -> bool:
+        """Tell whether all have been answered; also hands librdkafka's log lines on."""
+        self._admin.poll(0)
+        return all(future.done() for future in self._futures.values())
+
+    def result(self) -> dict[Partition, int]:
+        """Return the ends, when `done()`; without the partitions that have no leader, or nobody to ask."""
+        return {
+            Partition(key.topic, key.partition): int(future.result().offset)
+            for key, future in self._futures.items()
+            if future.exception() is None
+        }
+
+
 def make_admin(kafka: config.Kafka) -> Admin:
     """Make an admin client; librdkafka's log lines go to our logger."""
     return Admin(kafka)
@@ -172,6 +194,11 @@ def list_offsets(
     if beyond:
         offsets.update(_list_offsets(admin, beyond, "latest", timeout_seconds))
     return offsets
+
+
+def ends_async(admin: Admin, partitions: Iterable[Partition]) -> EndsInquiry:
+    """Ask for the partitions' ends, those of a reader of committed records, without waiting."""
+    return EndsInquiry(admin, _ask_offsets(admin, partitions, "latest", REQUEST_TIMEOUT_SECONDS))
 
 
 def watermarks(
@@ -260,14 +287,7 @@ class _Trouble:
 def _list_offsets(
     admin: Admin, partitions: list[Partition], at: Literal["earliest", "latest"] | datetime, timeout_seconds: float
 ) -> dict[Partition, int]:
-    if not partitions:
-        return {}
-    spec = _offset_spec(at)
-    futures = admin.list_offsets(
-        {TopicPartition(partition.topic, partition.number): spec for partition in partitions},
-        isolation_level=IsolationLevel.READ_COMMITTED,
-        request_timeout=timeout_seconds,
-    )
+    futures = _ask_offsets(admin, partitions, at, timeout_seconds)
     _wait(admin, futures.values())
     offsets = {}
     for key, future in futures.items():
@@ -277,6 +297,19 @@ def _list_offsets(
             raise _our_error(admin, f"the offsets of {partition} cannot be read", error) from error
         offsets[partition] = int(future.result().offset)
     return offsets
+
+
+def _ask_offsets(
+    admin: Admin, partitions: Iterable[Partition], at: Literal["earliest", "latest"] | datetime, timeout_seconds: float
+) -> dict[TopicPartition, Future[Any]]:
+    spec = _offset_spec(at)
+    asked = {TopicPartition(partition.topic, partition.number): spec for partition in partitions}
+    if not asked:  # librdkafka refuses an empty question
+        return {}
+    futures: dict[TopicPartition, Future[Any]] = admin.list_offsets(
+        asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=timeout_seconds
+    )
+    return futures
 
 
 def _offset_spec(at: Literal["earliest", "latest"] | datetime) -> Any:  # noqa: ANN401 - untyped in the library

@@ -16,13 +16,14 @@ import time
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from kbatchd.errors import EX_OK, EX_SOFTWARE, KbatchError
+from kbatchd.errors import EX_OK, EX_SOFTWARE, KbatchError, SourceError
 from kbatchd.flusher import Flusher
 from kbatchd.handover import Handover
 from kbatchd.intake import Intake
 from kbatchd.log import tell_repeats
 from kbatchd.model import FlushReason, Gap, GapKind, Partition
 from kbatchd.source import Source
+from kbatchd.standstill import Standstill
 from kbatchd.stats import Field, Slot
 from kbatchd.watch import TopicWatch
 
@@ -88,6 +89,7 @@ class Worker:
         self._topics = sorted(self._intakes)
         self._source = Source(config.kafka, f"{config.pipeline}-{name}", self._topics)
         self._watch = TopicWatch(config.kafka, self._topics)
+        self._standstill = Standstill(self._watch.admin)
         self._flusher = Flusher(config, name, self._handover, slot, self._watch.admin)
         self._timeout_seconds = min(TURN_SECONDS, config.batch.linger_seconds / 2)
         #: What we asked the flusher for, under which topic id; and what may not be read on before it is looked into.
@@ -119,6 +121,7 @@ class Worker:
                 self._log_state()
             encoders = self._take_turn()
             self._watch_topics()
+            self._watch_fetching()
             if self._must_wait():
                 continue
             polled = self._source.poll(RECORDS_PER_POLL, self._timeout_seconds)
@@ -183,6 +186,19 @@ class Worker:
                 gaps += self._diagnose(partition)
             self._report(gaps)
             self._forget_gone()
+
+    def _watch_fetching(self) -> None:
+        """End, to be replaced by a worker with another consumer, when this one does not fetch any more."""
+        stuck = self._standstill.look(self._reading, self._source.known_end)
+        if stuck:
+            partitions = ", ".join(map(str, stuck))
+            raise SourceError(
+                f"the consumer stands still, though there is more in {partitions}; another worker takes over"
+            )
+
+    def _reading(self) -> dict[Partition, int]:
+        assigned = self._source.assigned
+        return {partition: reached for partition, reached in self._handover.reading().items() if partition in assigned}
 
     def _made_anew(self) -> list[tuple[str, Gap]]:
         """Return the partitions whose topic has another id now; the flusher knows where they stand."""

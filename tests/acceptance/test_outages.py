@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import signal
 import time
 from datetime import datetime
 from itertools import pairwise
@@ -122,6 +124,30 @@ def test_a_table_locked_for_long_while_the_topic_grows(make_delivery: MakeDelive
         delivery.query(TERMINATE)
     grown.wait_drained()
     grown.assert_exactly_once()
+
+
+def test_a_consumer_that_fetches_nothing_any_more(make_delivery: MakeDelivery, make_daemon: MakeDaemon) -> None:
+    # Given: once they have read to the end, the brokers keep the consumer waiting for 100 MB or five minutes.
+    never = {"fetch.min.bytes": 100_000_000, "fetch.wait.max.ms": 290_000, "socket.timeout.ms": 300_000}
+    delivery = make_delivery(2)
+    kafka = {"bootstrap_servers": delivery.bootstrap_servers, "librdkafka": never}
+    daemon = make_daemon(delivery.route, kafka=kafka, workers={"count": 1}).start()
+    daemon.wait_ready()
+    [worker] = daemon.workers()
+
+    # When: there is more to read.
+    delivery.send(1_000)
+
+    # Then: the worker sees that it stands still, and another takes its place.
+    daemon.wait_for_log("the consumer stands still, though there is more in", 60)
+    daemon.wait_ready()
+    assert daemon.workers() != [worker]
+
+    # And: what it had not read is read once, when nothing is in the way any more.
+    daemon.config.write_text(daemon.config.read_text().replace("100000000", "1"))
+    os.kill(daemon.pid, signal.SIGHUP)
+    delivery.wait_drained()
+    delivery.assert_exactly_once()
 
 
 def assert_small(workers: list[int]) -> None:
