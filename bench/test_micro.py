@@ -190,6 +190,30 @@ def test_encode(benchmark: BenchmarkFixture, encoder: RowEncoder, values: list[b
     note_cost(benchmark, len(values))
 
 
+def test_encode_mapped(benchmark: BenchmarkFixture, table: catalogue.Table, values: list[bytes]) -> None:
+    """The same fields in an envelope and in an object in it, one of them renamed."""
+    mapping = RouteMapping.model_validate(
+        {"value_field": "request", "columns": {"method": "http.method", "path": "http.path", "status": "http.code"}}
+    )
+    encoder = build_encoder(row_columns(table, mapping), mapping)
+    parts = polls([in_envelope(value) for value in values])
+
+    def encode() -> None:
+        for part in parts:
+            rows: list[bytes] = []
+            assert not encoder.encode((), part, rows).refused
+
+    benchmark(encode)
+    note_cost(benchmark, len(values))
+
+
+def in_envelope(value: bytes) -> bytes:
+    """Return a request as another producer might write it."""
+    request = orjson.loads(value)
+    request["http"] = {"method": request.pop("method"), "path": request.pop("path"), "code": request.pop("status")}
+    return orjson.dumps({"event": "request", "request": request})
+
+
 def test_batch(benchmark: BenchmarkFixture, encoder: RowEncoder, values: list[bytes]) -> None:
     """Rows into a batch's buffer, with their sizes, records and offsets."""
     made = chunks(encoder, values)

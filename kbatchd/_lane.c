@@ -31,22 +31,30 @@ typedef unsigned char Byte;
 /* Room for unescaped texts that is kept from record to record. */
 #define KEPT_SCRATCH_BYTES 65536
 
-enum { BOOL, INT2, INT4, INT8, FLOAT4, FLOAT8, NUMERIC, TEXT, UUID, DATE, TIMESTAMP, TIMESTAMPTZ, JSON, JSONB, BYTEA };
+enum {
+    BOOL, INT2, INT4, INT8, FLOAT4, FLOAT8, NUMERIC, TEXT, UUID, DATE, TIMESTAMP, TIMESTAMPTZ, JSON, JSONB, BYTEA,
+    EPOCH_DATE, EPOCH,  /* times that are numbers */
+    OBJECT              /* no column, but an object that columns are in */
+};
 
 static const struct { const char *name; int kind; } TYPES[] = {
     {"bool", BOOL}, {"int2", INT2}, {"int4", INT4}, {"int8", INT8}, {"float4", FLOAT4}, {"float8", FLOAT8},
     {"numeric", NUMERIC}, {"text", TEXT}, {"varchar", TEXT}, {"uuid", UUID}, {"date", DATE}, {"timestamp", TIMESTAMP},
     {"timestamptz", TIMESTAMPTZ}, {"json", JSON}, {"jsonb", JSONB}, {"bytea", BYTEA},
+    {"epoch date", EPOCH_DATE}, {"epoch", EPOCH},
 };
 
+/* A key of the record's JSON, or of an object in it: that of a column, or of an object that columns are in. */
 typedef struct {
     Byte *name;            /* UTF-8, not terminated */
     Py_ssize_t name_size;  /* -1: JSON can write this name with escapes only, and keys with escapes are not taken */
+    int parent;            /* the object that the key is in */
     int kind;
-    Py_ssize_t limit;      /* characters a text may have; -1: any number */
+    Py_ssize_t limit;      /* characters a text may have, -1: any number; microseconds in the unit of a time */
     int not_null;
-    int next;              /* the column whose key came after this one's in the record before; -1: none */
-} Column;
+    int next;              /* the key that came after this one in the record before; -1: none */
+    int first;             /* the key that came first in this object in the record before; -1: none */
+} Key;
 
 typedef struct {
     enum { ABSENT, NULL_FIELD, PRESENT } state;
@@ -57,9 +65,11 @@ typedef struct {
 
 typedef struct {
     PyObject_HEAD
-    int count;
-    Column *columns;       /* and one more, which stands before the first key */
-    Field *fields;
+    int count;             /* of columns: their keys come first, in the order of the row */
+    int key_count;         /* behind them the objects: the record itself is `count` */
+    Key *keys;
+    Field *fields;         /* of each key */
+    int closed;            /* the object that may not have other keys; -1: all may */
     Byte *scratch;
     Py_ssize_t scratch_size, scratch_used;
     int out_of_memory;
@@ -422,7 +432,7 @@ static int unescape(Lane *lane, Field *field, const Byte *p, const Byte *text_en
     return 1;
 }
 
-static const Byte *take_text(Lane *lane, const Column *column, Field *field, const Byte *p, const Byte *end,
+static const Byte *take_text(Lane *lane, const Key *key, Field *field, const Byte *p, const Byte *end,
                              Py_ssize_t record_size) {
     int has_escapes;
     if (*p != '"') return NULL;
@@ -432,10 +442,10 @@ static const Byte *take_text(Lane *lane, const Column *column, Field *field, con
     field->bytes = start;
     field->size = p - start;
     if (has_escapes && !unescape(lane, field, start, p, record_size)) return NULL;
-    if (column->limit >= 0 && field->size > column->limit) {
+    if (key->limit >= 0 && field->size > key->limit) {
         Py_ssize_t characters = 0;
         for (Py_ssize_t i = 0; i < field->size; i++) characters += !is_continuation(field->bytes[i]);
-        if (characters > column->limit) return NULL;  /* unless blanks alone are too many */
+        if (characters > key->limit) return NULL;  /* unless blanks alone are too many */
     }
     return p + 1;
 }
@@ -528,6 +538,26 @@ static const Byte *take_timestamp(Field *field, const Byte *p, const Byte *end, 
     return p + 1;
 }
 
+/* Take a whole number of units from 1970, within what PostgreSQL can hold: 4700 BC to 290000. */
+static const Byte *take_epoch(Field *field, const Byte *p, int64_t unit, int is_date) {
+    const int64_t earliest = -210000000000000000, latest = 9000000000000000000, year_2000 = 946684800000000, day = 86400000000;
+    Number number;
+    p = read_number(p, &number);
+    if (p == NULL || number.has_fraction || number.has_exponent || number.whole_size > 18) return NULL;
+    int64_t count = 0;
+    for (int i = 0; i < number.whole_size; i++) count = 10 * count + (number.whole[i] - '0');
+    if (number.negative) count = -count;
+    if (count <= earliest / unit || count >= latest / unit) return NULL;
+    int64_t microseconds = count * unit - year_2000;
+    if (!is_date) {
+        set_small(field, (uint64_t)microseconds, 8);
+    } else {
+        int64_t days = microseconds / day - (microseconds % day < 0);
+        set_small(field, (uint64_t)days, 4);
+    }
+    return p;
+}
+
 static const Byte *take_json(Field *field, const Byte *p, const Byte *end) {
     field->bytes = p;
     p = skip_value(p, end, 1);
@@ -567,10 +597,10 @@ static const Byte *take_base64(Lane *lane, Field *field, const Byte *p, const By
     return p + 1;
 }
 
-static const Byte *take_field(Lane *lane, const Column *column, Field *field, const Byte *p, const Byte *end,
+static const Byte *take_field(Lane *lane, const Key *key, Field *field, const Byte *p, const Byte *end,
                               Py_ssize_t record_size) {
     field->state = PRESENT;
-    switch (column->kind) {
+    switch (key->kind) {
     case BOOL: return take_bool(field, p, end);
     case INT2: return take_integer(field, p, 2);
     case INT4: return take_integer(field, p, 4);
@@ -578,83 +608,95 @@ static const Byte *take_field(Lane *lane, const Column *column, Field *field, co
     case FLOAT4: return take_float(field, p, 4);
     case FLOAT8: return take_float(field, p, 8);
     case NUMERIC: return take_numeric(field, p);
-    case TEXT: return take_text(lane, column, field, p, end, record_size);
+    case TEXT: return take_text(lane, key, field, p, end, record_size);
     case UUID: return take_uuid(field, p, end);
     case DATE: return take_date(field, p, end);
     case TIMESTAMP: return take_timestamp(field, p, end, 0);
     case TIMESTAMPTZ: return take_timestamp(field, p, end, 1);
     case JSON: case JSONB: return take_json(field, p, end);
     case BYTEA: return take_base64(lane, field, p, end, record_size);
+    case EPOCH_DATE: case EPOCH: return take_epoch(field, p, key->limit, key->kind == EPOCH_DATE);
     default: return NULL;
     }
 }
 
 /* Records. */
 
-/* Read the key whose text begins at p; set its column, or -1. A producer writes its keys in one order: the column that
-   followed `previous` in the record before is compared first. */
-static const Byte *read_key(Lane *lane, const Byte *p, const Byte *end, int previous, int *found) {
-    int guess = lane->columns[previous].next, has_escapes;
-    if (guess >= 0) {
-        const Column *column = &lane->columns[guess];
-        if (end - p > column->name_size && p[column->name_size] == '"'
-            && memcmp(p, column->name, (size_t)column->name_size) == 0) {
-            *found = guess;
-            return p + column->name_size + 1;
+/* Read the key of an object, whose text begins at p; set its index, or -1. A producer writes its keys in one order: the
+   one at `guess` is compared first, and the guess corrected for the next record. */
+static const Byte *read_key(Lane *lane, int object, const Byte *p, const Byte *end, int *guess, int *found) {
+    int has_escapes;
+    if (*guess >= 0) {
+        const Key *key = &lane->keys[*guess];
+        if (end - p > key->name_size && p[key->name_size] == '"' && memcmp(p, key->name, (size_t)key->name_size) == 0) {
+            *found = *guess;
+            return p + key->name_size + 1;
         }
     }
     const Byte *start = p;
     p = skip_text(p, end, &has_escapes);
     if (p == NULL || has_escapes) return NULL;
     *found = -1;
-    for (int i = 0; i < lane->count; i++) {
-        const Column *column = &lane->columns[i];
-        if (column->name_size == p - start && memcmp(start, column->name, (size_t)column->name_size) == 0) {
-            *found = lane->columns[previous].next = i;
+    for (int i = 0; i < lane->key_count; i++) {
+        const Key *key = &lane->keys[i];
+        if (key->parent == object && key->name_size == p - start && memcmp(start, key->name, (size_t)key->name_size) == 0) {
+            *found = *guess = i;
             break;
         }
     }
     return p + 1;
 }
 
-/* Read the value at p into the column's field; of a key that is there twice, neither is taken. */
+static const Byte *read_object(Lane *lane, int object, const Byte *p, const Byte *end, Py_ssize_t record_size);
+
+/* Read the value at p into the key's field; of a key that is there twice, neither is taken. */
 static const Byte *read_field(Lane *lane, int index, const Byte *p, const Byte *end, Py_ssize_t record_size) {
+    const Key *key = &lane->keys[index];
     Field *field = &lane->fields[index];
     if (field->state != ABSENT) return NULL;
-    if (*p != 'n') return take_field(lane, &lane->columns[index], field, p, end, record_size);
-    field->state = NULL_FIELD;
-    return lane->columns[index].not_null ? NULL : skip_word(p, end, "null", 4);
+    if (*p == 'n') {
+        field->state = NULL_FIELD;
+        return key->not_null ? NULL : skip_word(p, end, "null", 4);
+    }
+    if (key->kind == OBJECT) return read_object(lane, index, p, end, record_size);
+    return take_field(lane, key, field, p, end, record_size);
+}
+
+/* Read the object at p into the fields of its keys, and of those of the objects in it; return its end. */
+static const Byte *read_object(Lane *lane, int object, const Byte *p, const Byte *end, Py_ssize_t record_size) {
+    int *guess = &lane->keys[object].first, found;
+    lane->fields[object].state = PRESENT;
+    if (*p != '{') return NULL;
+    p = skip_blanks(p + 1);
+    if (*p == '}') return p + 1;
+    for (;;) {
+        if (*p != '"') return NULL;
+        p = read_key(lane, object, p + 1, end, guess, &found);
+        if (p == NULL) return NULL;
+        p = skip_blanks(p);
+        if (*p != ':') return NULL;
+        p = skip_blanks(p + 1);
+        if (found >= 0) {
+            p = read_field(lane, found, p, end, record_size);
+            guess = &lane->keys[found].next;
+        } else {
+            p = object == lane->closed ? NULL : skip_value(p, end, 1);
+        }
+        if (p == NULL) return NULL;
+        p = skip_blanks(p);
+        if (*p == '}') return p + 1;
+        if (*p != ',') return NULL;
+        p = skip_blanks(p + 1);
+    }
 }
 
 /* Read a whole record into the fields; 0 when it is not taken. */
 static int read_record(Lane *lane, const Byte *p, Py_ssize_t size) {
     const Byte *end = p + size;
-    int previous = lane->count, found;
-    for (int i = 0; i < lane->count; i++) lane->fields[i].state = ABSENT;
+    for (int i = 0; i < lane->key_count; i++) lane->fields[i].state = ABSENT;
     lane->scratch_used = 0;
-    p = skip_blanks(p);
-    if (*p != '{') return 0;
-    p = skip_blanks(p + 1);
-    if (*p == '}') return skip_blanks(p + 1) == end;
-    for (;;) {
-        if (*p != '"') return 0;
-        p = read_key(lane, p + 1, end, previous, &found);
-        if (p == NULL) return 0;
-        p = skip_blanks(p);
-        if (*p != ':') return 0;
-        p = skip_blanks(p + 1);
-        if (found < 0) {
-            p = skip_value(p, end, 1);
-        } else {
-            p = read_field(lane, found, p, end, size);
-            previous = found;
-        }
-        if (p == NULL) return 0;
-        p = skip_blanks(p);
-        if (*p != ',') break;
-        p = skip_blanks(p + 1);
-    }
-    return *p == '}' && skip_blanks(p + 1) == end;
+    p = read_object(lane, lane->count, skip_blanks(p), end, size);
+    return p != NULL && skip_blanks(p) == end;
 }
 
 /* Make the row of the fields; NULL without an exception when the record is not taken. */
@@ -662,8 +704,11 @@ static PyObject *make_row(Lane *lane) {
     Py_ssize_t size = 2 + 4 * (Py_ssize_t)lane->count;
     for (int i = 0; i < lane->count; i++) {
         const Field *field = &lane->fields[i];
-        if (field->state == PRESENT) size += field->size + (lane->columns[i].kind == JSONB);
-        else if (lane->columns[i].not_null) return NULL;
+        if (field->state == PRESENT) size += field->size + (lane->keys[i].kind == JSONB);
+        else if (lane->keys[i].not_null) return NULL;
+    }
+    for (int i = lane->count; i < lane->key_count; i++) {
+        if (lane->keys[i].not_null && lane->fields[i].state != PRESENT) return NULL;
     }
     PyObject *row = PyBytes_FromStringAndSize(NULL, size);
     if (row == NULL) return NULL;
@@ -672,7 +717,7 @@ static PyObject *make_row(Lane *lane) {
     to += 2;
     for (int i = 0; i < lane->count; i++) {
         const Field *field = &lane->fields[i];
-        int version = lane->columns[i].kind == JSONB;
+        int version = lane->keys[i].kind == JSONB;
         put_big_endian(to, field->state == PRESENT ? (uint64_t)(field->size + version) : UINT64_MAX, 4);
         to += 4;
         if (field->state != PRESENT) continue;
@@ -720,62 +765,121 @@ static PyObject *lane_encode(Lane *lane, PyObject *const *arguments, Py_ssize_t 
     return failed ? NULL : PyLong_FromSsize_t(at);
 }
 
-/* Keep one column: (name, type, limit, not_null). */
-static int set_column(Column *column, PyObject *description) {
-    const char *name, *type;
+/* Keep one step of a path as a key of the object `parent`. */
+static int set_key(Key *key, PyObject *name, int parent) {
     Py_ssize_t size;
-    if (!PyArg_ParseTuple(description, "s#snp", &name, &size, &type, &column->limit, &column->not_null)) return -1;
-    column->kind = column->next = -1;
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(TYPES); i++) {
-        if (strcmp(TYPES[i].name, type) == 0) column->kind = TYPES[i].kind;
-    }
-    if (column->kind < 0) {
-        PyErr_Format(PyExc_ValueError, "no such type: %s", type);
+    const char *text = PyUnicode_Check(name) ? PyUnicode_AsUTF8AndSize(name, &size) : NULL;
+    if (text == NULL) {
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "a step of a path is no str");
         return -1;
     }
-    column->name = PyMem_Malloc((size_t)size + 1);
-    if (column->name == NULL) {
+    key->name = PyMem_Malloc((size_t)size + 1);
+    if (key->name == NULL) {
         PyErr_NoMemory();
         return -1;
     }
-    memcpy(column->name, name, (size_t)size);
-    column->name_size = size;
+    memcpy(key->name, text, (size_t)size);
+    key->name_size = size;
     for (Py_ssize_t i = 0; i < size; i++) {
-        if (column->name[i] < 0x20 || column->name[i] == '"' || column->name[i] == '\\') column->name_size = -1;
+        if (key->name[i] < 0x20 || key->name[i] == '"' || key->name[i] == '\\') key->name_size = -1;
     }
+    key->parent = parent;
+    key->next = key->first = -1;
     return 0;
 }
 
-static int set_columns(Lane *lane, PyObject *columns) {
-    Py_ssize_t count = PySequence_Fast_GET_SIZE(columns);
-    if (count > INT16_MAX) {
+/* Return the object `name` in the object `parent`, which is made if it is not there; -1 with an exception. */
+static int find_object(Lane *lane, PyObject *name, int parent) {
+    Key *made = &lane->keys[lane->key_count];
+    if (set_key(made, name, parent) < 0) return -1;
+    for (int i = lane->count; i < lane->key_count; i++) {
+        const Key *key = &lane->keys[i];
+        if (key->parent == parent && key->name_size == made->name_size && made->name_size >= 0
+            && memcmp(key->name, made->name, (size_t)made->name_size) == 0) {
+            PyMem_Free(made->name);
+            made->name = NULL;
+            return i;
+        }
+    }
+    made->kind = OBJECT;
+    return lane->key_count++;
+}
+
+/* Return the object that a path's steps lead to, but for the last of them. */
+static int find_parent(Lane *lane, PyObject *path, Py_ssize_t steps) {
+    int object = lane->count;
+    for (Py_ssize_t i = 0; i < steps && object >= 0; i++) object = find_object(lane, PyTuple_GET_ITEM(path, i), object);
+    return object;
+}
+
+/* Keep one column: (path, type, limit, not_null). */
+static int set_column(Lane *lane, int index, PyObject *description) {
+    Key *key = &lane->keys[index];
+    const char *type;
+    PyObject *path;
+    if (!PyArg_ParseTuple(description, "O!snp", &PyTuple_Type, &path, &type, &key->limit, &key->not_null)) return -1;
+    key->kind = -1;
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(TYPES); i++) {
+        if (strcmp(TYPES[i].name, type) == 0) key->kind = TYPES[i].kind;
+    }
+    if (key->kind < 0 || PyTuple_GET_SIZE(path) == 0 || (key->kind >= EPOCH_DATE && key->limit < 1)) {
+        PyErr_Format(PyExc_ValueError, "no such column: %R", description);
+        return -1;
+    }
+    Py_ssize_t last = PyTuple_GET_SIZE(path) - 1;
+    int parent = find_parent(lane, path, last);
+    return parent < 0 ? -1 : set_key(key, PyTuple_GET_ITEM(path, last), parent);
+}
+
+/* Keep the columns, and the objects that they are in; those of the envelope must be there. */
+static int set_columns(Lane *lane, PyObject *columns, PyObject *envelope, int closed) {
+    Py_ssize_t count = PySequence_Fast_GET_SIZE(columns), keys = count + 2 + PyTuple_GET_SIZE(envelope);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *column = PySequence_Fast_GET_ITEM(columns, i);
+        if (!PyTuple_Check(column) || PyTuple_GET_SIZE(column) != 4 || !PyTuple_Check(PyTuple_GET_ITEM(column, 0))) {
+            PyErr_SetString(PyExc_TypeError, "a column is (path, type, limit, not_null)");
+            return -1;
+        }
+        keys += PyTuple_GET_SIZE(PyTuple_GET_ITEM(column, 0));
+    }
+    if (keys > INT16_MAX) {
         PyErr_SetString(PyExc_ValueError, "too many columns");
         return -1;
     }
-    lane->columns = PyMem_Calloc((size_t)count + 1, sizeof(Column));
-    lane->fields = PyMem_Calloc((size_t)count + 1, sizeof(Field));
-    if (lane->columns == NULL || lane->fields == NULL) {
+    lane->keys = PyMem_Calloc((size_t)keys, sizeof(Key));
+    lane->fields = PyMem_Calloc((size_t)keys, sizeof(Field));
+    if (lane->keys == NULL || lane->fields == NULL) {
         PyErr_NoMemory();
         return -1;
     }
-    lane->columns[count].next = -1;
-    for (; lane->count < count; lane->count++) {
-        if (set_column(&lane->columns[lane->count], PySequence_Fast_GET_ITEM(columns, lane->count)) < 0) return -1;
+    lane->count = (int)count;
+    lane->key_count = lane->count + 1;
+    lane->keys[lane->count] = (Key){.parent = -1, .kind = OBJECT, .next = -1, .first = -1};
+    int inner = lane->count;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(envelope); i++) {
+        inner = find_object(lane, PyTuple_GET_ITEM(envelope, i), inner);
+        if (inner < 0) return -1;
+        lane->keys[inner].not_null = 1;
+    }
+    lane->closed = closed ? inner : -1;
+    for (int i = 0; i < lane->count; i++) {
+        if (set_column(lane, i, PySequence_Fast_GET_ITEM(columns, i)) < 0) return -1;
     }
     return 0;
 }
 
 static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
-    PyObject *columns;
+    PyObject *columns, *envelope;
+    int closed;
     if (keywords != NULL && PyDict_GET_SIZE(keywords) > 0) {
         PyErr_SetString(PyExc_TypeError, "Lane takes no keywords");
         return NULL;
     }
-    if (!PyArg_ParseTuple(arguments, "O", &columns)) return NULL;
+    if (!PyArg_ParseTuple(arguments, "OO!p", &columns, &PyTuple_Type, &envelope, &closed)) return NULL;
     Lane *lane = (Lane *)type->tp_alloc(type, 0);
     if (lane == NULL) return NULL;
     columns = PySequence_Fast(columns, "columns are no sequence");
-    int failed = columns == NULL || set_columns(lane, columns) < 0;
+    int failed = columns == NULL || set_columns(lane, columns, envelope, closed) < 0;
     Py_XDECREF(columns);
     if (failed) Py_CLEAR(lane);
     return (PyObject *)lane;
@@ -783,8 +887,8 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
 
 static void lane_dealloc(Lane *lane) {
     PyTypeObject *type = Py_TYPE(lane);
-    for (int i = 0; i < lane->count; i++) PyMem_Free(lane->columns[i].name);
-    PyMem_Free(lane->columns);
+    for (int i = 0; i < lane->key_count; i++) PyMem_Free(lane->keys[i].name);
+    PyMem_Free(lane->keys);
     PyMem_Free(lane->fields);
     PyMem_Free(lane->scratch);
     type->tp_free((PyObject *)lane);
@@ -801,7 +905,10 @@ static PyMethodDef METHODS[] = {
 };
 
 static PyType_Slot SLOTS[] = {
-    {Py_tp_doc, (void *)"Lane(columns)\n--\n\nEncodes plain records; columns are (name, type, limit, not_null)."},
+    {Py_tp_doc, (void *)"Lane(columns, envelope, closed)\n--\n\n"
+                        "Encodes plain records. Columns are (path, type, limit, not_null), and no path is the beginning of\n"
+                        "another; the objects of the path `envelope` must be there; `closed`: the last of them may have no\n"
+                        "other keys."},
     {Py_tp_new, lane_new},
     {Py_tp_dealloc, lane_dealloc},
     {Py_tp_methods, METHODS},

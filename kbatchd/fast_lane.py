@@ -38,7 +38,7 @@ _LENGTHS: Final = [_length(size) for size in range(4096)]
 _JSONB_LENGTHS: Final = [_length(size + 1) + b"\x01" for size in range(4096)]
 
 #: Microseconds of a unit; what is finer than one is the careful lane's.
-_WHOLE_UNITS: Final = {"s": 1_000_000, "ms": 1_000, "us": 1}
+WHOLE_UNITS: Final = {"s": 1_000_000, "ms": 1_000, "us": 1}
 #: Beyond these, from 1970, the careful lane decides what PostgreSQL can hold: 4700 BC and 290000.
 _EPOCH_RANGE: Final = "-210000000000000000 < {v} < 9000000000000000000"
 
@@ -277,7 +277,7 @@ def _text(feed: Feed, *, in_envelope: bool) -> str:
 def _fast_epoch(feed: Feed, v: str) -> str:
     day = "\n{v} = {v} // 86400000000" if feed.column.type_name == "date" else ""
     return (
-        f"if type({{v}}) is not int: raise TypeError\n{{v}} = {{v}} * {_WHOLE_UNITS[feed.unit or 's']}\n"
+        f"if type({{v}}) is not int: raise TypeError\n{{v}} = {{v}} * {WHOLE_UNITS[feed.unit or 's']}\n"
         f"if not {_EPOCH_RANGE}: raise OverflowError\n{{v}} = {{v}} - UNIX_EPOCH{day}"
     ).format(v=v)
 

@@ -1,10 +1,10 @@
 """The row encoder: from a record's JSON to a row for COPY, made once for each route.
 
-Three lanes. The compiled lane (_lane.c), where there is one, goes over a record's bytes once and makes no objects of
-its fields; it takes what is plain and leaves all else. The fast lane (fast_lane.py) is straight-line Python made from
-the table's columns. It takes only what it is sure of. The careful lane (careful_lane.py) goes column by column, takes
-all that a column can hold or says what it refuses: it alone refuses. Records with numbers or strings that orjson does
-not carry exactly (exact.py) go to it with the text of their fields.
+Three lanes. The compiled lane (compiled_lane.py, _lane.c), where there is one, goes over a record's bytes once and
+makes no objects of its fields; it takes what is plain and leaves all else. The fast lane (fast_lane.py) is
+straight-line Python made from the table's columns. It takes only what it is sure of. The careful lane (careful_lane.py)
+goes column by column, takes all that a column can hold or says what it refuses: it alone refuses. Records with numbers
+or strings that orjson does not carry exactly (exact.py) go to it with the text of their fields.
 
 A route with a column of a type that has no binary form here (column_types.py) is copied as text (text_lane.py), by the
 careful lane alone.
@@ -37,11 +37,11 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from kbatchd import fields
 from kbatchd.careful_lane import BINARY, CarefulLane, Cell
 from kbatchd.column_types import type_of
+from kbatchd.compiled_lane import COMPILED, make_lane, wrap
 from kbatchd.config_mapping import RouteMapping
 from kbatchd.errors import ConfigError
 from kbatchd.exact import suspects
@@ -53,26 +53,12 @@ from kbatchd.model import DELETED, CopyFormat, Encoded, Refusal
 from kbatchd.paths import Path, parse_path
 from kbatchd.text_lane import TEXT
 
-try:
-    from kbatchd._lane import Lane
-except ImportError:  # the package was built where there is no compiler
-    Lane = None  # type: ignore[assignment, misc]
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kbatchd.catalogue import Column
     from kbatchd.mapping import Deletes, Feed
     from kbatchd.model import Record
-
-#: Whether this installation has the compiled lane.
-COMPILED: Final = Lane is not None
-
-#: The types that the compiled lane knows.
-_COMPILED_TYPES: Final = frozenset({
-    "bool", "int2", "int4", "int8", "float4", "float8", "numeric", "text", "varchar", "uuid",
-    "date", "timestamp", "timestamptz", "json", "jsonb", "bytea",
-})  # fmt: skip
 
 #: So many records between two that the compiled lane leaves are worth its next try.
 _WORTH_A_TRY = 2
@@ -85,7 +71,7 @@ class RowEncoder:
         self, feeds: Sequence[Feed], mapping: RouteMapping, deletes: Deletes | None, *, compiled: bool
     ) -> None:
         binary = all(type_of(feed.column) is not None for feed in feeds)
-        ordered = sorted(feeds, key=_not_packed) if binary else list(feeds)
+        ordered = sorted(feeds, key=_place) if binary else list(feeds)
         #: The columns' names in the order of the COPY, for each layout; [0] is all. More are found while encoding.
         self.layouts = [tuple(feed.column.name for feed in ordered) + ((DELETED,) if deletes else ())]
         self.copy_format = CopyFormat.BINARY if binary else CopyFormat.TEXT
@@ -104,11 +90,9 @@ class RowEncoder:
         #: The fast lane's code, to be read; None: there is none for this route.
         self.source = generate(ordered, mapping, deletes, constants) if binary else None
         self._fast = None if self.source is None else compile_lane(self.source, ordered, constants)
-        plain = self._fast is not None and _is_plain(ordered, mapping, deletes)
-        lane = [(str(f.path[0]), f.column.type_name, _limit(f.column), f.column.not_null) for f in ordered if plain]
-        self._lane = Lane(lane) if plain and compiled else None
-        #: What the compiled lane's rows begin and end with where rows may delete.
-        self._wrap = None if deletes is None else (len(self.layouts[0]).to_bytes(2), b"\0\0\0\1\0")
+        self._lane = make_lane(ordered, mapping, deletes) if compiled and self._fast is not None else None
+        #: What the compiled lane's rows begin and end with where they have constants, or may delete.
+        self._wrap = wrap(ordered, constants, len(self.layouts[0]), deletes=deletes is not None)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -129,8 +113,8 @@ class RowEncoder:
             before = len(rows)
             left = self._lane.encode(values, start, rows)
             if self._wrap is not None:
-                head, false = self._wrap
-                rows[before:] = [head + row[2:] + false for row in rows[before:]]
+                head, tail = self._wrap
+                rows[before:] = [head + row[2:] + tail for row in rows[before:]]
             if left == len(values):
                 return call.encoded(len(rows))
             # Records that are not plain come in runs: without plain ones in between, each try costs 1 us for nothing.
@@ -154,7 +138,7 @@ class RowEncoder:
 
     def _layout(self, columns: tuple[str, ...]) -> int:
         """Return the number of a layout, which may be a new one."""
-        if self._wrap is not None:
+        if self.layouts[0][-1] == DELETED:
             columns = (*columns, DELETED)
         index = self._layout_indexes.setdefault(columns, len(self.layouts))
         if index == len(self.layouts):
@@ -210,10 +194,12 @@ def _not_read(error: json.JSONDecodeError | RecursionError) -> Refusal:
     return Refusal("not_json", None, f"not JSON: {error}")
 
 
-def _not_packed(feed: Feed) -> bool:
-    """Say whether a column is not among those of fixed width that all rows have, which come first."""
+def _place(feed: Feed) -> int:
+    """Return the place of a column: those of fixed width that all rows have are first, constants last."""
     kind = type_of(feed.column)
-    return not (feed.column.not_null and kind is not None and kind.pack and feed.source is not Source.CONSTANT)
+    if feed.source is Source.CONSTANT:
+        return 2
+    return 0 if feed.column.not_null and kind is not None and kind.pack else 1
 
 
 def _constants(feeds: Sequence[Feed], cells: Sequence[Cell]) -> dict[str, bytes]:
@@ -234,24 +220,6 @@ def _constants(feeds: Sequence[Feed], cells: Sequence[Cell]) -> dict[str, bytes]
     if faults:
         raise ConfigError(*faults)
     return found
-
-
-def _is_plain(feeds: Sequence[Feed], mapping: RouteMapping, deletes: Deletes | None) -> bool:
-    """Say whether the compiled lane can take the route's records."""
-    names = {feed.path for feed in feeds}
-    return (
-        all(feed.is_plain and feed.column.type_name in _COMPILED_TYPES for feed in feeds)
-        and len(names) == len(feeds)
-        and mapping.value_field is None
-        and mapping.unknown_fields == "ignore"
-        and not (deletes is not None and deletes.field)
-    )
-
-
-def _limit(column: Column) -> int:
-    """Return how many characters a varchar may have; -1: any number."""
-    limited = column.type_name == "varchar" and column.typmod >= fields.VARCHAR_HEADER
-    return column.typmod - fields.VARCHAR_HEADER if limited else -1
 
 
 def build_encoder(

@@ -8,21 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from kbatchd import rows
+from kbatchd import compiled_lane, rows
 
 #: Python's own headers and a compiler: then there must be a compiled lane, or it would never be tested.
 CAN_COMPILE = Path(sysconfig.get_path("include"), "Python.h").exists() and any(
     map(shutil.which, ("cc", "gcc", "clang"))
 )
 
-LANES = [False, True] if rows.COMPILED or CAN_COMPILE else [False]
+LANES = [False, True] if compiled_lane.COMPILED or CAN_COMPILE else [False]
 
 
 @pytest.fixture(params=LANES, ids=lambda compiled: "compiled" if compiled else "python")
 def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Let `build_encoder` make encoders of this kind."""
     wanted: bool = request.param
-    assert rows.COMPILED or not wanted, "the compiled lane was not built, though it could be: pip install -e '.[test]'"
+    assert compiled_lane.COMPILED or not wanted, (
+        "the compiled lane was not built, though it could be: pip install -e '.[test]'"
+    )
     defaults = rows.build_encoder.__kwdefaults__ or {}
     monkeypatch.setattr(rows.build_encoder, "__kwdefaults__", {**defaults, "compiled": wanted})
     return wanted

@@ -10,19 +10,21 @@ from decimal import ROUND_HALF_UP, Decimal
 import orjson
 import pytest
 
-from kbatchd import rows
+from kbatchd import compiled_lane
 from kbatchd.catalogue import Column
+from kbatchd.config_mapping import RouteMapping
 from kbatchd.rows import build_encoder
 from tests.fix_lanes import CAN_COMPILE
 
 pytestmark = pytest.mark.skipif(
-    not (rows.COMPILED or CAN_COMPILE), reason="there is no compiler, so there is no compiled lane to be tested"
+    not (compiled_lane.COMPILED or CAN_COMPILE),
+    reason="there is no compiler, so there is no compiled lane to be tested",
 )
 
 #: numeric(12,3), varchar(5), and each type alone.
 SCALE, PRECISION, LENGTH = 3, 12, 5
 TYPMODS = {"scaled": (PRECISION << 16 | SCALE) + 4, "short": LENGTH + 4}
-TYPES = {**{f"c_{name}": name for name in sorted(rows._COMPILED_TYPES)}, "scaled": "numeric", "short": "varchar"}
+TYPES = {**{f"c_{name}": name for name in sorted(compiled_lane.TYPES)}, "scaled": "numeric", "short": "varchar"}
 
 #: Literals that are plain, odd or wrong, of which each column gets some of its own and some of the others.
 LITERALS = [
@@ -64,9 +66,9 @@ def columns(types: dict[str, str], *, not_null: bool) -> list[Column]:
 class Pair:
     """Two encoders of the same columns, with the compiled lane and without."""
 
-    def __init__(self, types: dict[str, str], *, not_null: bool) -> None:
-        self._compiled = build_encoder(columns(types, not_null=not_null), compiled=True)
-        self._python = build_encoder(columns(types, not_null=not_null), compiled=False)
+    def __init__(self, types: dict[str, str], *, not_null: bool, mapping: RouteMapping | None = None) -> None:
+        self._compiled = build_encoder(columns(types, not_null=not_null), mapping, compiled=True)
+        self._python = build_encoder(columns(types, not_null=not_null), mapping, compiled=False)
 
     def compare(self, values: list[bytes | None]) -> None:
         got: list[bytes] = []
@@ -145,9 +147,15 @@ def _changed(chance: random.Random) -> bytes:
         fields.pop(chance.choice(list(fields)))
     if not chance.randrange(3):
         fields = dict(chance.sample(list(fields.items()), len(fields)))
-    value = bytearray(_record(fields))
+    value = _record(fields)
     if not chance.randrange(8):  # the same key twice
-        value[-1:] = b',"c_int4":8}'
+        value = value[:-1] + b',"c_int4":8}'
+    return _torn(chance, value)
+
+
+def _torn(chance: random.Random, record: bytes) -> bytes:
+    """Change no byte, or some."""
+    value = bytearray(record)
     for _ in range(chance.choice((0, 0, 1, 3))):
         at = chance.randrange(len(value))
         value[at : at + chance.randrange(3)] = chance.choice(b'0123456789eE+-.,:"\\u{}[] \x00\x1f\xc3\xff').to_bytes()
@@ -167,3 +175,96 @@ def test_column_names_that_json_writes_with_escapes() -> None:
     for name in ('quo"te', "back\\slash", "tab\t", "é", "\x7f", "a\U0001f600"):
         pair = Pair({name: "int4"}, not_null=True)
         pair.compare([orjson.dumps({name: 1}), json.dumps({name: 1}).encode(), b"{}"])
+
+
+MAPPED_TYPES = {
+    "id": "int8", "city": "text", "zip": "varchar", "lat": "float8", "c_jsonb": "jsonb", "at": "timestamptz",
+    "day": "date", "seen": "timestamp", "op": "text", "source": "text", "nothing": "int4",
+}  # fmt: skip
+MAPPED = {
+    "city": "address.city", "zip": "address.zip", "lat": "address.geo.lat", "c_jsonb": "meta.raw",
+    "at": {"field": "ts", "unit": "ms"}, "day": {"field": "meta.day", "unit": "s"},
+    "seen": {"field": "seen", "unit": "us"},
+    "source": {"constant": "web"}, "nothing": {"constant": -7},
+}  # fmt: skip
+OF_ENVELOPE = {"op": {"source": "value", "field": "op"}}
+#: What the columns' fields are in, and some values of each.
+INNER = {
+    "id": [b"7"],
+    "address": [
+        b'{"city":"Ulm","zip":"89073","geo":{"lat":48.4,"lon":9.99}}', b'{"geo":{},"city":"\\u00dclm"}', b"{}", b"null",
+        b'{"city":null,"geo":null}', b'{"city":"a","city":"b"}', b'{"geo":[1],"city":"x"}', b"[]", b'"Ulm"', b"{,}",
+        b'{"geo":{"lat":1}, "geo":{"lat":2}}', b'{"geo":{"lat":{"lat":1}}}', b'{"city":{"city":"x"}}',
+    ],
+    "meta": [b'{"day":1763855045,"raw":{"a":[1.50]}}', b'{"raw":null,"day":-1}', b'{"day":1.5}', b'{"raw":1e400}'],
+    "ts": [
+        b"1763855045123", b"-1", b"-0", b"0", b"1e3", b"9223372036854775807", b"-210000000000001", b"-210000000000000",
+    ],
+    "seen": [
+        b"1763855045123456", b"-62135596800000000", b"999999999999999999", b"9000000000000000000",
+        b"8640000000000000000",
+    ],
+}  # fmt: skip
+
+
+def _mapping(name: str) -> RouteMapping:
+    more = {"open": {}, "closed": {"unknown_fields": "reject"}, "envelope": {"value_field": "a.after"}}[name]
+    said = MAPPED | (OF_ENVELOPE if name == "envelope" else {})
+    return RouteMapping.model_validate({"columns": said, **more})
+
+
+def _mapped_record(chance: random.Random, inner: dict[str, bytes]) -> bytes:
+    """Wrap it, mostly, in an envelope."""
+    value = _record({**inner, "op": b'"i"'})
+    outer = [b'{"op":"u","a":{"after":%b}}'] * 6 + [
+        b"%b",
+        b'{"a":%b}',
+        b'{"after":%b,"a":null}',
+        b'{"a":{"after":[%b]}}',
+    ]
+    return chance.choice(outer) % value
+
+
+@pytest.mark.parametrize("not_null", [True, False])
+@pytest.mark.parametrize("name", ["open", "closed", "envelope"])
+def test_whatever_is_changed_in_a_mapped_record(name: str, not_null: bool) -> None:
+    chance = random.Random(7)
+    pair = Pair(MAPPED_TYPES, not_null=not_null, mapping=_mapping(name))
+    for _ in range(1500):
+        inner = {key: chance.choice(texts) if chance.randrange(2) else texts[0] for key, texts in INNER.items()}
+        if not chance.randrange(3):
+            inner[chance.choice([*inner, "more"])] = chance.choice(LITERALS)
+        if not chance.randrange(4):
+            inner = dict(chance.sample(list(inner.items()), chance.randrange(len(inner) + 1)))
+        value = _mapped_record(chance, inner) if name == "envelope" else _record({**inner, "op": b'"i"'})
+        pair.compare([_torn(chance, value) if not chance.randrange(3) else value])
+
+
+@pytest.mark.parametrize("name", ["open", "closed", "envelope"])
+def test_plain_mapped_records_are_taken(name: str) -> None:
+    lane = build_encoder(columns(MAPPED_TYPES, not_null=True), _mapping(name), compiled=True)._lane
+    assert lane is not None
+    value = _record({**{key: texts[0] for key, texts in INNER.items()}, "op": b'"i"'})
+    if name == "envelope":
+        value = b'{"op":"u","a":{"before":null,"after":%b}}' % value
+    made: list[bytes] = []
+    assert lane.encode([value, orjson.dumps(orjson.loads(value))], 0, made) == 2
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"city": "address.city", "c_jsonb": "address"},
+        {"city": "address", "zip": "address"},
+        {"city": "items[0].city"},
+        {"city": {"field": "city", "default": "Ulm"}},
+        {"city": {"field": "city", "json_text": True}},
+        {"city": {"source": "key"}},
+        {"at": {"field": "ts", "unit": "ns"}},
+    ],
+)
+def test_mappings_that_are_not_compiled(said: dict[str, object]) -> None:
+    mapping = RouteMapping.model_validate({"columns": said})
+    assert build_encoder(columns(MAPPED_TYPES, not_null=False), mapping, compiled=True)._lane is None
+    pair = Pair(MAPPED_TYPES, not_null=False, mapping=mapping)
+    pair.compare([b'{"id":1,"address":{"city":"Ulm"},"items":[{"city":"Ulm"}],"ts":1763855045123456789}'])

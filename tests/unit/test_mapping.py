@@ -12,12 +12,13 @@ import orjson
 import pytest
 
 from kbatchd.catalogue import Column, Table
+from kbatchd.compiled_lane import COMPILED
 from kbatchd.config_mapping import ColumnMapping, RouteMapping
 from kbatchd.errors import ConfigError
 from kbatchd.mapping import Deletes, row_columns
 from kbatchd.model import DELETED, Encoded
 from kbatchd.paths import parse_path, show_path
-from kbatchd.rows import COMPILED, RowEncoder, _Call, build_encoder
+from kbatchd.rows import RowEncoder, _Call, build_encoder
 from tests.unit.test_rows import codes, fields
 
 MILLISECONDS = 1_763_855_045_123

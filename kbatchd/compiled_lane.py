@@ -1,0 +1,97 @@
+"""The compiled lane's Python side: which routes it takes, and how their columns are told to it.
+
+_lane.c goes over a record's bytes once. It follows paths through objects, counts times that are numbers and takes the
+common types; a route that wants more of any column is left to the Python lanes. Made by the row encoder (rows.py); no
+I/O. Optional: without a compiler at the installation there is no such module as kbatchd._lane.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from kbatchd import fields
+from kbatchd.careful_lane import NULL
+from kbatchd.fast_lane import WHOLE_UNITS
+from kbatchd.mapping import Source
+from kbatchd.paths import parse_path
+
+try:
+    from kbatchd._lane import Lane
+except ImportError:
+    Lane = None  # type: ignore[assignment, misc]
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kbatchd.catalogue import Column
+    from kbatchd.config_mapping import RouteMapping
+    from kbatchd.mapping import Deletes, Feed
+    from kbatchd.paths import Path
+
+#: Whether this installation has the compiled lane.
+COMPILED: Final = Lane is not None
+
+#: The types that it knows.
+TYPES: Final = frozenset({
+    "bool", "int2", "int4", "int8", "float4", "float8", "numeric", "text", "varchar", "uuid",
+    "date", "timestamp", "timestamptz", "json", "jsonb", "bytea",
+})  # fmt: skip
+
+#: Objects in objects: it follows a path by calling itself.
+_MAX_STEPS: Final = 32
+
+
+def make_lane(feeds: Sequence[Feed], mapping: RouteMapping, deletes: Deletes | None) -> Lane | None:
+    """Make the compiled lane; None where it cannot take the route's records."""
+    if mapping.collects_into or (deletes is not None and deletes.field):
+        return None
+    envelope: Path = () if mapping.value_field is None else parse_path(mapping.value_field)
+    closed = mapping.unknown_fields == "reject"
+    columns = []
+    for feed in feeds:
+        if feed.source is Source.CONSTANT:
+            continue
+        known = feed.is_found and feed.column.type_name in TYPES
+        if not known or (closed and feed.source is Source.VALUE):
+            return None
+        path = envelope + feed.path if feed.source is Source.FIELD else feed.path
+        columns.append((path, *_kind_and_limit(feed), feed.column.not_null))
+    paths = [path for path, *_ in columns]
+    return Lane(columns, envelope, closed) if paths and _can_be_followed(paths, envelope) else None
+
+
+def _can_be_followed(paths: Sequence[Path], envelope: Path) -> bool:
+    """Say whether the paths lead through objects alone, and none to what another looks into or takes as well."""
+    beginnings = {path[:size] for path in paths for size in range(len(path))}
+    beginnings |= {envelope[: size + 1] for size in range(len(envelope))}
+    return (
+        all(isinstance(step, str) for path in (envelope, *paths) for step in path)
+        and all(len(path) <= _MAX_STEPS for path in (envelope, *paths))
+        and len(set(paths)) == len(paths)
+        and beginnings.isdisjoint(paths)
+    )
+
+
+def _kind_and_limit(feed: Feed) -> tuple[str, int]:
+    """Return what the compiled lane calls a column's type, and its limit: see _lane.c."""
+    column = feed.column
+    if feed.unit is not None:
+        return "epoch date" if column.type_name == "date" else "epoch", WHOLE_UNITS[feed.unit]
+    return column.type_name, _limit(column)
+
+
+def wrap(
+    feeds: Sequence[Feed], constants: dict[str, bytes], count: int, *, deletes: bool
+) -> tuple[bytes, bytes] | None:
+    """Return what a row begins and ends with instead, where it has constants, or may delete; None: as it is."""
+    names = [feed.column.name for feed in feeds if feed.source is Source.CONSTANT]
+    fixed = [constants.get(name) for name in names] + [b"\0"] * deletes
+    if not fixed:
+        return None
+    return count.to_bytes(2), b"".join(NULL if data is None else len(data).to_bytes(4) + data for data in fixed)
+
+
+def _limit(column: Column) -> int:
+    """Return how many characters a varchar may have; -1: any number."""
+    limited = column.type_name == "varchar" and column.typmod >= fields.VARCHAR_HEADER
+    return column.typmod - fields.VARCHAR_HEADER if limited else -1
