@@ -17,11 +17,13 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import psycopg
     from psycopg.pq.abc import PGconn, PGresult
 
 
-def copy_in(connection: psycopg.Connection, statements: bytes, rows: bytes) -> None:
+def copy_in(connection: psycopg.Connection, statements: bytes, pieces: Iterable[bytes | memoryview]) -> None:
     """Run statements of which the last is a COPY FROM STDIN, and give it all its rows; psycopg.Error if any is refused.
 
     It is for a connection within a transaction, which the error leaves as PostgreSQL does.
@@ -29,7 +31,8 @@ def copy_in(connection: psycopg.Connection, statements: bytes, rows: bytes) -> N
     pgconn = connection.pgconn
     result = pgconn.exec_(statements)
     if result.status == ExecStatus.COPY_IN:
-        pgconn.put_copy_data(rows)
+        for piece in pieces:
+            pgconn.put_copy_data(piece)
         pgconn.put_copy_end()
         _send(pgconn)
         result = _receive(pgconn)

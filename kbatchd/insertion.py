@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -122,7 +123,7 @@ class Insertion:
         #: What is to be said before the next window's COPY, in one turn with it.
         self.before = b""
         #: The rows of the last COPY, in its order: PostgreSQL's line n is the n-th of them.
-        self.copied: Sequence[int] = ()
+        self.copied: Sequence[range] = ()
         #: The rows that a merge of the whole batch has inserted or updated.
         self.merged = 0
 
@@ -191,7 +192,7 @@ class Insertion:
         """Copy all rows before record `last` at once: the way of nearly every batch."""
         rows = self._rows_before(last)
         if rows:
-            self._copy(range(rows))
+            self._copy([range(rows)])
             if self.target.merge is not None:
                 self.target.merge.lock(self.connection)
                 self.merged = self.target.merge.run(self.connection, is_first_try=True)
@@ -215,7 +216,8 @@ class Insertion:
                 break
             row, last, blamed = self._copy_window(row, last, refused)
             refused |= blamed
-        self.connection.execute(self.before)
+        if self.before.startswith(b"ROLLBACK"):  # the last window has no row left
+            self.connection.execute(self.before)
         return (last if row == self._rows_before(last) else self.row_records[row]), refused
 
     def _copy_window(self, row: int, last: int, refused: dict[int, Refusal]) -> tuple[int, int, dict[int, Refusal]]:
@@ -227,7 +229,7 @@ class Insertion:
         blamed: dict[int, Refusal] = {}
         until = self._window_end(row, last)
         while True:
-            error = self._try([at for at in range(row, until) if at not in blamed] if blamed else range(row, until))
+            error = self._try(_runs(row, until, blamed))
             if error is None:
                 self.gap = max(self.gap, until - self.resumed)
                 return until, last, {self.row_records[at]: why for at, why in blamed.items()}
@@ -252,17 +254,17 @@ class Insertion:
             rows = max((self.unnamed_before - row) // 2, 1)
         return min(row + rows, self._rows_before(last))
 
-    def _try(self, rows: Sequence[int]) -> psycopg.Error | None:
+    def _try(self, runs: Sequence[range]) -> psycopg.Error | None:
         """Copy and merge rows; return what PostgreSQL has against one of them, and nothing is in then.
 
         The statements for the savepoint go with the next COPY.
         """
-        if not rows:
+        if not runs:
             return None
         try:
-            for layout, together in self._by_layout(rows):
+            for layout, together in self._by_layout(runs):
                 self.copied = together
-                copy_in(self.connection, self.before + self._statement(layout), self._head + self._bytes_of(together))
+                copy_in(self.connection, self.before + self._statement(layout), [self._head, *self._pieces(together)])
                 self.before = b""
             if self.target.merge is not None:
                 self.target.merge.run(self.connection)
@@ -281,13 +283,14 @@ class Insertion:
             return re.search(rf"^{self._copy_head}\D+\d+, ", error.diag.context or "", re.MULTILINE) is not None
         return judged is Verdict.POISON
 
-    def _copy(self, rows: Sequence[int]) -> None:
+    def _copy(self, runs: Sequence[range]) -> None:
         """Copy rows, those of each layout together."""
-        for layout, together in self._by_layout(rows):
+        for layout, together in self._by_layout(runs):
             self.copied = together
             with self.connection.cursor().copy(self._statement(layout)) as copy:
                 copy.write(self._head)
-                copy.write(self._bytes_of(together))
+                for piece in self._pieces(together):
+                    copy.write(piece)
                 self.sent()
 
     def _statement(self, layout: int) -> bytes:
@@ -300,24 +303,29 @@ class Insertion:
     def _head(self) -> bytes:
         return COPY_HEADER if self.target.copy_format is CopyFormat.BINARY else b""
 
-    def _by_layout(self, rows: Sequence[int]) -> Iterable[tuple[int, Sequence[int]]]:
+    def _by_layout(self, runs: Sequence[range]) -> Iterable[tuple[int, Sequence[range]]]:
+        """Tell the rows apart by their layouts, each layout's in their order."""
         layouts = self.batch.layouts
         if layouts is None:
-            return [(0, rows)]
-        groups: dict[int, list[int]] = {}
-        for index in rows:
-            groups.setdefault(layouts[index], []).append(index)
+            return [(0, runs)]
+        groups: dict[int, list[range]] = {}
+        for row in chain.from_iterable(runs):
+            group = groups.setdefault(layouts[row], [])
+            if group and group[-1].stop == row:
+                group[-1] = range(group[-1].start, row + 1)
+            else:
+                group.append(range(row, row + 1))
         return groups.items()
 
-    def _bytes_of(self, rows: Sequence[int]) -> bytes | memoryview:
+    def _pieces(self, runs: Sequence[range]) -> list[memoryview]:
+        """Return the bytes of the rows."""
         batch = self.batch
         assert batch.buffer is not None
         buffer = memoryview(batch.buffer)
-        if isinstance(rows, range):
-            start = self.row_starts[rows.start] if rows.start else 0
-            return buffer[start : batch.size if rows.stop == len(batch.row_sizes) else self.row_starts[rows.stop]]
+        if runs == [range(len(batch.row_sizes))]:
+            return [buffer[: batch.size]]
         starts = self.row_starts
-        return b"".join([buffer[starts[row] : starts[row + 1]] for row in rows])
+        return [buffer[starts[run.start] : starts[run.stop]] for run in runs]
 
     def _rows_before(self, record: int) -> int:
         """Return how many rows come from the records before this one."""
@@ -335,8 +343,8 @@ class Insertion:
         The words are in the server's language, the form is not. A trigger's own lines stand before it.
         """
         match = re.search(rf"^{self._copy_head}\D+(\d+)", error.diag.context or "", re.MULTILINE)
-        line = int(match[1]) if match else 0
-        return self.copied[line - 1] if 0 < line <= len(self.copied) else None
+        at = int(match[1]) - 1 if match else -1
+        return next(islice(chain.from_iterable(self.copied), at, None), None) if at >= 0 else None
 
     def check_columns(self) -> None:
         """Compare the table's columns with those encoded for.
@@ -366,6 +374,15 @@ class Insertion:
             f"route {self.target.owner.route}: more than {self.target.max_dead_letters} dead letters in a row; "
             "look into kbatchd.dead_letters, mend the cause, then restart"
         )
+
+
+def _runs(start: int, stop: int, without: Iterable[int]) -> list[range]:
+    """Cut a range into those between the numbers that are left out."""
+    runs = []
+    for number in sorted(without):
+        runs.append(range(start, number))
+        start = number + 1
+    return [run for run in [*runs, range(start, stop)] if run]
 
 
 def _without_frames(error: psycopg.Error) -> psycopg.Error:
