@@ -36,12 +36,12 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from kbatchd import catalogue, migrations
+from kbatchd.batch_copy import COPY_HEADER
 from kbatchd.config_mapping import RouteMapping
 from kbatchd.devstack.kafka import Kafka, kafka_server
 from kbatchd.devstack.postgres import postgres_server
 from kbatchd.devstack.process import tail
 from kbatchd.devstack.requests import send
-from kbatchd.insertion import COPY_HEADER
 from kbatchd.mapping import row_columns
 from kbatchd.rows import RowEncoder, build_encoder
 

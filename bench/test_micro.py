@@ -22,11 +22,11 @@ from psycopg.conninfo import make_conninfo
 
 from kbatchd import catalogue, migrations, progress
 from kbatchd.batch import Batch, BufferPool, Chunk, RouteBatches
+from kbatchd.batch_copy import Target
 from kbatchd.config_mapping import RouteMapping
 from kbatchd.devstack.postgres import postgres_server
 from kbatchd.devstack.requests import generate
 from kbatchd.exact import suspects
-from kbatchd.insertion import Target
 from kbatchd.mapping import row_columns
 from kbatchd.model import Partition
 from kbatchd.progress import Owner

@@ -23,8 +23,8 @@ from kbatchd.targets import build_target
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from kbatchd.batch_copy import Target
     from kbatchd.handover import Handover, Lane
-    from kbatchd.insertion import Target
     from kbatchd.postgres import Connection
     from kbatchd.stats import RouteSlot
 

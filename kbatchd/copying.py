@@ -4,7 +4,7 @@ psycopg's own `copy` is made for streams. It waits for the socket at each of its
 it takes a turn of its own. Around refused rows, where a batch becomes hundreds of COPYs, that is a third of the time
 (20,000 rows with 200 refused ones: 190 ms, here 128), and each wait gives the interpreter to the poll loop.
 
-Called by insertion.py, in the thread that owns the connection. The calls of libpq are those of its manual:
+Called by batch_copy.py, in the thread that owns the connection. The calls of libpq are those of its manual:
 https://www.postgresql.org/docs/current/libpq-copy.html, https://www.postgresql.org/docs/current/libpq-async.html
 """
 

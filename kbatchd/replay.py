@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from kbatchd.batch import Batch
+    from kbatchd.batch_copy import Target
     from kbatchd.config import Route
-    from kbatchd.insertion import Target
     from kbatchd.letters import Letter
     from kbatchd.postgres import Connection
 

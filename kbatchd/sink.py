@@ -16,13 +16,14 @@ import psycopg
 
 from kbatchd import progress
 from kbatchd.batch import Chunk
-from kbatchd.insertion import Insertion, Outcome, Target
+from kbatchd.insertion import Insertion, Outcome
 from kbatchd.upsert import Staging
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from kbatchd.batch import Batch
+    from kbatchd.batch_copy import Target
     from kbatchd.model import Partition, Record, Refusal
     from kbatchd.progress import Owner, Position
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kbatchd.batch import Batch, Chunk
-from kbatchd.insertion import Target
+from kbatchd.batch_copy import Target
 from kbatchd.mapping import Deletes, row_columns
 from kbatchd.paths import parse_path
 from kbatchd.progress import Owner

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from kbatchd.batch import Batch
+    from kbatchd.batch_copy import Target
     from kbatchd.config import Route
-    from kbatchd.insertion import Target
     from kbatchd.model import Record, Refusal
     from kbatchd.postgres import Connection
 

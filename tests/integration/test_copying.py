@@ -32,27 +32,27 @@ def rows(connection: psycopg.Connection) -> list[tuple[int, str]]:
 
 
 def test_statements_and_rows(transaction: psycopg.Connection) -> None:
-    copy_in(transaction, COPY, b"1\tone\n")
-    copy_in(transaction, b"RELEASE SAVEPOINT good; SAVEPOINT good; " + COPY, b"2\ttwo\n")
+    copy_in(transaction, COPY, [b"1\tone\n"])
+    copy_in(transaction, b"RELEASE SAVEPOINT good; SAVEPOINT good; " + COPY, [b"2\ttwo\n"])
     transaction.execute("ROLLBACK TO SAVEPOINT good")
     assert rows(transaction) == [(1, "one")]
 
 
 def test_a_refused_row_is_named(transaction: psycopg.Connection) -> None:
-    copy_in(transaction, COPY, b"1\tone\n")
+    copy_in(transaction, COPY, [b"1\tone\n"])
     transaction.execute("SAVEPOINT good")
     with pytest.raises(psycopg.errors.CheckViolation) as caught:
-        copy_in(transaction, COPY, b"2\ttwo\n-3\tthree\n")
+        copy_in(transaction, COPY, [b"2\ttwo\n-3\tthree\n"])
     assert (caught.value.diag.context or "").startswith("COPY t, line 2")
     # Then: the next one says first what leads out of it.
-    copy_in(transaction, b"ROLLBACK TO SAVEPOINT good; " + COPY, b"2\ttwo\n")
+    copy_in(transaction, b"ROLLBACK TO SAVEPOINT good; " + COPY, [b"2\ttwo\n"])
     assert rows(transaction) == [(1, "one"), (2, "two")]
 
 
 @pytest.mark.parametrize("statement", [b"COPY public.nowhere FROM STDIN", b"RELEASE SAVEPOINT none; " + COPY])
 def test_a_refused_statement(transaction: psycopg.Connection, statement: bytes) -> None:
     with pytest.raises((psycopg.errors.UndefinedTable, psycopg.errors.InvalidSavepointSpecification)):
-        copy_in(transaction, statement, b"1\tone\n")
+        copy_in(transaction, statement, [b"1\tone\n"])
     transaction.execute("ROLLBACK TO SAVEPOINT good")
     assert rows(transaction) == []
 
@@ -61,7 +61,7 @@ def test_a_session_killed_before(transaction: psycopg.Connection, empty_database
     with psycopg.connect(empty_database, autocommit=True) as other:
         other.execute("SELECT pg_terminate_backend(%s, 5000)", (transaction.info.backend_pid,))
     with pytest.raises(psycopg.Error) as caught:
-        copy_in(transaction, COPY, b"1\tone\n")
+        copy_in(transaction, COPY, [b"1\tone\n"])
     assert verdict(caught.value, broken=transaction.broken) is Verdict.RECONNECT
 
 
@@ -77,7 +77,7 @@ def test_a_session_killed_while_it_copies_and_others_run_meanwhile(
 
     def copy() -> None:
         try:
-            copy_in(transaction, COPY, b"1\tone\n")
+            copy_in(transaction, COPY, [b"1\tone\n"])
         except psycopg.Error as error:
             errors.append(error)
 
@@ -99,6 +99,7 @@ def test_both_sides_have_much_to_say(transaction: psycopg.Connection) -> None:
     transaction.execute("CREATE TRIGGER tell BEFORE INSERT ON public.t FOR EACH ROW EXECUTE FUNCTION public.tell()")
     told: list[int] = []
     transaction.add_notice_handler(lambda notice: told.append(len(notice.message_primary or "")))
-    copy_in(transaction, COPY, b"".join(b"%d\t%s\n" % (number, b"x" * 4_000) for number in range(1, 8_001)))
+    rows = b"".join(b"%d\t%s\n" % (number, b"x" * 4_000) for number in range(1, 8_001))
+    copy_in(transaction, COPY, [rows])
     assert told == [4_000] * 8_000
     assert transaction.execute("SELECT count(*) FROM public.t").fetchone() == (8_000,)

@@ -17,9 +17,10 @@ from psycopg import sql
 
 from kbatchd import catalogue, progress
 from kbatchd.batch import Batch, BufferPool, Chunk, RouteBatches
+from kbatchd.batch_copy import Target
 from kbatchd.config_mapping import RouteMapping
 from kbatchd.errors import BreakerOpen, Fenced, TableChanged
-from kbatchd.insertion import MAX_WINDOWS, MIN_WINDOW_ROWS, Outcome, Target
+from kbatchd.insertion import MAX_WINDOWS, MIN_WINDOW_ROWS, Outcome
 from kbatchd.mapping import row_columns
 from kbatchd.model import CopyFormat, FlushReason, Partition
 from kbatchd.postgres import Verdict, verdict

@@ -14,9 +14,10 @@ from psycopg import sql
 
 from kbatchd import catalogue, progress
 from kbatchd.batch import Batch, Chunk
+from kbatchd.batch_copy import Target
 from kbatchd.config import Route
 from kbatchd.errors import ConfigError, TableChanged
-from kbatchd.insertion import Outcome, Target
+from kbatchd.insertion import Outcome
 from kbatchd.model import DELETED, FlushReason, Partition
 from kbatchd.progress import Owner
 from kbatchd.sink import Sink
