@@ -7,7 +7,6 @@ once a turn: a turn takes as long as one poll, one encoding or one wait, each bo
 
 from __future__ import annotations
 
-import faulthandler
 import gc
 import logging
 import signal
@@ -59,12 +58,10 @@ SHOW_SECONDS = 1.0
 
 def run_worker(config: Config, index: int, slot: Slot) -> int:
     """Run worker `index` until SIGTERM; return the exit code. For a process of its own, just forked."""
-    faulthandler.enable()  # SIGABRT from the supervisor then tells where a silent worker hangs
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     worker = Worker(config, index, slot)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     signal.signal(signal.SIGUSR1, lambda *_: worker.ask_state())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor tells us
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     try:
         return worker.run()

@@ -7,7 +7,8 @@ supervisor forks first.
 from __future__ import annotations
 
 import argparse
-from signal import SIGHUP, SIGUSR1
+import faulthandler
+import signal
 
 from kbatchd import log, notes
 from kbatchd.commands import load_config, missing_extras
@@ -61,10 +62,12 @@ def _log_as(role: str, config: Config) -> None:
 
 
 def _begin(role: str, config: Config, slot: Slot) -> None:
-    """Set up the log of a child that was just forked, and where its warnings are kept."""
+    """Set up what all children that were just forked have alike: the log, where warnings are kept, two signals."""
     _log_as(role, config)
     notes.keep(slot.notes, role)
     log.fold()
+    faulthandler.enable()  # SIGABRT from the supervisor then tells where a silent child hangs
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor tells us
 
 
 def _workers(config: Config) -> Group:
@@ -72,7 +75,7 @@ def _workers(config: Config) -> Group:
         _begin(f"worker {index}", config, slot)
         return run_worker(config, index, slot)
 
-    return Group("worker", config.workers.count, work, config.workers.grace_seconds, takes=frozenset({SIGUSR1}))
+    return Group("worker", config.workers.count, work, config.workers.grace_seconds, takes=frozenset({signal.SIGUSR1}))
 
 
 def _gateways(config: Config, slots: Slots) -> list[Group]:
@@ -96,7 +99,7 @@ def _gateways(config: Config, slots: Slots) -> list[Group]:
             settings=settings,
             at_once=is_cached(config),
             new_first=True,
-            takes=frozenset({SIGHUP}),
+            takes=frozenset({signal.SIGHUP}),
         )
     ]
 

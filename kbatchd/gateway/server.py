@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import faulthandler
 import gc
 import logging
 import resource
@@ -66,9 +65,7 @@ CANCEL_SECONDS = 0.5
 
 def run_gateway(config: Config, index: int, slot: Slot) -> int:
     """Run gateway `index` until SIGTERM; return the exit code. For a process of its own, just forked."""
-    faulthandler.enable()
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor tells us
     assert config.gateway is not None
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

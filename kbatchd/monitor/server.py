@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import faulthandler
 import logging
 import os
 import signal
@@ -49,10 +48,8 @@ GRACE_SECONDS = 0.5
 
 def run_monitor(config: Config, slots: Slots, slot: Slot) -> int:
     """Run the monitor until SIGTERM; return the exit code. For a process of its own, just forked."""
-    faulthandler.enable()
     with contextlib.suppress(PermissionError):  # a container's filter of system calls may forbid it
         os.nice(NICE)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor tells us
     assert config.monitor is not None
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
