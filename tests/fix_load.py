@@ -1,7 +1,7 @@
 """Numbered records on their way from a topic to a table, and the judge of how they arrived.
 
 `Load` sends; `Delivery` knows the topic and the table and compares them, from the topic itself: nothing that the daemon
-says of itself is believed.
+says of itself is believed. Of other tables `wait_all_taken` counts the rows.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tests.fix_daemon import wait_until
 from tests.fix_kafka import wait_for_leaders
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
     from confluent_kafka import Message
@@ -221,6 +222,19 @@ class Delivery:
 
 class NotExactlyOnce(AssertionError):
     """Records were lost, or written twice, or out of order."""
+
+
+def wait_all_taken(connection: psycopg.Connection, tables: Iterable[str], count: int) -> None:
+    """Wait until each of these tables has so many rows; the first dead letter ends the wait, and fails the test."""
+    counts = " UNION ALL ".join(f"SELECT count(*) FROM {table}" for table in tables).encode()
+    letters = 'SELECT route, code, "column", message, value FROM kbatchd.dead_letters LIMIT 5'
+
+    def is_over() -> bool:
+        dead = connection.execute(letters).fetchone() is not None
+        return dead or all(rows == count for (rows,) in connection.execute(counts))
+
+    wait_until(is_over, 30, f"{count} rows in each table")
+    assert connection.execute(letters).fetchall() == []
 
 
 def read_topic(bootstrap_servers: str, topic: str) -> list[Message]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from tests.fix_daemon import wait_until
+from tests.fix_load import wait_all_taken
 
 if TYPE_CHECKING:
     from tests.fix_daemon import MakeDaemon
@@ -84,19 +84,7 @@ def test_what_is_made_up_is_in_the_table(
             assert (done.returncode, done.stderr) == (0, "")
             assert f"{COUNT} records acknowledged\n" in done.stdout
         daemon.start().wait_ready()
-        counts = " UNION ALL ".join(f"SELECT count(*) FROM public.{name}" for name in ROUTES)
-        letters = (
-            "SELECT route, code, \"column\", message, convert_from(value, 'UTF8') FROM kbatchd.dead_letters LIMIT 5"
-        )
-        wait_until(
-            lambda: (
-                connection.execute(letters.encode()).fetchall()
-                or all(count == COUNT for (count,) in connection.execute(counts.encode()))
-            ),
-            30,
-            "the rows",
-        )
-        assert connection.execute(letters.encode()).fetchall() == []
+        wait_all_taken(connection, [f"public.{name}" for name in ROUTES], COUNT)
         for name, (_, _, holds) in ROUTES.items():
             rows = connection.execute(f"SELECT count(*) FROM public.{name} WHERE {holds}".encode()).fetchall()
             assert rows == [(COUNT,)], name

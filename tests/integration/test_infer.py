@@ -14,8 +14,8 @@ import tomli
 from confluent_kafka import Producer
 
 from kbatchd.paths import parse_path
-from tests.fix_daemon import wait_until
 from tests.fix_kafka import group_ids
+from tests.fix_load import wait_all_taken
 from tests.real_looking import NESTED, TOPICS, records
 
 if TYPE_CHECKING:
@@ -77,17 +77,7 @@ def all_taken(
             found[name] = types(connection, table)
         daemon = make_daemon(*routes).start()
         daemon.wait_ready()
-        counts = " UNION ALL ".join(f"SELECT count(*) FROM public.{name}" for name in names)
-        letters = 'SELECT route, code, "column", message FROM kbatchd.dead_letters LIMIT 5'
-        wait_until(
-            lambda: (
-                connection.execute(letters.encode()).fetchall()
-                or all(count == RECORDS for (count,) in connection.execute(counts.encode()))
-            ),
-            30,
-            "all records in their tables",
-        )
-        assert connection.execute(letters.encode()).fetchall() == []
+        wait_all_taken(connection, [f"public.{name}" for name in names], RECORDS)
         for name, route in zip(names, routes, strict=True):
             rows = connection.execute(f"SELECT row_to_json(t) FROM public.{name} t".encode()).fetchall()
             compared = [column for column, kind in found[name].items() if kind.removesuffix(" not null") in UNCHANGED]
