@@ -1,6 +1,6 @@
 """What a request's head may be: RFC 9112's rules that llhttp lets pass, and RFC 9110's on the fields we read.
 
-Each function raises the Problem that is the answer. Called by a connection (protocol.py) for each request; pure.
+Each function raises the Problem that is the answer. Called by a reader (reader.py) for each request; pure.
 """
 
 from __future__ import annotations

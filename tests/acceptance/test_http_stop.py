@@ -198,7 +198,9 @@ def test_a_request_that_does_not_come_to_its_end_holds_nobody_up(data: bytes) ->
     with serving(grace_seconds=8.0) as server, server.connect() as connection:
         connection.sendall(data)
         guard = server.server.guard
-        wait_until(lambda: any(cast("Connection", each)._head_bytes for each in guard.connections), 5, "its begin")
+        wait_until(
+            lambda: any(cast("Connection", each)._reader.head_bytes for each in guard.connections), 5, "its begin"
+        )
         assert stop(server) < 8
         assert [answer.status for answer in answers(read_all(connection))] == [408]
         assert not server.app.taken
