@@ -2,9 +2,10 @@
 
 The only code that copies rows. They go straight into the table, or into a staging table that is then merged
 (upsert.py). All of them at once are a stream; some at a time, to get around a refused one, are tries, each behind a
-savepoint. PostgreSQL names most refused rows in its error's context, by their line in the COPY. Which rows to try
-together, and whom to blame, is insertion.py's business: it calls this, in the thread that owns the connection and in a
-transaction of its own.
+savepoint. PostgreSQL names most refused rows in its error's context, by their line in the COPY.
+
+Called by insertion.py, which knows which rows to try together and whom to blame, within its transaction: in a worker's
+flusher thread, or in a command's main thread.
 """
 
 from __future__ import annotations

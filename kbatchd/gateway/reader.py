@@ -62,6 +62,8 @@ class Reader:
         self._target = b""
         self._path, self._query = "", b""
 
+    # --- called by the connection
+
     def feed(self, data: bytes) -> Problem | None:
         """Parse; return the answer to what is no request, if it comes to that: nothing behind it is one either."""
         if self._parser is None:
@@ -99,28 +101,6 @@ class Reader:
         self.end(END)
         self.newest = None
         del self._taker
-
-    def _without_upgrade(self) -> bytes:
-        """Return the head as it came, without the field, and begin it again.
-
-        RFC 9110 section 7.8: an upgrade may be ignored, and then this is a request like any other. llhttp would skip
-        its body; so a new parser gets the head once more.
-        """
-        parser = self._parser
-        assert parser is not None
-        head = [b"%b %b HTTP/%b\r\n" % (parser.get_method(), self._url, parser.get_http_version().encode())]
-        head += [b"%b: %b\r\n" % field for field in self._headers if field[0] != b"upgrade"]
-        self._parser = httptools.HttpRequestParser(self)
-        return b"".join([*head, b"\r\n"])
-
-    def _fault(self, error: httptools.HttpParserError) -> Problem | None:
-        cause = error.__context__
-        if isinstance(cause, Problem):
-            return cause.with_traceback(None)  # whose frames would hold it: a cycle, for the collector to find
-        if self.phase == ANSWER and self.newest is not None and not self.newest.keep_alive:
-            self._parser = None  # behind the last request; it will be answered, and this is nobody's
-            return None
-        return heads.malformed(f"the request is not HTTP/1.1: {error}")
 
     # --- called by the parser
 
@@ -205,3 +185,27 @@ class Reader:
             self.head_bytes = 0
             assert self.newest is not None
             self.newest.end()
+
+    # --- within
+
+    def _without_upgrade(self) -> bytes:
+        """Return the head as it came, without the field, and begin it again.
+
+        RFC 9110 section 7.8: an upgrade may be ignored, and then this is a request like any other. llhttp would skip
+        its body; so a new parser gets the head once more.
+        """
+        parser = self._parser
+        assert parser is not None
+        head = [b"%b %b HTTP/%b\r\n" % (parser.get_method(), self._url, parser.get_http_version().encode())]
+        head += [b"%b: %b\r\n" % field for field in self._headers if field[0] != b"upgrade"]
+        self._parser = httptools.HttpRequestParser(self)
+        return b"".join([*head, b"\r\n"])
+
+    def _fault(self, error: httptools.HttpParserError) -> Problem | None:
+        cause = error.__context__
+        if isinstance(cause, Problem):
+            return cause.with_traceback(None)  # whose frames would hold it: a cycle, for the collector to find
+        if self.phase == ANSWER and self.newest is not None and not self.newest.keep_alive:
+            self._parser = None  # behind the last request; it will be answered, and this is nobody's
+            return None
+        return heads.malformed(f"the request is not HTTP/1.1: {error}")
