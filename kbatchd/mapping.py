@@ -35,7 +35,7 @@ class Source(Enum):
     """Where a column has its value from."""
 
     FIELD = auto()  # a field of the record's object
-    VALUE = auto()  # the whole value, or a field of it: of the envelope
+    VALUE = auto()  # the whole value, or a field of the envelope
     KEY = auto()
     HEADER = auto()  # one header, the last of its name
     HEADERS = auto()  # all of them
@@ -132,6 +132,8 @@ def _feed(column: Column, mapping: RouteMapping, *, alone: bool) -> Feed:
         path = (name,)
     header = source.removeprefix("header:") if source is not None and source.startswith("header:") else ""
     kind = Source.FIELD if source is None else Source.HEADER if header else Source[source.upper()]
+    if kind is Source.VALUE and path and mapping.format == "json" and mapping.value_field is None:
+        kind = Source.FIELD  # without an envelope the record is all of the value
     return Feed(
         column,
         kind,

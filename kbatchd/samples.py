@@ -85,6 +85,22 @@ _TEMPLATES: Final = {
     "bytea": ('"%s"', "base64(b.to_bytes(9, 'big')).decode()"),
 }
 
+#: The same for types that PostgreSQL's input functions alone read: texts that they take in any locale.
+#: Ranges of numbers do not overlap.
+_LITERALS: Final = {
+    "money": ("%d", "b >> 20 & 0xFFFFF"),
+    "oid": ("%d", "n & 0x7FFFFFFF"),
+    "xml": ('"<word>%s</word>"', "WORDS[b & 15]"),
+    "point": ('"(%d,%d)"', "b & 0xFFFF, b >> 16 & 0xFFFF"),
+    "macaddr": ('"02:00:%02x:%02x:%02x:%02x"', "n >> 24 & 255, n >> 16 & 255, n >> 8 & 255, n & 255"),
+    "int4range": ('"[%d,%d)"', "n & 0x3FFFFFFF, (n & 0x3FFFFFFF) + 1"),
+    "int8range": ('"[%d,%d)"', "n, n + 1"),
+    "numrange": ('"[%d.25,%d.75)"', "n, n"),
+    "daterange": (f'"[{_DAY[0]},2027-01-01)"', _DAY[1]),
+    "tsrange": (f'"[{_DAY[0]}{_CLOCK[0]},2027-01-01)"', f"{_DAY[1]}, {_CLOCK[1]}"),
+    "tstzrange": (f'"[{_DAY[0]}{_CLOCK[0]}Z,2027-01-01T00:00:00Z)"', f"{_DAY[1]}, {_CLOCK[1]}"),
+}
+
 #: Where several columns take the same field, it is made for the one that takes the least: of these types the first,
 #: then of any other but texts and JSON.
 _STRICTEST: Final = ("int2", "int4", "int8", "numeric", "float4", "float8", "timestamptz")
@@ -229,18 +245,21 @@ def _template(column: Column) -> tuple[str, str]:
         if column.type_name != "text" and 0 <= limit < _TEXT_CHARACTERS:
             return f'"%0{limit}x"', f"n % {16**limit}"
         return '"%s-%x"', "WORDS[b & 15], n & 0xFFFFFFFFFFFF"
-    if column.type_name == "numeric" and column.typmod >= _TYPMOD_HEADER:
-        return _numeric_template(column.typmod - _TYPMOD_HEADER)
     if column.type_name == "numeric":
-        return "%d.%02d", "b >> 20 & 0xFFFFF, b % 100"
+        return _numeric_template(column.typmod - _TYPMOD_HEADER)
     if column.type_name == "enum" and column.labels:
         return json.dumps(column.labels[0]).replace("%", "%%"), ""
+    if column.type_name in {"bit", "varbit"}:
+        length = column.typmod if column.typmod > 0 else _BITS
+        return '"%s"', f"(format(b, '0{_BITS}b') * {-(-length // _BITS)})[-{length}:]"
     # Nobody here knows what PostgreSQL's input function for another type takes.
-    return _TEMPLATES.get(column.type_name, ("null", ""))
+    return (_TEMPLATES | _LITERALS).get(column.type_name, ("null", ""))
 
 
 def _numeric_template(typmod: int) -> tuple[str, str]:
-    """Fill a numeric's places before and behind the point, as far as it has any."""
+    """Fill a numeric's places before and behind the point, as far as it has any; without a typmod some."""
+    if typmod < 0:
+        return "%d.%02d", "b >> 20 & 0xFFFFF, b % 100"
     precision, scale = typmod >> 16, (typmod & _SCALE_MASK ^ _SCALE_SIGN) - _SCALE_SIGN
     whole = 10 ** min(max(precision - scale, 0), _WHOLE_DIGITS)
     if scale <= 0:

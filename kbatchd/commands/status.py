@@ -1,7 +1,7 @@
 """`kbatchd status`: how the pipeline is doing, from PostgreSQL and Kafka.
 
-So it works from any host, with the daemon up or not. Why something stands still a daemon alone knows: its monitor is
-asked, where it answers at the file's address.
+So it works from any host, with the daemon up or not. What is halted or put aside a daemon alone knows, in its
+memory: its monitor is asked, where it answers at the file's address. What it does not speak of is never called "ok".
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ WATCH_SECONDS = 2.0
 #: The ledger's last minute tells the rate.
 RATE_SECONDS = 60.0
 
+#: What is said without the owner's monitor, which alone knows more.
+_NO_FAULT = "no fault seen"
+
 _PARTITIONS = ("route", "partition", "owner", "next_offset", "end", "lag", "oldest waits", "moved", "state")
 _ROUTES = ("route", "table", "rows/s", "lag", "oldest waits", "dead letters", "state")
 _NUMBERS = frozenset({"partition", "next_offset", "end", "lag", "oldest waits", "moved", "rows/s", "dead letters"})
@@ -59,6 +62,8 @@ class Look:
     #: What the monitor says of its daemon: routes that are put aside, partitions that are halted.
     aside: set[str] = field(default_factory=set)
     halted: set[tuple[str, int]] = field(default_factory=set)
+    #: The partitions that it speaks of.
+    owned: set[tuple[str, int]] = field(default_factory=set)
     #: What could not be asked, in words.
     trouble: list[str] = field(default_factory=list)
 
@@ -130,6 +135,7 @@ class Lookout:
             if isinstance(said, dict) and said.get("pipeline") == self._config.pipeline:
                 look.aside = {route["name"] for route in said["routes"] if route["aside"]}
                 look.halted = {(each["route"], each["partition"]) for each in said["partitions"] if each["halted"]}
+                look.owned = {(each["route"], each["partition"]) for each in said["partitions"] if each["ours"]}
 
     def close(self) -> None:
         """Leave."""
@@ -196,7 +202,7 @@ def _route(config: Config, name: str, partitions: Sequence[dict[str, Any]], look
     waits = [partition["lag_seconds"] for partition in own if partition["lag_seconds"] is not None]
     aside = ["put aside"] if name in look.aside else []
     faults = sorted({partition["state"] for partition in own})
-    states = [word for word in (_activity(own), *aside, *faults) if word != "ok"]
+    states = [word for word in (_activity(own), *aside, *faults) if word not in {"ok", _NO_FAULT}]
     return {
         "route": name,
         "table": next(route.table for route in config.route if route.name == name),
@@ -204,7 +210,7 @@ def _route(config: Config, name: str, partitions: Sequence[dict[str, Any]], look
         "lag": None if not lags or None in lags else sum(lags),
         "lag_seconds": max(waits, default=None),
         "dead_letters": look.dead_letters.get(name, 0),
-        "state": ", ".join(states) or "ok",
+        "state": ", ".join(states) or (_NO_FAULT if _NO_FAULT in faults else "ok"),
     }
 
 
@@ -225,6 +231,8 @@ def _partition(lag: PartitionLag, look: Look, linger_seconds: float) -> dict[str
         state = "halted" if lag.state is PartitionState.OK else f"halted: {state}"
     elif lag.state is PartitionState.OK and lag.stands_still(waits, linger_seconds):
         state = "stands still"
+    elif lag.state is PartitionState.OK and claimed.is_held and key not in look.owned:
+        state = _NO_FAULT
     return {
         "route": claimed.route,
         "topic": claimed.topic,

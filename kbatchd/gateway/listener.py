@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
+import os
 import socket
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kbatchd.errors import ServerUnavailable
@@ -55,6 +58,35 @@ def listen(settings: Gateway, table: str, *, shared: bool) -> socket.socket:
         raise ServerUnavailable(f"{table}.listen: {settings.listen}: {error.strerror}") from error
     listener.setblocking(False)
     return listener
+
+
+def announce(settings: Gateway, pipeline: str) -> socket.socket:
+    """Say whose gateways share an address, as long as the returned socket is open; refuse another pipeline's.
+
+    With SO_REUSEPORT the kernel would give each a share of the connections. The sockets' abstract names are seen by all
+    in the same network, as the address is, and vanish with their process. Each is named first, and then looks: of two
+    that begin at the same time, one sees the other at least. To be called before listening: who listens has a share.
+    """
+    try:
+        host, port = map(str, socket.getaddrinfo(*settings.address, type=socket.SOCK_STREAM)[0][4][:2])
+    except OSError as error:
+        raise ServerUnavailable(f"gateway.listen: {settings.listen}: {error.strerror}") from error
+    whose = hashlib.blake2b(pipeline.encode(), digest_size=8).hexdigest()
+    ours = f"@kbatchd/{host}/{port}/{whose}/"
+    mark = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with contextlib.suppress(OSError):  # a like one in another container: its name says the same
+        mark.bind(f"\0{ours[1:]}{os.getpid()}")
+    lines: list[str] = []
+    with contextlib.suppress(OSError):  # where a sandbox hides it, nobody is refused
+        lines = Path("/proc/self/net/unix").read_text(errors="replace").splitlines()
+    for name in (line.rpartition(" ")[2] for line in lines):
+        if name.startswith(f"@kbatchd/{host}/{port}/") and not name.startswith(ours):
+            mark.close()
+            raise ServerUnavailable(
+                f"gateway.listen: {settings.listen}: the gateway of another pipeline listens there (pid "
+                f"{name.rpartition('/')[2]}): give this file a listen of its own"
+            )
+    return mark
 
 
 def overlook_new(listener: socket.socket) -> None:

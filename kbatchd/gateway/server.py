@@ -23,7 +23,7 @@ from kbatchd.errors import EX_OK, EX_SOFTWARE, ConfigError, KbatchError
 from kbatchd.gateway.app import App
 from kbatchd.gateway.database import Database
 from kbatchd.gateway.guard import Guard
-from kbatchd.gateway.listener import BACKLOG, HANDSHAKE_SECONDS, listen, overlook_new
+from kbatchd.gateway.listener import BACKLOG, HANDSHAKE_SECONDS, announce, listen, overlook_new
 from kbatchd.gateway.protocol import TOLD_CONNECTIONS, Connection
 from kbatchd.gateway.tokens import Tokens
 from kbatchd.log import tell_repeats
@@ -91,6 +91,7 @@ async def _run(config: Config, gateway: Gateway, index: int, slot: Slot) -> int:
     watching = asyncio.create_task(_end_with(producer, server))
     # Only now: the kernel sends its share of the connections to whoever listens.
     await asyncio.wait([reaching])
+    mark = announce(gateway, config.pipeline)
     listener = listen(gateway, "gateway", shared=True)
     slot[Field.STATE] = State.RUNNING
     log.info("gateway listening", extra={"action": "gateway_listening", "address": gateway.listen})
@@ -99,6 +100,7 @@ async def _run(config: Config, gateway: Gateway, index: int, slot: Slot) -> int:
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS)
     await server.serve(listener)
+    mark.close()
     beating.cancel()
     watching.cancel()
     await asyncio.to_thread(database.stop)

@@ -168,3 +168,23 @@ def test_a_standby_takes_requests_too(
     assert "standby" in standby.wait_ready()
     with Client(port) as client:
         assert client.post(f"/v1/{route['topic']}?ack=db", b'{"id":1}').status == 200
+
+
+def test_two_pipelines_do_not_share_an_address(
+    database: str, make_topic: MakeTopic, make_gateway: MakeGateway, make_daemon: MakeDaemon
+) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(TABLE)
+    route = {"topic": make_topic(1), "table": "public.orders"}
+    first, client = make_gateway(route)
+    gateway = {"listen": f"127.0.0.1:{client.port}"}
+    # A standby of the same pipeline shares it,
+    standby = make_daemon(route, gateway=gateway).start()
+    assert "standby" in standby.wait_ready()
+    # another pipeline does not,
+    other = make_daemon(route, gateway=gateway)
+    other.config.write_text(f'pipeline = "other"\n{other.config.read_text()}')
+    other.start().wait_for_log("the gateway of another pipeline listens there")
+    # not before both are gone.
+    assert (first.stop(), standby.stop()) == (0, 0)
+    other.wait_for_log("action=gateway_listening")

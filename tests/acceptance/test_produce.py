@@ -164,11 +164,11 @@ def test_fields_of_csv_go_where_the_route_says(make_producing: MakeProducing, ma
 
 
 def test_what_nobody_makes_up_is_refused_at_once(make_producing: MakeProducing) -> None:
-    table = "CREATE TABLE public.sent (id bigint NOT NULL, name text NOT NULL, price money NOT NULL)"
+    table = "CREATE TABLE public.sent (id bigint NOT NULL, name text NOT NULL, price path NOT NULL)"
     producing = make_producing(table, keys={"columns": {"name": "id"}})
-    fault = "column price is of type money, and --generate knows no values of it"
+    fault = "column price is of type path, and --generate knows no values of it"
     assert fault in producing.refuses("--generate", "1")
-    producing.keys = {"columns": {"name": "id", "price": {"constant": 1}}}
+    producing.keys = {"columns": {"name": "id", "price": {"constant": "((0,0))"}}}
     fault = "its mapping asks for more than --generate can make up: wrong_type: name: expected a string, got 1"
     assert fault in producing.refuses("--generate", "1")
     assert not producing.messages()

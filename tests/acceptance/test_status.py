@@ -37,7 +37,7 @@ def test_status_is_true_with_the_daemon_up_and_down(make_daemon: MakeDaemon, del
     delivery.send(500)
     delivery.wait_drained()
     shown = status(daemon)
-    assert (shown["routes"][0]["state"], shown["routes"][0]["lag"], shown["trouble"]) == ("ok", 0, [])
+    assert (shown["routes"][0]["state"], shown["routes"][0]["lag"], shown["trouble"]) == ("no fault seen", 0, [])
     assert {each["partition"]: each["next_offset"] for each in shown["partitions"]} == delivery.progress()
     assert {each["owner"] for each in shown["partitions"]} == {"worker-0", "worker-1"}
     # has stopped,
@@ -79,8 +79,8 @@ def test_what_stands_still_is_not_ok(
     def states(asked: Daemon) -> list[str]:
         return [route["state"] for route in status(asked)["routes"]]
 
-    # The daemon at the file's address tells at once what it does,
-    assert states(daemon) == ["ok"] * 3
+    # The daemon at the file's address tells what it does,
+    wait_until(lambda: states(daemon) == ["ok"] * 3, 10, "the monitor's first look")
     halted.send(21)
     wait_until(lambda: states(daemon) == ["ok", "halted", "ok"], 20, "the breaker")
     aside.execute("ALTER TABLE public.aside RENAME TO hidden")
@@ -89,11 +89,34 @@ def test_what_stands_still_is_not_ok(
     wait_until(lambda: states(daemon)[:2] == ["put aside", "halted"], 10, "the route without a table")
     # and from elsewhere it is seen that records wait, and progress does not move.
     elsewhere = make_daemon(*routes)
-    wait_until(lambda: states(elsewhere) == ["stands still", "stands still", "ok"], 30, "what stands still")
+    wait_until(lambda: states(elsewhere) == ["stands still", "stands still", "no fault seen"], 30, "what stands still")
     wait_until(lambda: states(daemon) == ["put aside, stands still", "halted", "ok"], 10, "what stands still, and why")
     aside.execute("ALTER TABLE public.hidden RENAME TO aside")
     aside.wait_drained()
     wait_until(lambda: states(daemon) == ["ok", "halted", "ok"], 10, "the mended route")
+
+
+def test_status_does_not_claim_more_than_it_knows(
+    make_monitored: MakeMonitored, make_daemon: MakeDaemon, make_delivery: MakeDelivery
+) -> None:
+    delivery = make_delivery(1, "public.halted")
+    daemon, _ = make_monitored(delivery.route, workers={"count": 1})
+    elsewhere = make_daemon(delivery.route)
+
+    def states(asked: Daemon) -> list[str]:
+        shown = status(asked)
+        return [shown["routes"][0]["state"], shown["partitions"][0]["state"]]
+
+    delivery.send(5)
+    delivery.wait_drained()
+    # Halted, as the topic ends below progress: both see it,
+    delivery.execute("UPDATE kbatchd.progress SET next_offset = 10, epoch = epoch + 1")
+    wait_until(lambda: states(daemon) == ["halted: truncation"] * 2, 20, "the halted partition")
+    assert states(elsewhere) == ["truncation"] * 2
+    # until the topic has grown so far. Nothing waits: the daemon alone knows that it is halted still.
+    delivery.send(5)
+    wait_until(lambda: states(daemon) == ["halted"] * 2, 10, "a topic that has grown")
+    assert states(elsewhere) == ["no fault seen"] * 2
 
 
 def test_watch_refreshes_in_place(make_daemon: MakeDaemon, delivery: Delivery) -> None:

@@ -15,6 +15,7 @@ from kbatchd.catalogue import read_table
 from kbatchd.config_mapping import RouteMapping
 from kbatchd.mapping import row_columns
 from kbatchd.model import CopyFormat
+from kbatchd.postgres import Verdict, verdict
 from kbatchd.rows import build_encoder
 
 if TYPE_CHECKING:
@@ -212,6 +213,22 @@ def test_what_postgresql_refuses_has_its_line_and_column(odd_session: psycopg.Co
         copy(odd_session, "t", [b'{"n":1,"r":"[1,2)"}', b'{"n":2,"r":"nonsense"}'])
     assert caught.value.diag.context is not None
     assert "COPY t, line 2, column r" in caught.value.diag.context
+
+
+def test_xml_is_read_where_postgresql_was_built_with_libxml(odd_session: psycopg.Connection) -> None:
+    """Else it takes nulls alone, and says why in its own words: the route is put aside with them."""
+    odd_session.execute("CREATE TABLE t (n numeric, v xml)")
+    try:
+        odd_session.execute("SELECT xml '<a/>'")
+    except psycopg.errors.FeatureNotSupported:
+        assert copy(odd_session, "t", [b'{"n":1}', b'{"n":2,"v":null}']) == []
+        with pytest.raises(psycopg.errors.FeatureNotSupported) as caught:
+            copy(odd_session, "t", [b'{"n":3}', b'{"n":4,"v":"<a>x</a>"}'])
+        assert "requires the server to be built with libxml" in str(caught.value)
+        assert "COPY t, line 2, column v" in str(caught.value)
+        assert verdict(caught.value, broken=False) is Verdict.ASIDE
+    else:
+        assert_is_read(odd_session, '"<a b=\\"1\\">x</a>"', '<a b="1">x</a>')
 
 
 def test_a_nul_is_refused_wherever_it_is(odd_session: psycopg.Connection) -> None:

@@ -226,6 +226,34 @@ def test_fields_that_no_column_takes() -> None:
     assert (len(rows), codes(encoded.refused)) == (2, [(0, "unknown_field", None)])
 
 
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("other", ["int4", "int4range"])
+def test_without_an_envelope_a_field_of_the_value_is_the_record_s(other: str) -> None:
+    """Of each lane: a column of int4range makes the route one of text."""
+    columns = [column("a", "text"), column("b", other), column("rest", "jsonb")]
+    said = {"a": {"source": "value", "field": "x"}, "b": {"source": "value", "field": "in.b"}}
+    sent = [Sent(b'{"x":"1","in":{"b":7},"more":0}'), Sent(b'{"x":"2","in":{"b":8}}'), Sent(b'{"a":"3"}')]
+    encoder = build_encoder(columns[:2], mapping(said, unknown_fields="reject"))
+    own_way = build_encoder(columns[:2], mapping({"a": "x", "b": "in.b"}, unknown_fields="reject"))
+    made: list[list[bytes]] = [[], [], []]
+    values = [each.value() for each in sent]
+    encoded = encoder.encode(sent, values, made[0])
+    assert codes(encoded.refused) == [(0, "unknown_field", None), (2, "unknown_field", None)]
+    assert encoded == own_way.encode(sent, values, made[1])
+    careful = _Call(encoder, sent, 0)
+    careful.careful(sent[1].value(), 1, made[2], careful.refused)
+    assert made[0] == made[1] == made[2] != []
+    # What such a column takes, the one that collects the rest does not.
+    rows = b"".join(_rows(build_encoder(columns, mapping(said, unknown_fields="rest")), sent[0]))
+    assert (b'"more":0' in rows, b'"x":"1"' in rows) == (True, False)
+
+
+def _rows(encoder: RowEncoder, *sent: Sent) -> list[bytes]:
+    rows: list[bytes] = []
+    assert encoder.encode(sent, [each.value() for each in sent], rows).refused == []
+    return rows
+
+
 def test_columns_that_take_their_default() -> None:
     columns = [column("id", "int8", not_null=True), column("a", "int4", has_default=True), column("b", "text")]
     encoder = build_encoder(columns, mapping({"a": {"on_missing": "default"}, "b": {"on_missing": "default"}}))
