@@ -69,6 +69,7 @@ class Daemon:
     def __init__(self, config: Path, name: str, program: Sequence[str]) -> None:
         self.config = config
         self.log = config.with_name(f"{name}.log")
+        self.log.touch()  # a test may end before it starts anything
         self._program = program
         self._process: subprocess.Popen[bytes] | None = None
         self._read_from = 0
@@ -80,7 +81,7 @@ class Daemon:
 
     def start(self) -> Daemon:
         """Start the supervisor; the log is read from here on."""
-        self._read_from = self.log.stat().st_size if self.log.exists() else 0
+        self._read_from = self.log.stat().st_size
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, *self._program, "--config", self.config],
