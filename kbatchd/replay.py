@@ -2,8 +2,8 @@
 
 The route's encoder as it is now makes the rows and the sink copies them, around what PostgreSQL refuses. The same
 transaction marks the letters: only those that were still open, so that two replays at once, or one after another, make
-no second row. A letter that is refused again stays open, with its new reason. Progress is not touched: the offsets of
-dead letters are behind it.
+no second row. A letter that is refused again stays open, with its new reason; but what is wrong with a corrected value
+is no reason of the letter, which keeps its own. Progress is not touched: the offsets of dead letters are behind it.
 
 An upsert takes no letter over a row that is there: nobody knows which of the two is newer. Such a letter stays open, as
 `row_exists`, unless whoever replays says that letters overwrite. Of several letters with one key the newest is tried
@@ -78,7 +78,8 @@ class Replay:
         try:
             insertion.run()
         except _RowExists:
-            letters.keep_refused(self._connection, {chosen[0].id: _ROW_EXISTS})
+            if corrected is None:
+                letters.keep_refused(self._connection, {chosen[0].id: _ROW_EXISTS})
             return Outcome(dead_letters=1, reason=_ROW_EXISTS)
         return insertion.outcome
 
@@ -111,10 +112,11 @@ class _Replaying(Insertion):
         self._corrected = corrected
 
     def account(self, last: int, dead: Mapping[int, Refusal]) -> None:
-        """Mark those that are in; give the others their new reason."""
+        """Mark those that are in; give the others their new reason, if it is about their own value."""
         if self._cautious and not dead and self.merged == 0:
             raise _RowExists
         into = [self._chosen[index].id for index in range(self.done, last) if index not in dead]
         if letters.settle_replayed(self.connection, into, self._corrected) != len(into):
             raise SinkError("somebody else has settled some of these letters meanwhile; run the command again")
-        letters.keep_refused(self.connection, {self._chosen[index].id: why for index, why in dead.items()})
+        if self._corrected is None:
+            letters.keep_refused(self.connection, {self._chosen[index].id: why for index, why in dead.items()})

@@ -142,7 +142,8 @@ class TestChoosing:
         assert desk.ok("replay") == ["no open dead letter is chosen"]
 
     @pytest.mark.parametrize(
-        "arguments", [("--since", "yesterday"), ("--until", "2026-01-01T00:00:00"), ("--offsets", "1-x")]
+        "arguments",
+        [("--since", "yesterday"), ("--until", "2026-01-01T00:00:00"), ("--offsets", "1-x"), ("--offsets", "9-1")],
     )
     def test_what_is_no_filter(self, desk: Desk, arguments: tuple[str, str]) -> None:
         assert desk.run("list", *arguments).returncode == 2
@@ -236,6 +237,15 @@ class TestReplay:
         assert desk.query("SELECT convert_from(value, 'UTF8'), convert_from(corrected, 'UTF8') "
                           "FROM kbatchd.dead_letters ORDER BY id") == [
             ('{"id":"x"}', '{"id":12}'), ('{"id":"y"}', '{"id":13}')]  # fmt: skip
+
+    @pytest.mark.parametrize("value", [b'{"name":"no id"}', b'{"id":1,"name":"bad"}'])
+    def test_a_corrected_value_that_is_refused_is_not_the_letters_reason(self, desk: Desk, value: bytes) -> None:
+        number = desk.letter(b'{"id":"x"}', code="wrong_type", message="its own", column="id")
+        done = desk.run("replay", str(number), "--value", "-", stdin=value)
+        assert done.returncode == 65
+        assert b"0 dead letters replayed, 1 not; for example" in done.stdout
+        kept = desk.query('SELECT state, code, message, "column", corrected FROM kbatchd.dead_letters')
+        assert kept == [("open", "wrong_type", "its own", "id", None)]
 
     def test_a_corrected_value_is_shown(self, desk: Desk) -> None:
         number = desk.letter(b'{"id":"x"}')
