@@ -276,7 +276,7 @@ def _examples(command: str) -> str:
 
 def _whole_number(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)
 
 
@@ -288,7 +288,10 @@ def _count(text: str) -> int:
 
 def _offsets(text: str) -> tuple[int, int]:
     first, _, last = text.partition("-")
-    return _whole_number(first), _whole_number(last or first)
+    lowest, highest = _whole_number(first), _whole_number(last or first)
+    if highest < lowest:
+        raise argparse.ArgumentTypeError(f"{text!r} ends before it begins")
+    return lowest, highest
 
 
 def _time(text: str) -> datetime:
