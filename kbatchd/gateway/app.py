@@ -187,7 +187,8 @@ class App:
             return self._refuse_method(method, headers, b"POST, OPTIONS")
         page = self.pages.get(path)
         if page is None:
-            raise Problem(HTTPStatus.NOT_FOUND, "not-found", "there is POST /v1/{route}; GET /docs tells more")
+            detail = "there is no such route or page: there is POST /v1/{route}, and GET /docs names the routes"
+            raise Problem(HTTPStatus.NOT_FOUND, "not-found", detail)
         if method not in {"GET", "HEAD"}:
             raise Problem(
                 HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", "it can be read only", headers={b"allow": b"GET"}
