@@ -110,11 +110,15 @@ class Deletes(NamedTuple):
 
 def resolve_feeds(columns: Sequence[Column], mapping: RouteMapping) -> tuple[Feed, ...]:
     """Say where each of the columns of `row_columns` has its value from; ConfigError where that cannot be."""
-    feeds = tuple(_feed(column, mapping, alone=len(columns) == 1) for column in columns)
+    feeds = _feeds(columns, mapping)
     faults = [fault for feed in feeds for fault in _feed_faults(feed)]
     if faults:
         raise ConfigError(*faults)
     return feeds
+
+
+def _feeds(columns: Sequence[Column], mapping: RouteMapping) -> tuple[Feed, ...]:
+    return tuple(_feed(column, mapping, alone=len(columns) == 1) for column in columns)
 
 
 def _feed(column: Column, mapping: RouteMapping, *, alone: bool) -> Feed:
@@ -199,6 +203,7 @@ def row_columns(table: Table, mapping: RouteMapping) -> tuple[Column, ...]:
         *_named_faults(table, named),
         *_default_faults(table, columns, mapping),
         *_raw_faults(table, columns, mapping),
+        *(fault for feed in _feeds(columns, mapping) for fault in _feed_faults(feed)),
     ]
     if not columns:
         faults.append(f"table {table}: no column is left for the records: take some out of `omit`")

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from kbatchd.column_names import quoted
+from kbatchd.errors import ConfigError
 from kbatchd.paths import show_path
 
 if TYPE_CHECKING:
@@ -20,11 +21,21 @@ if TYPE_CHECKING:
 #: A key of TOML that needs no quotes.
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
+#: A name in SQL, in quotes or not, behind its schema or not.
+_NAME = r'(?:[^\W\d][\w$]*|"(?:[^"\0]|"")+")'
+_TABLE = re.compile(rf"(?:{_NAME}\.)?{_NAME}")
+
 
 def table_of_topic(topic: str) -> str:
     """Name the table for a topic: the topic's own name, as a plain one."""
     name = re.sub(r"[^a-z0-9_]", "_", topic.lower())[:63]
     return f"public.{quoted(f'_{name}'[:63] if name[0].isdigit() else name)}"
+
+
+def check_name(table: str) -> None:
+    """Raise ConfigError for what is no table's name in SQL."""
+    if not _TABLE.fullmatch(table):
+        raise ConfigError(f"{table!r} is no name of a table: write schema.table, as in SQL")
 
 
 def create_table(inferred: Inferred, table: str) -> str:

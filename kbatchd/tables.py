@@ -21,7 +21,7 @@ from kbatchd import catalogue
 from kbatchd.catalogue import Column
 from kbatchd.config_mapping import RouteMapping
 from kbatchd.errors import ConfigError, ServerUnavailable
-from kbatchd.mapping import resolve_feeds, row_columns
+from kbatchd.mapping import row_columns
 from kbatchd.postgres import connect, explained
 
 if TYPE_CHECKING:
@@ -76,9 +76,7 @@ def read(connection: Connection, routes: Sequence[Route]) -> Tables:
 def _read_one(connection: Connection, route: Route) -> Columns | ConfigError:
     try:
         table = catalogue.read_table(connection, route.table)
-        columns = row_columns(table, route)
-        resolve_feeds(columns, route)  # its faults are the table's
-        return Columns(columns, table.fingerprint)
+        return Columns(row_columns(table, route), table.fingerprint)
     except ConfigError as error:
         return error
 

@@ -88,7 +88,10 @@ class TopicWatch:
                 self._missing.discard(name)
             elif name not in self._missing:
                 self._missing.add(name)
-                what = "topic is gone; `kbatchd create-topic` makes it anew; or take its routes out of the file"
+                what = (
+                    "topic is gone; `kbatchd create-topic` makes it anew, and `kbatchd progress accept` then lets its "
+                    "partitions go on; or take its routes out of the file"
+                )
                 log.error(what, extra={"action": "topic_gone", "topic": name})
 
 

@@ -8,7 +8,7 @@ from kbatchd import excerpt, log, topics
 from kbatchd.config import load_kafka
 from kbatchd.errors import EX_OK, ConfigError
 from kbatchd.inference import infer
-from kbatchd.table_text import commented, create_table, route, table_of_topic
+from kbatchd.table_text import check_name, commented, create_table, route, table_of_topic
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -16,7 +16,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.config is None:
         arguments.parser.error("--config FILE is required")
     log.setup("error", "kbatchd")
-    topic, table = arguments.topic, arguments.table or table_of_topic(arguments.topic)
+    topic = arguments.topic
+    table = table_of_topic(topic) if arguments.table is None else arguments.table
+    check_name(table)
     kafka = load_kafka(arguments.config)
     admin = topics.make_admin(kafka)
     description = topics.describe(admin, [topic])[topic]

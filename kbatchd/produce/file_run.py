@@ -88,7 +88,8 @@ class FileRun:
         try:
             more, begin = self._behind(stored)
         except _Altered as error:
-            if stored.finished and not options.resume:  # another file, under the name of a former one
+            # Another file, under the name of a former one; or none of it is in the topic.
+            if (stored.finished and not options.resume) or not stored.sent:
                 return self._from_beginning()
             raise ConfigError(
                 f"{name}: {error} since {far} of it were sent: undo that, or send what is left as another file; "

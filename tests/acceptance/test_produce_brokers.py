@@ -93,15 +93,18 @@ def test_a_broker_that_stays_away(own_producing: Producing, own_kafka: Kafka) ->
 def test_a_transaction_is_short(producing: Producing, count: int, rate: tuple[str, ...]) -> None:
     """An open one holds back all later records of its partitions. Between two ends of them lies one offset."""
     producing.sends(producing.file("a.ndjson", written(".ndjson", range(count))), *rate)
-    begins: list[float] = []
+    transactions: list[list[float]] = []
     last = -2
     for message in producing.messages():
         if message.partition() == 0:
             if message.offset() != last + 1:
-                begins.append(message.timestamp()[1] / 1e3)
+                transactions.append([])
+            transactions[-1].append(message.timestamp()[1] / 1e3)
             last = message.offset() or 0
-    # From one begin to the next: the transaction, its end, and the pause after it.
-    seconds = [later - earlier for earlier, later in pairwise(begins)]
-    # Not all: on a busy machine the broker's part takes as long as it takes.
-    assert len(seconds) >= 2, seconds
-    assert min(seconds) < 0.5, seconds
+    assert len(transactions) >= 3
+    # From its first record to its last; a busy machine may hold one of them up.
+    spans = [times[-1] - times[0] for times in transactions]
+    assert sum(span >= 0.5 for span in spans) <= len(spans) // 10, spans
+    # From one begin to the next: the transaction, its end, and the pause after it. Not all: the broker's part takes as
+    # long as it takes.
+    assert min(later[0] - earlier[0] for earlier, later in pairwise(transactions)) < 0.5

@@ -77,6 +77,14 @@ def test_a_file_that_was_altered_is_refused(producing: Producing) -> None:
     assert producing.ids() == list(range(COUNT))
 
 
+def test_a_file_of_which_nothing_was_sent_may_be_mended(producing: Producing) -> None:
+    file = producing.file("a.ndjson", written(".ndjson", range(2), bad=range(2)))
+    assert producing.run(file).code == 65
+    file.write_bytes(written(".ndjson", range(3)))
+    producing.sends(file, "--resume")
+    assert producing.ids() == list(range(3))
+
+
 def test_of_two_runs_on_one_file_the_second_goes_on(producing: Producing) -> None:
     file = producing.file("a.ndjson", written(".ndjson", range(COUNT)))
     first = producing.start(file, "--rate", SLOW)

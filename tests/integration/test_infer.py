@@ -180,6 +180,13 @@ def test_no_table_can_be_made(
     assert what in done.stderr
 
 
+@pytest.mark.parametrize("name", ["a.b.c", "a b", "", "public.", '"a', "t; DROP TABLE t"])
+def test_no_name_of_a_table(kafka: Kafka | GivenKafka, topic_name: str, tmp_path: Path, name: str) -> None:
+    done = infer(tmp_path, kafka.bootstrap_servers, topic_name, f"--table={name}")
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "is no name of a table" in done.stderr
+
+
 def test_no_such_topic(kafka: Kafka | GivenKafka, topic_name: str, tmp_path: Path) -> None:
     done = infer(tmp_path, kafka.bootstrap_servers, topic_name)
     assert done.returncode == 78

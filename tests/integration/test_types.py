@@ -394,6 +394,18 @@ def test_a_row_is_what_postgresql_makes_of_the_literal(types: Types, type_name: 
     assert [(literals[n], ours, theirs) for n, ours, theirs in types.different(type_name)] == []
 
 
+@pytest.mark.parametrize("type_name", ["text", "varchar", "json", "jsonb", "bytea", "text[]"])
+def test_a_megabyte(types: Types, type_name: str) -> None:
+    types.make(type_name)
+    characters = {"bytea": "QUJD", "text[]": "x,y "}.get(type_name, r"a\"\u00e9 ") * 350_000
+    literal = f'["{characters}"]' if type_name == "text[]" else f'"{characters}"'
+    assert not types.encode([literal])
+    types.insert(type_name, [(0, literal)])
+    assert types.different(type_name) == []
+    [length] = map(len, types.values("ours", type_name).values())
+    assert length > 1_000_000
+
+
 @pytest.mark.parametrize("type_name", CASES)
 def test_null_and_absent_are_null(types: Types, type_name: str) -> None:
     types.make(type_name)

@@ -368,6 +368,13 @@ def test_faults(columns: dict[str, Any], keys: dict[str, Any], words: list[str])
     assert any(all(word in fault for word in words) for fault in caught.value.faults), caught.value.faults
 
 
+def test_all_faults_are_told_at_once() -> None:
+    table = Table(1, "public", "t", (column("a", "int4"), column("b", "text")), "")
+    with pytest.raises(ConfigError) as caught:
+        row_columns(table, mapping({"nothing": "x", "a": {"unit": "ms"}, "b": {"source": "headers"}}))
+    assert len(caught.value.faults) == 3
+
+
 def test_an_identity_column_may_be_mapped() -> None:
     table = Table(1, "public", "t", (column("id", "int8", not_null=True, identity=True), column("b", "text")), "")
     assert [each.name for each in row_columns(table, mapping())] == ["b"]
