@@ -51,8 +51,8 @@ _DEFAULTS: dict[str, str | int | float | bool] = {
     "reconnect.backoff.max.ms": 1_000,
     "socket.keepalive.enable": True,
     # Connected to all brokers, not just to those it has something to ask. Else a question for a topic's leaders may go
-    # to the group's coordinator, which has no address any more after an outage: of some 130 consumers 2 read nothing
-    # then, of 240 that are connected to all none (brokers away for 14 s, librdkafka 2.16). See also `standstill`.
+    # to the group's coordinator, which has no address any more after an outage: of some 250 consumers 2 read nothing
+    # then, of 240 that are connected to all none (brokers away for 14 to 22 s, librdkafka 2.16). See also `standstill`.
     "enable.sparse.connections": False,
     # A new leader, and a topic that is gone, are noticed sooner than in five minutes.
     "topic.metadata.refresh.interval.ms": 10_000,
