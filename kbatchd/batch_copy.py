@@ -73,7 +73,7 @@ class Target:
         )
 
 
-class Refused(NamedTuple):
+class Blame(NamedTuple):
     """What PostgreSQL has against rows that were tried together."""
 
     #: The one that it names.
@@ -136,7 +136,7 @@ class BatchCopy:
         # Deferred constraints speak at COMMIT, too late to tell the row: let each COPY hear them.
         self._before = b"SET CONSTRAINTS ALL IMMEDIATE; SAVEPOINT good; "
 
-    def try_rows(self, start: int, stop: int, without: Collection[int]) -> Refused | None:
+    def try_rows(self, start: int, stop: int, without: Collection[int]) -> Blame | None:
         """Copy and merge a range of rows; return what PostgreSQL has against one of them, and nothing is in then.
 
         The statements for the savepoint go with the next COPY.
@@ -158,7 +158,7 @@ class BatchCopy:
                 raise
             self._before = b"ROLLBACK TO SAVEPOINT good; "
             # Not the error itself: its traceback's frames would hold it and the batch, and a worker's collector is off.
-            return Refused(self.named_row(error), _refusal(error))
+            return Blame(self.named_row(error), _refusal(error))
         self._before = b"RELEASE SAVEPOINT good; SAVEPOINT good; "
         return None
 

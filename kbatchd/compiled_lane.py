@@ -13,7 +13,6 @@ from kbatchd import fields
 from kbatchd.careful_lane import NULL
 from kbatchd.fast_lane import WHOLE_UNITS
 from kbatchd.mapping import Source
-from kbatchd.paths import parse_path
 
 try:
     from kbatchd._lane import Lane
@@ -45,8 +44,7 @@ def make_lane(feeds: Sequence[Feed], mapping: RouteMapping, deletes: Deletes | N
     """Make the compiled lane; None where it cannot take the route's records."""
     if mapping.collects_into or (deletes is not None and deletes.field):
         return None
-    envelope: Path = () if mapping.value_field is None else parse_path(mapping.value_field)
-    closed = mapping.unknown_fields == "reject"
+    envelope, closed = mapping.envelope, mapping.unknown_fields == "reject"
     columns = []
     for feed in feeds:
         if feed.source is Source.CONSTANT:

@@ -19,6 +19,8 @@ from kbatchd.paths import parse_path
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kbatchd.paths import Path
+
 _SOURCE = re.compile(r"key|value|headers|header:.+|timestamp|topic|partition|offset|now", re.DOTALL)
 #: Sources that are a text, which may be JSON with a field to take.
 _TEXTS = ("key", "value", "header:")
@@ -148,6 +150,11 @@ class RouteMapping(Table):
     def collects_into(self) -> str | None:
         """The column that collects the fields no other takes."""
         return None if self.unknown_fields in {"ignore", "reject"} else self.unknown_fields
+
+    @property
+    def envelope(self) -> Path:
+        """The way to the object whose fields the columns take; empty: the record itself."""
+        return () if self.value_field is None else parse_path(self.value_field)
 
     def of(self, column: str) -> ColumnMapping:
         """Return what is said of a column."""

@@ -19,7 +19,7 @@ from kbatchd.careful_lane import NULL
 from kbatchd.column_types import ColumnType, type_of
 from kbatchd.exact import field_text, lone_text
 from kbatchd.mapping import JSONS, OF_RECORD, TEXTS, Feed, Source, looked_into
-from kbatchd.paths import Path, parse_path
+from kbatchd.paths import Path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -205,7 +205,7 @@ def _opening(feeds: Sequence[Feed], mapping: RouteMapping, deletes: Deletes | No
     if deletes is not None and deletes.field:
         statements += [*_walk("d", "w", deletes.field), f"if d == {deletes.equals!r}: raise ValueError"]
     if mapping.value_field is not None:
-        statements += _walk("o", "w", parse_path(mapping.value_field))
+        statements += _walk("o", "w", mapping.envelope)
     if mapping.value_field is not None or not any(feed.is_plain for feed in feeds):
         statements.append("if type(o) is not dict: raise TypeError")
     if mapping.unknown_fields == "reject":

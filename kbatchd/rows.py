@@ -50,7 +50,6 @@ from kbatchd.fields import Refused
 from kbatchd.mapping import OF_RECORD, Source, known_fields, looked_into, resolve_feeds
 from kbatchd.message import Message
 from kbatchd.model import DELETED, CopyFormat, Encoded, Refusal
-from kbatchd.paths import Path, parse_path
 from kbatchd.text_lane import TEXT
 
 if TYPE_CHECKING:
@@ -83,8 +82,7 @@ class RowEncoder:
         known = known_fields(ordered)
         cells = [Cell(feed, row_format, known) for feed in ordered]
         constants = _constants(ordered, cells)
-        envelope: Path = () if mapping.value_field is None else parse_path(mapping.value_field)
-        self._careful_lane = CarefulLane(cells, row_format, envelope, deletes, self._unknown)
+        self._careful_lane = CarefulLane(cells, row_format, mapping.envelope, deletes, self._unknown)
         kinds = [kind for feed in ordered if (kind := type_of(feed.column)) is not None]
         self._numbers = any(kind.numbers for kind in kinds)
         #: The fast lane's code, to be read; None: there is none for this route.

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from kbatchd.mapping import Source
-from kbatchd.paths import parse_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -52,7 +51,7 @@ def of_value(feeds: Sequence[Feed], mapping: RouteMapping) -> Shape:
     """Return the shape of a route's values."""
     root = Place()
     root.required = True
-    inner = root.at(() if mapping.value_field is None else parse_path(mapping.value_field), required=True)
+    inner = root.at(mapping.envelope, required=True)
     for feed in feeds:
         if feed.source in {Source.FIELD, Source.VALUE}:
             (inner if feed.source is Source.FIELD else root).add(feed)

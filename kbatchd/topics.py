@@ -12,7 +12,7 @@ from __future__ import annotations
 from concurrent.futures import wait
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from confluent_kafka import (
     Consumer,
@@ -74,6 +74,7 @@ _UNAVAILABLE = {
     KafkaError.NOT_CONTROLLER,
 }
 
+_Asked = TypeVar("_Asked")
 
 #: For those who look: librdkafka's own version.
 LIBRDKAFKA_VERSION: str = libversion()[0]
@@ -104,11 +105,10 @@ class Admin(AdminClient):
             raise ConfigError(f"kafka.librdkafka: {_text(error)}") from error
 
 
-class Inquiry:
-    """A question to the brokers that is under way."""
+class _Question(Generic[_Asked]):
+    """A question to the brokers that is under way, with one future for each thing it is asked about."""
 
-    def __init__(self, admin: Admin, futures: dict[str, Future[Any]]) -> None:
-        """Take one future a topic."""
+    def __init__(self, admin: Admin, futures: dict[_Asked, Future[Any]]) -> None:
         self._admin = admin
         self._futures = futures
 
@@ -116,6 +116,10 @@ class Inquiry:
         """Tell whether `result()` would return at once; also hands librdkafka's log lines on."""
         self._admin.poll(0)
         return all(future.done() for future in self._futures.values())
+
+
+class Inquiry(_Question[str]):
+    """What topics are."""
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait for the end, not longer than this; tell whether it has come."""
@@ -136,18 +140,8 @@ class Inquiry:
         return descriptions
 
 
-class EndsInquiry:
-    """A question for the ends of partitions that is under way."""
-
-    def __init__(self, admin: Admin, futures: dict[TopicPartition, Future[Any]]) -> None:
-        """Take one future a partition."""
-        self._admin = admin
-        self._futures = futures
-
-    def done(self) -> bool:
-        """Tell whether all have been answered; also hands librdkafka's log lines on."""
-        self._admin.poll(0)
-        return all(future.done() for future in self._futures.values())
+class EndsInquiry(_Question[TopicPartition]):
+    """Where partitions end."""
 
     def result(self) -> dict[Partition, int]:
         """Return the ends, when `done()`; without the partitions that have no leader, or nobody to ask."""

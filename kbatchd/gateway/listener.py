@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 from kbatchd.errors import ServerUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from kbatchd.config import Gateway
 
 #: Connections the kernel keeps for us while the loop is busy.
@@ -45,17 +47,14 @@ def listen(settings: Gateway, table: str, *, shared: bool) -> socket.socket:
 
     `shared`: with other processes. Else alone: two daemons on one address would answer in turns.
     """
-    host, port = settings.address
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with _explained(settings, table):
+        family, kind, protocol, _, address = socket.getaddrinfo(*settings.address, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
-    except OSError as error:
-        raise ServerUnavailable(f"{table}.listen: {settings.listen}: {error.strerror}") from error
     listener.setblocking(False)
     return listener
 
@@ -67,10 +66,8 @@ def announce(settings: Gateway, pipeline: str) -> socket.socket:
     in the same network, as the address is, and vanish with their process. Each is named first, and then looks: of two
     that begin at the same time, one sees the other at least. To be called before listening: who listens has a share.
     """
-    try:
+    with _explained(settings, "gateway"):
         host, port = map(str, socket.getaddrinfo(*settings.address, type=socket.SOCK_STREAM)[0][4][:2])
-    except OSError as error:
-        raise ServerUnavailable(f"gateway.listen: {settings.listen}: {error.strerror}") from error
     whose = hashlib.blake2b(pipeline.encode(), digest_size=8).hexdigest()
     ours = f"@kbatchd/{host}/{port}/{whose}/"
     mark = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -87,6 +84,15 @@ def announce(settings: Gateway, pipeline: str) -> socket.socket:
                 f"{name.rpartition('/')[2]}): give this file a listen of its own"
             )
     return mark
+
+
+@contextlib.contextmanager
+def _explained(settings: Gateway, table: str) -> Iterator[None]:
+    """Name the address that cannot be had."""
+    try:
+        yield
+    except OSError as error:
+        raise ServerUnavailable(f"{table}.listen: {settings.listen}: {error.strerror}") from error
 
 
 def overlook_new(listener: socket.socket) -> None:
