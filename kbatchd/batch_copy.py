@@ -136,10 +136,10 @@ class BatchCopy:
         # Deferred constraints speak at COMMIT, too late to tell the row: let each COPY hear them.
         self._before = b"SET CONSTRAINTS ALL IMMEDIATE; SAVEPOINT good; "
 
-    def try_rows(self, start: int, stop: int, without: Collection[int]) -> Blame | None:
+    def try_rows(self, start: int, stop: int, without: Collection[int], sent: Callable[[], None]) -> Blame | None:
         """Copy and merge a range of rows; return what PostgreSQL has against one of them, and nothing is in then.
 
-        The statements for the savepoint go with the next COPY.
+        The statements for the savepoint go with the next COPY. `sent` is as for `copy_all`.
         """
         runs = _runs(start, stop, without)
         if not runs:
@@ -148,7 +148,8 @@ class BatchCopy:
         try:
             for layout, together in self._by_layout(runs):
                 self._copied = together
-                copy_in(self._connection, self._before + self._statement(layout), [self._head, *self._pieces(together)])
+                statements, pieces = self._before + self._statement(layout), [self._head, *self._pieces(together)]
+                copy_in(self._connection, statements, pieces, sent)
                 self._before = b""
             if merge is not None:
                 merge.run(self._connection)

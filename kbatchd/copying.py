@@ -17,16 +17,22 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     import psycopg
     from psycopg.pq.abc import PGconn, PGresult
 
 
-def copy_in(connection: psycopg.Connection, statements: bytes, pieces: Iterable[bytes | memoryview]) -> None:
+def copy_in(
+    connection: psycopg.Connection,
+    statements: bytes,
+    pieces: Iterable[bytes | memoryview],
+    sent: Callable[[], None] = lambda: None,
+) -> None:
     """Run statements of which the last is a COPY FROM STDIN, and give it all its rows; psycopg.Error if any is refused.
 
-    It is for a connection within a transaction, which the error leaves as PostgreSQL does.
+    It is for a connection within a transaction, which the error leaves as PostgreSQL does. `sent` is called while
+    PostgreSQL works on the rows.
     """
     pgconn = connection.pgconn
     result = pgconn.exec_(statements)
@@ -35,6 +41,7 @@ def copy_in(connection: psycopg.Connection, statements: bytes, pieces: Iterable[
             pgconn.put_copy_data(piece)
         pgconn.put_copy_end()
         _send(pgconn)
+        sent()
         result = _receive(pgconn)
     if result.status != ExecStatus.COMMAND_OK:
         raise error_from_result(result, connection.info.encoding)

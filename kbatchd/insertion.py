@@ -142,7 +142,6 @@ class Insertion:
         A window is copied again without the row that was to blame, until it is in. Rows are merged in their order too:
         where a key's last one is refused, the one before it is in.
         """
-        self.sent()
         self._copy.begin_tries()
         refused: dict[int, Refusal] = {}
         row = self._copy.rows_before(self.done)
@@ -163,7 +162,7 @@ class Insertion:
         blamed: dict[int, Refusal] = {}
         until = self._window_end(row, last)
         while True:
-            against = self._copy.try_rows(row, until, blamed)
+            against = self._copy.try_rows(row, until, blamed, self.sent)
             if against is None:
                 self.gap = max(self.gap, until - self.resumed)
                 return until, last, {self._copy.row_records[at]: why for at, why in blamed.items()}

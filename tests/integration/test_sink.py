@@ -27,6 +27,7 @@ from kbatchd.postgres import Verdict, verdict
 from kbatchd.progress import Owner, Position
 from kbatchd.rows import RowEncoder, build_encoder
 from kbatchd.sink import Sink
+from tests.fix_daemon import wait_until
 from tests.records import TOPIC, Sent
 
 if TYPE_CHECKING:
@@ -389,6 +390,46 @@ class TestPoison:
         route = make_route("CHECK (id >= 0)")
         assert route.flush(sent([-1] * 70)) == Outcome(rows=0, dead_letters=70)
         assert route.next_offsets() == {0: 70, 1: 0}
+
+
+class TestOnSent:
+    """What would delay the rows is done while PostgreSQL works on them."""
+
+    WAIT = (
+        "CREATE FUNCTION public.wait() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$BEGIN PERFORM pg_advisory_xact_lock(7); RETURN NEW; END$$;"
+        "CREATE TRIGGER wait BEFORE INSERT ON public.target FOR EACH ROW EXECUTE FUNCTION public.wait()"
+    )
+
+    @pytest.mark.parametrize("poison_before", [False, True])
+    def test_while_the_rows_are_being_inserted(
+        self, database: str, make_route: Callable[..., Route], poison_before: bool
+    ) -> None:
+        route = make_route("CHECK (id >= 0)", setup=self.WAIT)
+        pid = route.connection.info.backend_pid
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event = 'advisory'"
+        seen: list[bool] = []
+        with psycopg.connect(database, autocommit=True) as other:
+
+            def on_sent() -> None:
+                if other.execute(
+                    "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+                ).fetchone():
+                    try:
+                        wait_until(lambda: bool(other.execute(waiting, (pid,)).fetchone()), 10, "the insertion to wait")
+                        seen.append(True)
+                    finally:
+                        other.execute("SELECT pg_advisory_unlock_all()")
+
+            route.sink = Sink(route.connection, on_sent)
+            # Given: after a batch with poison the next one goes in by windows.
+            ids = [-1 if poison_before and n == 100 else n for n in range(300)]
+            route.flush(sent(ids))
+            # When: an insertion, of more than libpq keeps back, waits for a lock that only `on_sent` gives back.
+            other.execute("SELECT pg_advisory_lock(7)")
+            route.flush(sent(range(300, 3_300), first=300))
+        assert seen == [True]
+        assert route.ids() == [*(n for n in ids if n >= 0), *range(300, 3_300)]
 
 
 class TestFenced:
