@@ -12,11 +12,12 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import orjson
 import psycopg
 import pytest
+from confluent_kafka import Message
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pytest_benchmark.fixture import BenchmarkFixture
+
+    from kbatchd.model import Record
 
 REQUESTS_SQL = Path(__file__).resolve().parent.parent / "sql/examples/requests.sql"
 
@@ -191,14 +194,45 @@ def test_encode_mapped(benchmark: BenchmarkFixture, table: catalogue.Table, valu
     encode_all(benchmark, encoder, [in_envelope(value) for value in values])
 
 
-def encode_all(benchmark: BenchmarkFixture, encoder: RowEncoder, values: Sequence[bytes]) -> None:
+def test_encode_with_metadata(benchmark: BenchmarkFixture, table: catalogue.Table, values: list[bytes]) -> None:
+    """Three columns of the record's metadata, one of its key, and one with a default that half of the records need."""
+    mapping = RouteMapping.model_validate(
+        {
+            "columns": {
+                "id": {"source": "offset"},
+                "status": {"source": "partition"},
+                "created_at": {"source": "timestamp"},
+                "method": {"source": "key"},
+                "path": {"field": "way", "default": "/"},
+            }
+        }
+    )
+    renamed = [value.replace(b'"path":', b'"way":', index % 2) for index, value in enumerate(values)]
+    messages = [
+        Message(
+            topic=PARTITION.topic,
+            partition=3,
+            offset=offset,
+            key=b"GET",
+            value=value,
+            timestamp=(1, 1_767_225_600_000 + offset),
+        )
+        for offset, value in enumerate(renamed)
+    ]
+    encode_all(benchmark, build_encoder(row_columns(table, mapping), mapping), renamed, cast("list[Record]", messages))
+
+
+def encode_all(
+    benchmark: BenchmarkFixture, encoder: RowEncoder, values: Sequence[bytes], records: Sequence[Record] = ()
+) -> None:
     """Encode them over and over, a poll at a time."""
-    parts = polls(values)
+    starts = range(0, len(values), RECORDS_PER_POLL)
+    parts = [(records[at : at + RECORDS_PER_POLL], values[at : at + RECORDS_PER_POLL]) for at in starts]
 
     def encode() -> None:
-        for part in parts:
+        for polled, part in parts:
             rows: list[bytes] = []
-            assert not encoder.encode((), part, rows).refused
+            assert not encoder.encode(polled, part, rows).refused
 
     benchmark(encode)
     note_cost(benchmark, len(values))

@@ -5,6 +5,9 @@
    becomes, byte for byte, the row that the Python lanes would make, but for two things whose value is the same: jsonb gets
    the message's own text, and a numeric with a scale the digits as they were written.
 
+   What a column takes of the record beside its value (its key, its offset ...) is asked of the record by the name of its
+   method, and is then taken as JSON's would be.
+
    Optional: without a compiler the package has no such module. Called by the row encoder in the worker's poll loop.
 
    The bytes are hostile. A `bytes` object ends with a NUL that is not counted, so one byte at `end` may be looked at, and
@@ -44,11 +47,15 @@ static const struct { const char *name; int kind; } TYPES[] = {
     {"epoch date", EPOCH_DATE}, {"epoch", EPOCH},
 };
 
-/* A key of the record's JSON, or of an object in it: that of a column, or of an object that columns are in. */
+/* A key of the record's JSON, or of an object in it: that of a column, or of an object that columns are in. A column that
+   is fed by something else of the record has no key there, but a method. */
 typedef struct {
     Byte *name;            /* UTF-8, not terminated */
     Py_ssize_t name_size;  /* -1: JSON can write this name with escapes only, and keys with escapes are not taken */
-    int parent;            /* the object that the key is in */
+    PyObject *method;      /* the name of the record's method; NULL: it is a key of JSON */
+    PyObject *held;        /* what the method gave, as long as the field's bytes may be in it */
+    PyObject *missing;     /* bytes: what the row has, with its length, where there is no such key; NULL: it is not taken */
+    int parent;            /* the object that the key is in; -1: none */
     int kind;
     Py_ssize_t limit;      /* characters a text may have, -1: any number; microseconds in the unit of a time */
     int not_null;
@@ -70,6 +77,7 @@ typedef struct {
     Key *keys;
     Field *fields;         /* of each key */
     int closed;            /* the object that may not have other keys; -1: all may */
+    int asks;              /* whether a column has a method */
     Byte *scratch;
     Py_ssize_t scratch_size, scratch_used;
     int out_of_memory;
@@ -432,6 +440,14 @@ static int unescape(Lane *lane, Field *field, const Byte *p, const Byte *text_en
     return 1;
 }
 
+/* Say whether a text has no more characters than the column takes; it may have, if they are blanks: that is not taken. */
+static int fits(const Key *key, const Field *field) {
+    if (key->limit < 0 || field->size <= key->limit) return 1;
+    Py_ssize_t characters = 0;
+    for (Py_ssize_t i = 0; i < field->size; i++) characters += !is_continuation(field->bytes[i]);
+    return characters <= key->limit;
+}
+
 static const Byte *take_text(Lane *lane, const Key *key, Field *field, const Byte *p, const Byte *end,
                              Py_ssize_t record_size) {
     int has_escapes;
@@ -442,29 +458,26 @@ static const Byte *take_text(Lane *lane, const Key *key, Field *field, const Byt
     field->bytes = start;
     field->size = p - start;
     if (has_escapes && !unescape(lane, field, start, p, record_size)) return NULL;
-    if (key->limit >= 0 && field->size > key->limit) {
-        Py_ssize_t characters = 0;
-        for (Py_ssize_t i = 0; i < field->size; i++) characters += !is_continuation(field->bytes[i]);
-        if (characters > key->limit) return NULL;  /* unless blanks alone are too many */
-    }
-    return p + 1;
+    return fits(key, field) ? p + 1 : NULL;
 }
 
-/* Take the usual form: groups of 8, 4, 4, 4 and 12 digits. */
-static const Byte *take_uuid(Field *field, const Byte *p, const Byte *end) {
-    if (end - p < 38 || p[0] != '"' || p[37] != '"') return NULL;
-    p++;
+/* Read the usual form, at p with 36 bytes: groups of 8, 4, 4, 4 and 12 digits. */
+static int read_uuid(Field *field, const Byte *p) {
     for (int at = 0, size = 0; at < 36; at += 2) {
         if (at == 8 || at == 13 || at == 18 || at == 23) {
-            if (p[at++] != '-') return NULL;
+            if (p[at++] != '-') return 0;
         }
         int high = hex_value(p[at]), low = hex_value(p[at + 1]);
-        if (high < 0 || low < 0) return NULL;
+        if (high < 0 || low < 0) return 0;
         field->small[size++] = (Byte)(high << 4 | low);
     }
     field->bytes = field->small;
     field->size = 16;
-    return p + 37;
+    return 1;
+}
+
+static const Byte *take_uuid(Field *field, const Byte *p, const Byte *end) {
+    return end - p >= 38 && p[0] == '"' && p[37] == '"' && read_uuid(field, p + 1) ? p + 38 : NULL;
 }
 
 /* Return the number of two digits; a large one where they are none. */
@@ -620,6 +633,81 @@ static const Byte *take_field(Lane *lane, const Key *key, Field *field, const By
     }
 }
 
+/* What the record has beside its value. */
+
+/* Say whether it is UTF-8 without a NUL. */
+static int is_text(const Byte *p, const Byte *end) {
+    while (p < end) {
+        int size = *p < 0x80 ? *p != 0 : utf8_size(p, end);
+        if (size == 0) return 0;
+        p += size;
+    }
+    return 1;
+}
+
+/* Take bytes that are no JSON's: a text without quotes around it, or a number. (It does not call take_field, nor is_text
+   skip_plain: what is called in one place is compiled into it, and that is 5 % of a record without metadata.) */
+static int take_bytes(const Key *key, Field *field, const Byte *p, Py_ssize_t size) {
+    if (size > MAX_RECORD_BYTES) return 0;
+    field->state = PRESENT;
+    field->bytes = p;
+    field->size = size;
+    switch (key->kind) {
+    case BYTEA: return 1;
+    case TEXT: return is_text(p, p + size) && fits(key, field);
+    case UUID: return size == 36 && read_uuid(field, p);
+    case INT2: return take_integer(field, p, 2) == p + size;
+    case INT4: return take_integer(field, p, 4) == p + size;
+    case INT8: return take_integer(field, p, 8) == p + size;
+    case NUMERIC: return take_numeric(field, p) == p + size;
+    case EPOCH_DATE: case EPOCH: return take_epoch(field, p, key->limit, key->kind == EPOCH_DATE) == p + size;
+    default: return 0;
+    }
+}
+
+static int take_number(const Key *key, Field *field, int64_t number) {
+    Byte digits[21], *end = digits + 20, *start = end;
+    uint64_t rest = number < 0 ? -(uint64_t)number : (uint64_t)number;
+    *end = 0;
+    do *--start = (Byte)('0' + rest % 10); while (rest /= 10);
+    if (number < 0) *--start = '-';
+    if (key->kind != TEXT) return take_bytes(key, field, start, end - start);
+    memcpy(field->small, start, (size_t)(end - start));
+    return take_bytes(key, field, field->small, end - start);
+}
+
+/* Ask the record for what a column takes of it: a number, a text, bytes, or (kind, time), a time below 0 being none.
+   0 when it is not taken, or with an exception. */
+static int ask_record(Key *key, Field *field, PyObject *record) {
+    PyObject *found = key->held = PyObject_CallMethodNoArgs(record, key->method);
+    if (found == NULL) return 0;
+    if (found == Py_None) return 1;
+    int is_time = PyTuple_CheckExact(found) && PyTuple_GET_SIZE(found) == 2;
+    if (is_time) found = PyTuple_GET_ITEM(found, 1);
+    if (PyLong_CheckExact(found)) {
+        int overflow;
+        long long number = PyLong_AsLongLongAndOverflow(found, &overflow);
+        if (is_time && number < 0) return 1;
+        return !overflow && take_number(key, field, number);
+    }
+    if (PyBytes_CheckExact(found)) {
+        return take_bytes(key, field, (const Byte *)PyBytes_AS_STRING(found), PyBytes_GET_SIZE(found));
+    }
+    Py_ssize_t size;
+    const char *text = PyUnicode_CheckExact(found) ? PyUnicode_AsUTF8AndSize(found, &size) : NULL;
+    if (text != NULL) return take_bytes(key, field, (const Byte *)text, size);
+    PyErr_Clear();  /* half a surrogate pair */
+    return 0;
+}
+
+/* Ask it for all of them. */
+static int read_beside(Lane *lane, PyObject *record) {
+    for (int i = 0; i < lane->count; i++) {
+        if (lane->keys[i].method != NULL && !ask_record(&lane->keys[i], &lane->fields[i], record)) return 0;
+    }
+    return 1;
+}
+
 /* Records. */
 
 /* Read the key of an object, whose text begins at p; set its index, or -1. A producer writes its keys in one order: the
@@ -701,11 +789,14 @@ static int read_record(Lane *lane, const Byte *p, Py_ssize_t size) {
 
 /* Make the row of the fields; NULL without an exception when the record is not taken. */
 static PyObject *make_row(Lane *lane) {
-    Py_ssize_t size = 2 + 4 * (Py_ssize_t)lane->count;
+    Py_ssize_t size = 2;
     for (int i = 0; i < lane->count; i++) {
+        const Key *key = &lane->keys[i];
         const Field *field = &lane->fields[i];
-        if (field->state == PRESENT) size += field->size + (lane->keys[i].kind == JSONB);
-        else if (lane->keys[i].not_null) return NULL;
+        if (field->state == PRESENT) size += 4 + field->size + (key->kind == JSONB);
+        else if (field->state == NULL_FIELD) size += 4;
+        else if (key->missing != NULL) size += PyBytes_GET_SIZE(key->missing);
+        else return NULL;
     }
     for (int i = lane->count; i < lane->key_count; i++) {
         if (lane->keys[i].not_null && lane->fields[i].state != PRESENT) return NULL;
@@ -717,22 +808,31 @@ static PyObject *make_row(Lane *lane) {
     to += 2;
     for (int i = 0; i < lane->count; i++) {
         const Field *field = &lane->fields[i];
-        int version = lane->keys[i].kind == JSONB;
-        put_big_endian(to, field->state == PRESENT ? (uint64_t)(field->size + version) : UINT64_MAX, 4);
-        to += 4;
-        if (field->state != PRESENT) continue;
-        if (version) *to++ = 1;
-        memcpy(to, field->bytes, (size_t)field->size);
-        to += field->size;
+        if (field->state == PRESENT) {
+            int version = lane->keys[i].kind == JSONB;
+            put_big_endian(to, (uint64_t)(field->size + version), 4);
+            to += 4;
+            if (version) *to++ = 1;
+            memcpy(to, field->bytes, (size_t)field->size);
+            to += field->size;
+        } else if (field->state == NULL_FIELD) {
+            put_big_endian(to, UINT64_MAX, 4);
+            to += 4;
+        } else {
+            const PyObject *missing = lane->keys[i].missing;
+            memcpy(to, PyBytes_AS_STRING(missing), (size_t)PyBytes_GET_SIZE(missing));
+            to += PyBytes_GET_SIZE(missing);
+        }
     }
     return row;
 }
 
-/* Return the row of one record; NULL without an exception when it is not taken. */
-static PyObject *encode_record(Lane *lane, PyObject *value) {
+/* Return the row of one record; NULL without an exception when it is not taken. `record`: NULL if nobody asks it. */
+static PyObject *encode_record(Lane *lane, PyObject *value, PyObject *record) {
     if (!PyBytes_CheckExact(value) || PyBytes_GET_SIZE(value) > MAX_RECORD_BYTES) return NULL;
-    PyObject *row = NULL;
-    if (read_record(lane, (const Byte *)PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value))) row = make_row(lane);
+    int taken = read_record(lane, (const Byte *)PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value));
+    if (taken && record != NULL) taken = read_beside(lane, record);
+    PyObject *row = taken ? make_row(lane) : NULL;
     if (lane->out_of_memory) {
         lane->out_of_memory = 0;
         PyErr_NoMemory();
@@ -740,23 +840,40 @@ static PyObject *encode_record(Lane *lane, PyObject *value) {
     return row;
 }
 
-static PyObject *lane_encode(Lane *lane, PyObject *const *arguments, Py_ssize_t count) {
-    if (count != 3 || !PyList_CheckExact(arguments[2])) {
-        PyErr_SetString(PyExc_TypeError, "encode(values, start, rows: list)");
+/* Return the row of a record that is asked: its methods may be Python code, so what is used meanwhile is held. */
+static PyObject *encode_asking(Lane *lane, PyObject *value, PyObject *records, Py_ssize_t at) {
+    if (at >= PySequence_Fast_GET_SIZE(records)) {
+        PyErr_SetString(PyExc_ValueError, "a column is fed by the record, and there are more values than records");
         return NULL;
     }
-    Py_ssize_t at = PyNumber_AsSsize_t(arguments[1], PyExc_OverflowError);
-    if (at == -1 && PyErr_Occurred()) return NULL;
-    PyObject *values = PySequence_Fast(arguments[0], "values are no sequence");
-    if (values == NULL) return NULL;
-    int failed = 0;
-    for (at = at < 0 ? 0 : at; at < PySequence_Fast_GET_SIZE(values); at++) {
-        PyObject *row = encode_record(lane, PySequence_Fast_GET_ITEM(values, at));
-        failed = row == NULL ? PyErr_Occurred() != NULL : PyList_Append(arguments[2], row) < 0;
-        Py_XDECREF(row);
-        if (row == NULL || failed) break;
+    PyObject *record = Py_NewRef(PySequence_Fast_GET_ITEM(records, at));
+    Py_INCREF(value);
+    PyObject *row = encode_record(lane, value, record);
+    for (int i = 0; i < lane->count; i++) Py_CLEAR(lane->keys[i].held);
+    Py_DECREF(value);
+    Py_DECREF(record);
+    return row;
+}
+
+static PyObject *lane_encode(Lane *lane, PyObject *const *arguments, Py_ssize_t count) {
+    if (count != 4 || !PyList_CheckExact(arguments[3])) {
+        PyErr_SetString(PyExc_TypeError, "encode(records, values, start, rows: list)");
+        return NULL;
     }
-    Py_DECREF(values);
+    Py_ssize_t at = PyNumber_AsSsize_t(arguments[2], PyExc_OverflowError);
+    if (at == -1 && PyErr_Occurred()) return NULL;
+    PyObject *records = PySequence_Fast(arguments[0], "records are no sequence");
+    PyObject *values = records == NULL ? NULL : PySequence_Fast(arguments[1], "values are no sequence");
+    int failed = values == NULL;
+    for (at = at < 0 ? 0 : at; !failed && at < PySequence_Fast_GET_SIZE(values); at++) {
+        PyObject *value = PySequence_Fast_GET_ITEM(values, at);
+        PyObject *row = lane->asks ? encode_asking(lane, value, records, at) : encode_record(lane, value, NULL);
+        failed = row == NULL ? PyErr_Occurred() != NULL : PyList_Append(arguments[3], row) < 0;
+        Py_XDECREF(row);
+        if (row == NULL) break;
+    }
+    Py_XDECREF(values);
+    Py_XDECREF(records);
     if (lane->scratch_size > KEPT_SCRATCH_BYTES) {
         PyMem_Free(lane->scratch);
         lane->scratch = NULL;
@@ -812,23 +929,32 @@ static int find_parent(Lane *lane, PyObject *path, Py_ssize_t steps) {
     return object;
 }
 
-/* Keep one column: (path, type, limit, not_null). */
+/* Keep one column: (path or method, type, limit, missing, not_null). */
 static int set_column(Lane *lane, int index, PyObject *description) {
     Key *key = &lane->keys[index];
     const char *type;
-    PyObject *path;
-    if (!PyArg_ParseTuple(description, "O!snp", &PyTuple_Type, &path, &type, &key->limit, &key->not_null)) return -1;
+    PyObject *where, *missing;
+    if (!PyArg_ParseTuple(description, "OsnOp", &where, &type, &key->limit, &missing, &key->not_null)) return -1;
     key->kind = -1;
     for (size_t i = 0; i < Py_ARRAY_LENGTH(TYPES); i++) {
         if (strcmp(TYPES[i].name, type) == 0) key->kind = TYPES[i].kind;
     }
-    if (key->kind < 0 || PyTuple_GET_SIZE(path) == 0 || (key->kind >= EPOCH_DATE && key->limit < 1)) {
+    int is_path = PyTuple_Check(where) && PyTuple_GET_SIZE(where) > 0;
+    if (key->kind < 0 || (key->kind >= EPOCH_DATE && key->limit < 1) || !(is_path || PyUnicode_CheckExact(where))
+        || !(missing == Py_None || PyBytes_CheckExact(missing))) {
         PyErr_Format(PyExc_ValueError, "no such column: %R", description);
         return -1;
     }
-    Py_ssize_t last = PyTuple_GET_SIZE(path) - 1;
-    int parent = find_parent(lane, path, last);
-    return parent < 0 ? -1 : set_key(key, PyTuple_GET_ITEM(path, last), parent);
+    if (missing != Py_None) key->missing = Py_NewRef(missing);
+    if (!is_path) {
+        key->method = Py_NewRef(where);
+        key->name_size = key->parent = key->next = key->first = -1;
+        lane->asks = 1;
+        return 0;
+    }
+    Py_ssize_t last = PyTuple_GET_SIZE(where) - 1;
+    int parent = find_parent(lane, where, last);
+    return parent < 0 ? -1 : set_key(key, PyTuple_GET_ITEM(where, last), parent);
 }
 
 /* Keep the columns, and the objects that they are in; those of the envelope must be there. */
@@ -836,11 +962,12 @@ static int set_columns(Lane *lane, PyObject *columns, PyObject *envelope, int cl
     Py_ssize_t count = PySequence_Fast_GET_SIZE(columns), keys = count + 2 + PyTuple_GET_SIZE(envelope);
     for (Py_ssize_t i = 0; i < count; i++) {
         PyObject *column = PySequence_Fast_GET_ITEM(columns, i);
-        if (!PyTuple_Check(column) || PyTuple_GET_SIZE(column) != 4 || !PyTuple_Check(PyTuple_GET_ITEM(column, 0))) {
-            PyErr_SetString(PyExc_TypeError, "a column is (path, type, limit, not_null)");
+        if (!PyTuple_Check(column) || PyTuple_GET_SIZE(column) != 5) {
+            PyErr_SetString(PyExc_TypeError, "a column is (path or method, type, limit, missing, not_null)");
             return -1;
         }
-        keys += PyTuple_GET_SIZE(PyTuple_GET_ITEM(column, 0));
+        PyObject *where = PyTuple_GET_ITEM(column, 0);
+        if (PyTuple_Check(where)) keys += PyTuple_GET_SIZE(where);
     }
     if (keys > INT16_MAX) {
         PyErr_SetString(PyExc_ValueError, "too many columns");
@@ -887,7 +1014,11 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
 
 static void lane_dealloc(Lane *lane) {
     PyTypeObject *type = Py_TYPE(lane);
-    for (int i = 0; i < lane->key_count; i++) PyMem_Free(lane->keys[i].name);
+    for (int i = 0; i < lane->key_count; i++) {
+        PyMem_Free(lane->keys[i].name);
+        Py_XDECREF(lane->keys[i].method);
+        Py_XDECREF(lane->keys[i].missing);
+    }
     PyMem_Free(lane->keys);
     PyMem_Free(lane->fields);
     PyMem_Free(lane->scratch);
@@ -896,8 +1027,9 @@ static void lane_dealloc(Lane *lane) {
 }
 
 PyDoc_STRVAR(encode_doc,
-             "encode(values, start, rows)\n--\n\n"
-             "Append the rows of the values from `start` on; return the index of the first that is not taken, or their number.");
+             "encode(records, values, start, rows)\n--\n\n"
+             "Append the rows of the values from `start` on; return the index of the first that is not taken, or their number.\n"
+             "The records are looked at only where a column has a method.");
 
 static PyMethodDef METHODS[] = {
     {"encode", (PyCFunction)(void (*)(void))lane_encode, METH_FASTCALL, encode_doc},
@@ -906,9 +1038,10 @@ static PyMethodDef METHODS[] = {
 
 static PyType_Slot SLOTS[] = {
     {Py_tp_doc, (void *)"Lane(columns, envelope, closed)\n--\n\n"
-                        "Encodes plain records. Columns are (path, type, limit, not_null), and no path is the beginning of\n"
-                        "another; the objects of the path `envelope` must be there; `closed`: the last of them may have no\n"
-                        "other keys."},
+                        "Encodes plain records. Columns are (path or method, type, limit, missing, not_null), and no path is\n"
+                        "the beginning of another; `missing` is what the row has, with its length, for a key that is not\n"
+                        "there, or None; the objects of the path `envelope` must be there; `closed`: the last of them may\n"
+                        "have no other keys."},
     {Py_tp_new, lane_new},
     {Py_tp_dealloc, lane_dealloc},
     {Py_tp_methods, METHODS},

@@ -1,8 +1,9 @@
 """The compiled lane's Python side: which routes it takes, and how their columns are told to it.
 
-_lane.c goes over a record's bytes once. It follows paths through objects, counts times that are numbers and takes the
-common types; a route that wants more of any column is left to the Python lanes. Made by the row encoder (rows.py); no
-I/O. Optional: without a compiler at the installation there is no such module as kbatchd._lane.
+_lane.c goes over a record's bytes once. It follows paths through objects, counts times that are numbers, has defaults
+for what is missing, asks the record for its key and its other metadata, and takes the common types; a route that wants
+more of any column is left to the Python lanes. Made by the row encoder (rows.py); no I/O. Optional: without a compiler
+at the installation there is no such module as kbatchd._lane.
 """
 
 from __future__ import annotations
@@ -36,26 +37,57 @@ TYPES: Final = frozenset({
     "date", "timestamp", "timestamptz", "json", "jsonb", "bytea",
 })  # fmt: skip
 
+#: What it asks of the record beside its value, and the types that this may go into. The method has the source's name.
+_OF_RECORD: Final = {
+    Source.KEY: frozenset({"text", "varchar", "bytea", "int2", "int4", "int8", "uuid"}),
+    Source.TOPIC: frozenset({"text", "varchar"}),
+    Source.TIMESTAMP: TYPES,
+    Source.PARTITION: TYPES,
+    Source.OFFSET: TYPES,
+}
+
 #: Objects in objects: it follows a path by calling itself.
 _MAX_STEPS: Final = 32
 
 
-def make_lane(feeds: Sequence[Feed], mapping: RouteMapping, deletes: Deletes | None) -> Lane | None:
+def make_lane(
+    feeds: Sequence[Feed], mapping: RouteMapping, deletes: Deletes | None, literals: dict[str, bytes]
+) -> Lane | None:
     """Make the compiled lane; None where it cannot take the route's records."""
-    if mapping.collects_into or (deletes is not None and deletes.field):
+    if mapping.format != "json" or mapping.collects_into or (deletes is not None and deletes.field):
         return None
     envelope, closed = mapping.envelope, mapping.unknown_fields == "reject"
     columns = []
     for feed in feeds:
         if feed.source is Source.CONSTANT:
             continue
-        known = feed.is_found and feed.column.type_name in TYPES
-        if not known or (closed and feed.source is Source.VALUE):
+        if not _is_known(feed) or (closed and feed.source is Source.VALUE):
             return None
-        path = envelope + feed.path if feed.source is Source.FIELD else feed.path
-        columns.append((path, *_kind_and_limit(feed), feed.column.not_null))
-    paths = [path for path, *_ in columns]
-    return Lane(columns, envelope, closed) if paths and _can_be_followed(paths, envelope) else None
+        column = feed.column
+        columns.append((_where(feed, envelope), *_kind_and_limit(feed), _missing(feed, literals), column.not_null))
+    paths = [where for where, *_ in columns if not isinstance(where, str)]
+    return Lane(columns, envelope, closed) if columns and _can_be_followed(paths, envelope) else None
+
+
+def _is_known(feed: Feed) -> bool:
+    in_value = feed.source in {Source.FIELD, Source.VALUE}
+    types = TYPES if in_value else _OF_RECORD.get(feed.source, frozenset())
+    return feed.column.type_name in types and bool(feed.path) is in_value and not feed.json_text and feed.unit != "ns"
+
+
+def _where(feed: Feed, envelope: Path) -> Path | str:
+    """Return the path to what feeds a column, or the method of the record that gives it."""
+    if feed.source in _OF_RECORD:
+        return feed.source.name.lower()
+    return envelope + feed.path if feed.source is Source.FIELD else feed.path
+
+
+def _missing(feed: Feed, literals: dict[str, bytes]) -> bytes | None:
+    """Return what a row has, with its length, for what is missing; None: the Python lanes decide."""
+    if feed.literal is not None:
+        default = literals[feed.column.name]
+        return len(default).to_bytes(4) + default
+    return NULL if feed.on_missing == "null" and not feed.column.not_null else None
 
 
 def _can_be_followed(paths: Sequence[Path], envelope: Path) -> bool:
@@ -78,12 +110,10 @@ def _kind_and_limit(feed: Feed) -> tuple[str, int]:
     return column.type_name, _limit(column)
 
 
-def wrap(
-    feeds: Sequence[Feed], constants: dict[str, bytes], count: int, *, deletes: bool
-) -> tuple[bytes, bytes] | None:
+def wrap(feeds: Sequence[Feed], literals: dict[str, bytes], count: int, *, deletes: bool) -> tuple[bytes, bytes] | None:
     """Return what a row begins and ends with instead, where it has constants, or may delete; None: as it is."""
     names = [feed.column.name for feed in feeds if feed.source is Source.CONSTANT]
-    fixed = [constants.get(name) for name in names] + [b"\0"] * deletes
+    fixed = [literals.get(name) for name in names] + [b"\0"] * deletes
     if not fixed:
         return None
     return count.to_bytes(2), b"".join(NULL if data is None else len(data).to_bytes(4) + data for data in fixed)

@@ -99,7 +99,7 @@ _SOURCES: Final = frozenset({
 
 
 def generate(
-    feeds: Sequence[Feed], mapping: RouteMapping, deletes: Deletes | None, constants: dict[str, bytes]
+    feeds: Sequence[Feed], mapping: RouteMapping, deletes: Deletes | None, literals: dict[str, bytes]
 ) -> str | None:
     """Write the fast lane; None where a column takes no shortcut.
 
@@ -112,7 +112,7 @@ def generate(
     for feed in feeds:
         column, kind, v = feed.column, _kind(feed), f"v{feed.column.number}"
         if feed.source is Source.CONSTANT:
-            parts.append(f"CONSTANTS[{column.name!r}]" if column.name in constants else "NULL")
+            parts.append(f"CONSTANTS[{column.name!r}]" if column.name in literals else "NULL")
             continue
         fast = _fast(feed, kind, v, in_envelope=mapping.value_field is not None)
         if column.not_null and kind.pack:
@@ -144,7 +144,9 @@ def generate(
 def _program(feeds: Sequence[Feed], statements: Sequence[str], formats: Sequence[str]) -> str:
     packs = "".join(f"pack_{code} = Struct('>i{code}').pack\n" for code in _pack_codes(feeds))
     of_record = any(feed.source in OF_RECORD for feed in feeds)
-    loop = "for value, record in zip(values, records[first:])" if of_record else "for value in values"
+    loop = (
+        "for value, record in zip(values, records[first : first + len(values)])" if of_record else "for value in values"
+    )
     return f"""\
 from struct import Struct
 {packs}
@@ -162,10 +164,10 @@ def fast(records, values, first, rows, refusals, careful):
 """
 
 
-def compile_lane(source: str, feeds: Sequence[Feed], constants: dict[str, bytes]) -> Callable[..., None]:
+def compile_lane(source: str, feeds: Sequence[Feed], literals: dict[str, bytes]) -> Callable[..., None]:
     """Compile what `generate` has written."""
     names: dict[str, object] = dict(_NAMES)
-    names["CONSTANTS"] = {name: _length(len(encoded)) + encoded for name, encoded in constants.items()}
+    names["CONSTANTS"] = {name: _length(len(encoded)) + encoded for name, encoded in literals.items()}
     names["DEFAULTS"] = {f.column.name: orjson.loads(f.literal) for f in feeds if f.literal is not None}
     names["KNOWN"] = looked_into(feeds)
     for feed in feeds:
@@ -230,13 +232,16 @@ def _walk(v: str, start: str, path: Path) -> list[str]:
 def _find(feed: Feed, v: str) -> list[str]:  # noqa: PLR0911 - one for each source
     """Return the statements that set `v` to the value, or to None; what is missing where it may not be raises."""
     name, path = feed.column.name, feed.path
+    # Whether it is null or missing, and what then, the careful lane finds out.
+    decides = feed.on_missing != "null" or feed.literal is not None
+    unless_missing = [f"if {v} is None: raise LookupError"] if decides else []
     match feed.source:
         case Source.KEY:
-            integer = feed.column.type_name.startswith("int")
-            return [f"{v} = record.key()", f"if {v} is not None: {v} = {'integer_of' if integer else 'text_of'}({v})"]
+            read = "integer_of" if feed.column.type_name.startswith("int") else "text_of"
+            return [f"{v} = record.key()", f"if {v} is not None: {v} = {read}({v})", *unless_missing]
         case Source.TIMESTAMP:
             shown = f"str({v})" if feed.column.type_name in TEXTS else v
-            return [f"{v} = record.timestamp()[1]", f"{v} = None if {v} < 0 else {shown}"]
+            return [f"{v} = record.timestamp()[1]", f"{v} = None if {v} < 0 else {shown}", *unless_missing]
         case Source.TOPIC:
             return [f"{v} = record.topic()"]
         case Source.PARTITION | Source.OFFSET:
@@ -244,16 +249,14 @@ def _find(feed: Feed, v: str) -> list[str]:  # noqa: PLR0911 - one for each sour
             return [f"{v} = str({call})" if feed.column.type_name in TEXTS else f"{v} = {call}"]
         case Source.VALUE if not path:
             return [f"{v} = value" if feed.column.type_name in JSONS else f"{v} = text_of(value)"]
-    must_be = feed.on_missing in {"default", "reject"} and feed.literal is None
+    must_be = feed.on_missing != "null" and feed.literal is None
     start = "w" if feed.source is Source.VALUE else "o"
     if len(path) == 1:
         if feed.literal is not None:
             return [f"{v} = {start}.get({path[0]!r}, DEFAULTS[{name!r}])"]
         return [f"{v} = {start}[{path[0]!r}]" if must_be or feed.column.not_null else f"{v} = {start}.get({path[0]!r})"]
     statements = _walk(v, start, path)
-    if must_be or feed.literal is not None:  # whether it is null or missing, and what then, the careful lane finds out
-        statements.append(f"if {v} is None: raise LookupError")
-    return statements
+    return statements + unless_missing
 
 
 def _fast(feed: Feed, kind: ColumnType, v: str, *, in_envelope: bool) -> str:

@@ -73,14 +73,10 @@ class Feed:
     @property
     def is_plain(self) -> bool:
         """Whether this is a field of the object as it is, of whatever name."""
-        return self.is_found and self.source is Source.FIELD and len(self.path) == 1 and self.unit is None
-
-    @property
-    def is_found(self) -> bool:
-        """Whether a path into the value leads to what the column takes; where it ends early, NULL or no row."""
         return (
-            self.source in {Source.FIELD, Source.VALUE}
-            and bool(self.path)
+            self.source is Source.FIELD
+            and len(self.path) == 1
+            and self.unit is None
             and self.literal is None
             and not self.json_text
             and (self.on_missing == "null" or self.column.not_null)

@@ -81,16 +81,16 @@ class RowEncoder:
         row_format = BINARY if binary else TEXT
         known = known_fields(ordered)
         cells = [Cell(feed, row_format, known) for feed in ordered]
-        constants = _constants(ordered, cells)
+        literals = _literals(ordered, cells)
         self._careful_lane = CarefulLane(cells, row_format, mapping.envelope, deletes, self._unknown)
         kinds = [kind for feed in ordered if (kind := type_of(feed.column)) is not None]
         self._numbers = any(kind.numbers for kind in kinds)
         #: The fast lane's code, to be read; None: there is none for this route.
-        self.source = generate(ordered, mapping, deletes, constants) if binary else None
-        self._fast = None if self.source is None else compile_lane(self.source, ordered, constants)
-        self._lane = make_lane(ordered, mapping, deletes) if compiled and self._fast is not None else None
+        self.source = generate(ordered, mapping, deletes, literals) if binary else None
+        self._fast = None if self.source is None else compile_lane(self.source, ordered, literals)
+        self._lane = make_lane(ordered, mapping, deletes, literals) if compiled and binary else None
         #: What the compiled lane's rows begin and end with where they have constants, or may delete.
-        self._wrap = wrap(ordered, constants, len(self.layouts[0]), deletes=deletes is not None)
+        self._wrap = wrap(ordered, literals, len(self.layouts[0]), deletes=deletes is not None)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -109,7 +109,7 @@ class RowEncoder:
         start, window = 0, 1
         while True:
             before = len(rows)
-            left = self._lane.encode(values, start, rows)
+            left = self._lane.encode(records, values, start, rows)
             if self._wrap is not None:
                 head, tail = self._wrap
                 rows[before:] = [head + row[2:] + tail for row in rows[before:]]
@@ -200,8 +200,8 @@ def _place(feed: Feed) -> int:
     return 0 if feed.column.not_null and kind is not None and kind.pack else 1
 
 
-def _constants(feeds: Sequence[Feed], cells: Sequence[Cell]) -> dict[str, bytes]:
-    """Encode the constants, and try the defaults; ConfigError for those that their columns do not take."""
+def _literals(feeds: Sequence[Feed], cells: Sequence[Cell]) -> dict[str, bytes]:
+    """Encode constants and defaults; ConfigError for those that their columns do not take. A null has no bytes."""
     found: dict[str, bytes] = {}
     faults = []
     for feed, cell in zip(feeds, cells, strict=True):
@@ -213,7 +213,7 @@ def _constants(feeds: Sequence[Feed], cells: Sequence[Cell]) -> dict[str, bytes]
             what = "constant" if feed.source is Source.CONSTANT else "default"
             faults.append(f"column {feed.column.name} does not take its {what}: {error}")
         else:
-            if feed.source is Source.CONSTANT and encoded is not None:
+            if encoded is not None:
                 found[feed.column.name] = encoded
     if faults:
         raise ConfigError(*faults)

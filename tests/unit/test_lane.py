@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+import sys
 from decimal import ROUND_HALF_UP, Decimal
 
 import orjson
@@ -15,6 +16,7 @@ from kbatchd.catalogue import Column
 from kbatchd.config_mapping import RouteMapping
 from kbatchd.rows import build_encoder
 from tests.fix_lanes import CAN_COMPILE
+from tests.records import Sent
 
 pytestmark = pytest.mark.skipif(
     not (compiled_lane.COMPILED or CAN_COMPILE),
@@ -70,15 +72,15 @@ class Pair:
         self._compiled = build_encoder(columns(types, not_null=not_null), mapping, compiled=True)
         self._python = build_encoder(columns(types, not_null=not_null), mapping, compiled=False)
 
-    def compare(self, values: list[bytes | None]) -> None:
+    def compare(self, values: list[bytes | None], records: list[Sent] | None = None) -> None:
         got: list[bytes] = []
         due: list[bytes] = []
-        refused = self._compiled.encode((), values, got)
-        assert refused == self._python.encode((), values, due), values
+        encoded = self._compiled.encode(records or (), values, got)
+        assert encoded == self._python.encode(records or (), values, due), (values, records)
         assert len(got) == len(due)
         for ours, theirs in zip(got, due, strict=True):
             if ours != theirs:
-                assert self._meanings(ours) == self._meanings(theirs), values
+                assert self._meanings(ours) == self._meanings(theirs), (values, records)
 
     def _meanings(self, row: bytes) -> list[object]:
         return [_meaning(name, field) for name, field in zip(self._compiled.columns, _fields(row), strict=True)]
@@ -168,7 +170,7 @@ def test_plain_records_are_taken() -> None:
     assert lane is not None
     made: list[bytes] = []
     values = [_record(PLAIN), orjson.dumps(orjson.loads(_record(PLAIN))), _record(dict(reversed(PLAIN.items())))]
-    assert lane.encode(values, 0, made) == len(values) == len(made)
+    assert lane.encode((), values, 0, made) == len(values) == len(made)
 
 
 def test_column_names_that_json_writes_with_escapes() -> None:
@@ -179,13 +181,16 @@ def test_column_names_that_json_writes_with_escapes() -> None:
 
 MAPPED_TYPES = {
     "id": "int8", "city": "text", "zip": "varchar", "lat": "float8", "c_jsonb": "jsonb", "at": "timestamptz",
-    "day": "date", "seen": "timestamp", "op": "text", "source": "text", "nothing": "int4",
+    "day": "date", "seen": "timestamp", "op": "text", "source": "text", "nothing": "int4", "state": "text",
+    "lon": "float8", "offset": "int8", "key": "text", "sent": "timestamptz",
 }  # fmt: skip
 MAPPED = {
     "city": "address.city", "zip": "address.zip", "lat": "address.geo.lat", "c_jsonb": "meta.raw",
     "at": {"field": "ts", "unit": "ms"}, "day": {"field": "meta.day", "unit": "s"},
     "seen": {"field": "seen", "unit": "us"},
     "source": {"constant": "web"}, "nothing": {"constant": -7},
+    "state": {"field": "status", "default": "new"}, "lon": {"field": "address.geo.lon", "default": -0.5},
+    "offset": {"source": "offset"}, "key": {"source": "key"}, "sent": {"source": "timestamp"},
 }  # fmt: skip
 OF_ENVELOPE = {"op": {"source": "value", "field": "op"}}
 #: What the columns' fields are in, and some values of each.
@@ -200,6 +205,7 @@ INNER = {
     "ts": [
         b"1763855045123", b"-1", b"-0", b"0", b"1e3", b"9223372036854775807", b"-210000000000001", b"-210000000000000",
     ],
+    "status": [b'"old"', b"null", b"1"],
     "seen": [
         b"1763855045123456", b"-62135596800000000", b"999999999999999999", b"9000000000000000000",
         b"8640000000000000000",
@@ -207,8 +213,17 @@ INNER = {
 }  # fmt: skip
 
 
+MAPPINGS = ["open", "closed", "envelope", "default", "reject"]
+
+
 def _mapping(name: str) -> RouteMapping:
-    more = {"open": {}, "closed": {"unknown_fields": "reject"}, "envelope": {"value_field": "a.after"}}[name]
+    more = {
+        "open": {},
+        "closed": {"unknown_fields": "reject"},
+        "envelope": {"value_field": "a.after"},
+        "default": {"on_missing": "default"},
+        "reject": {"on_missing": "reject"},
+    }[name]
     said = MAPPED | (OF_ENVELOPE if name == "envelope" else {})
     return RouteMapping.model_validate({"columns": said, **more})
 
@@ -226,7 +241,7 @@ def _mapped_record(chance: random.Random, inner: dict[str, bytes]) -> bytes:
 
 
 @pytest.mark.parametrize("not_null", [True, False])
-@pytest.mark.parametrize("name", ["open", "closed", "envelope"])
+@pytest.mark.parametrize("name", MAPPINGS)
 def test_whatever_is_changed_in_a_mapped_record(name: str, not_null: bool) -> None:
     chance = random.Random(7)
     pair = Pair(MAPPED_TYPES, not_null=not_null, mapping=_mapping(name))
@@ -237,10 +252,11 @@ def test_whatever_is_changed_in_a_mapped_record(name: str, not_null: bool) -> No
         if not chance.randrange(4):
             inner = dict(chance.sample(list(inner.items()), chance.randrange(len(inner) + 1)))
         value = _mapped_record(chance, inner) if name == "envelope" else _record({**inner, "op": b'"i"'})
-        pair.compare([_torn(chance, value) if not chance.randrange(3) else value])
+        sent = Sent(chance.choice(NUMBERS), name=chance.choice(KEYS), sent_at_ms=chance.choice(TIMES_MS))
+        pair.compare([_torn(chance, value) if not chance.randrange(3) else value], [sent])
 
 
-@pytest.mark.parametrize("name", ["open", "closed", "envelope"])
+@pytest.mark.parametrize("name", MAPPINGS)
 def test_plain_mapped_records_are_taken(name: str) -> None:
     lane = build_encoder(columns(MAPPED_TYPES, not_null=True), _mapping(name), compiled=True)._lane
     assert lane is not None
@@ -248,7 +264,119 @@ def test_plain_mapped_records_are_taken(name: str) -> None:
     if name == "envelope":
         value = b'{"op":"u","a":{"before":null,"after":%b}}' % value
     made: list[bytes] = []
-    assert lane.encode([value, orjson.dumps(orjson.loads(value))], 0, made) == 2
+    records = [Sent(7, name=b"k"), Sent(8, name=b'{"a":1}')]
+    assert lane.encode(records, [value, orjson.dumps(orjson.loads(value))], 0, made) == 2
+
+
+#: What a record may have beside its value, plain, odd and wrong.
+KEYS = [
+    None, b"", b"k", b"7", b"-7", b"0", b"-0", b"007", b"+7", b"32768", b"9223372036854775808", b"1.0", b"7 ", b" 7",
+    b"cd613e30-d8f1-6adf-91b7-584a2265b1f5", b"CD613E30D8F16ADF91B7584A2265B1F5", b"null", b'"k"', b'{"id":"\\u0000"}',
+    b"abcde", b"abcdef", b"abcde ", "\u00e9".encode() * 5, "\u00e9".encode() * 6, "\U0001f600".encode(), b"\xff",
+    b"\xc0\x80", b"\xed\xa0\x80", b"a\xc3", b"a\0b", b"\0", b"\x01\t\\", b"7\0", b"plain ascii of 24 letters",
+    b"cd613e30-d8f1-6adf-91b7-584a2265b1f\0", b"cd613e30-d8f1-6adf-91b7-584a2265b1fg",
+]  # fmt: skip
+NUMBERS = [0, 7, -7, 2**15 - 1, 2**15, 2**31 - 1, 2**31, 99_999, 2**63 - 1, 2**63]
+TIMES_MS = [1_763_855_045_123, 0, -1, -1001, 253_402_300_800_000, 9_000_000_000_000_000, 2**63 - 1]
+SUBJECTS = ["requests", "abcde", "\u00e9" * 5, ""]
+
+#: Each with the types that its columns may have.
+OF_RECORD = {
+    "key": sorted(compiled_lane.TYPES),
+    "topic": sorted(compiled_lane.TYPES),
+    "timestamp": ["date", "timestamp", "timestamptz", "int2", "int4", "int8", "numeric", "text", "varchar"],
+    "partition": ["int2", "int4", "int8", "numeric", "text", "varchar"],
+    "offset": ["int2", "int4", "int8", "numeric", "text", "varchar"],
+}
+
+
+def _sent(source: str) -> list[Sent]:
+    match source:
+        case "key":
+            return [Sent(1, name=key) for key in KEYS]
+        case "topic":
+            return [Sent(1, subject=subject) for subject in SUBJECTS]
+        case "timestamp":
+            return [Sent(1, sent_at_ms=time) for time in TIMES_MS]
+        case "partition":
+            return [Sent(1, number=number) for number in NUMBERS]
+    return [Sent(number) for number in NUMBERS]
+
+
+@pytest.mark.parametrize("not_null", [True, False])
+@pytest.mark.parametrize("source", OF_RECORD)
+def test_whatever_a_record_has_beside_its_value(source: str, not_null: bool) -> None:
+    records = _sent(source)
+    values: list[bytes | None] = [b'{"id":1}'] * len(records)
+    for kind in OF_RECORD[source]:
+        types = {"short" if kind == "varchar" else f"c_{kind}": kind, "id": "int8"}
+        for more in ({}, {"on_missing": "default"}, {"on_missing": "reject"}, {"on_null_byte": "strip"}):
+            mapping = RouteMapping.model_validate({"columns": {next(iter(types)): {"source": source, **more}}})
+            pair = Pair(types, not_null=not_null, mapping=mapping)
+            pair.compare(values, records)
+            for value, record in zip(values, records, strict=True):
+                pair.compare([value], [record])
+
+
+@pytest.mark.parametrize("not_null", [True, False])
+@pytest.mark.parametrize(("name", "kind"), TYPES.items())
+def test_defaults(name: str, kind: str, not_null: bool) -> None:
+    values: list[bytes | None] = [
+        b"{}", b'{"a":{}}', b'{"a":null}', b'{"%b":null,"a":{"b":null}}' % name.encode(), b'{"a":[]}', b'{"a":{"b":1}}',
+    ]  # fmt: skip
+    value = orjson.loads(PLAIN[name])
+    for path in (name, "a.b"):
+        said = {"columns": {name: {"field": path, "default": value}, "k": {"source": "key", "default": "none"}}}
+        pair = Pair({name: kind, "k": "text"}, not_null=not_null, mapping=RouteMapping.model_validate(said))
+        for sent in (Sent(1), Sent(1, name=b"k")):
+            pair.compare(values, [sent] * len(values))
+
+
+def test_what_is_missing_is_taken() -> None:
+    said = {"columns": {"a": {"field": "a", "default": "d"}, "b": {"source": "key"}, "c": {"source": "timestamp"}}}
+    types = {"a": "text", "b": "bytea", "c": "int8"}
+    encoder = build_encoder(columns(types, not_null=False), RouteMapping.model_validate(said), compiled=True)
+    assert encoder._lane is not None
+    rows: list[bytes] = []
+    assert encoder._lane.encode([Sent(1, sent_at_ms=-1), Sent(1, name=b"\0\xff")], [b"{}", b'{"a":null}'], 0, rows) == 2
+    assert [_fields(row) for row in rows] == [
+        [b"d", None, None],
+        [None, b"\0\xff", (1_700_000_000_123).to_bytes(8)],
+    ]
+
+
+def test_each_value_has_its_record() -> None:
+    mapping = RouteMapping.model_validate({"columns": {"o": {"source": "offset"}}})
+    lane = build_encoder(columns({"o": "int8"}, not_null=True), mapping, compiled=True)._lane
+    assert lane is not None
+    with pytest.raises(ValueError, match="more values than records"):
+        lane.encode([Sent(1)], [b"{}", b"{}"], 0, [])
+
+
+def test_what_a_record_s_method_raises_is_raised() -> None:
+    class Broken(Sent):
+        def offset(self) -> int:
+            raise ZeroDivisionError
+
+    said = {"columns": {"key": {"source": "key"}, "o": {"source": "offset"}}}
+    types = {"key": "text", "o": "int8"}
+    encoder = build_encoder(columns(types, not_null=True), RouteMapping.model_validate(said), compiled=True)
+    with pytest.raises(ZeroDivisionError):
+        encoder.encode([Broken(1, name=b"k")], [b"{}"], [])
+
+
+def test_nothing_of_a_record_is_kept() -> None:
+    said = {"columns": {"k": {"source": "key", "default": "none"}, "t": {"source": "topic"}}}
+    types = {"k": "varchar", "t": "text", "short": "varchar"}
+    encoder = build_encoder(columns(types, not_null=False), RouteMapping.model_validate(said), compiled=True)
+    key, torn, topic = b"key of its own", b"\xff" * 20, "a topic of its own"
+    held = [sys.getrefcount(thing) for thing in (key, torn, topic)]
+    records = [Sent(1, name=key, subject=topic), Sent(2, name=torn, subject=topic)] * 50
+    values = [b"{}", b"{", b'{"short":"abc"}', b'{"short":"abcdef"}'] * 25
+    for _ in range(3):
+        encoder.encode(records, values, [])
+    records.clear()
+    assert [sys.getrefcount(thing) for thing in (key, torn, topic)] == held
 
 
 @pytest.mark.parametrize(
@@ -257,9 +385,10 @@ def test_plain_mapped_records_are_taken(name: str) -> None:
         {"city": "address.city", "c_jsonb": "address"},
         {"city": "address", "zip": "address"},
         {"city": "items[0].city"},
-        {"city": {"field": "city", "default": "Ulm"}},
         {"city": {"field": "city", "json_text": True}},
-        {"city": {"source": "key"}},
+        {"c_jsonb": {"source": "key"}},
+        {"city": {"source": "key", "field": "city"}},
+        {"city": {"source": "header:city"}},
         {"at": {"field": "ts", "unit": "ns"}},
     ],
 )
@@ -267,4 +396,5 @@ def test_mappings_that_are_not_compiled(said: dict[str, object]) -> None:
     mapping = RouteMapping.model_validate({"columns": said})
     assert build_encoder(columns(MAPPED_TYPES, not_null=False), mapping, compiled=True)._lane is None
     pair = Pair(MAPPED_TYPES, not_null=False, mapping=mapping)
-    pair.compare([b'{"id":1,"address":{"city":"Ulm"},"items":[{"city":"Ulm"}],"ts":1763855045123456789}'])
+    value = b'{"id":1,"address":{"city":"Ulm"},"items":[{"city":"Ulm"}],"ts":1763855045123456789}'
+    pair.compare([value], [Sent(1, name=b'{"city":"Ulm"}')])

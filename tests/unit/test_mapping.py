@@ -272,6 +272,25 @@ def test_columns_that_take_their_default() -> None:
     assert codes(encoded.refused) == [(5, "missing", "id")]
 
 
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("source", ["key", "timestamp"])
+def test_what_a_record_lacks_beside_its_value_is_missing(source: str) -> None:
+    class Bare(Sent):
+        def key(self) -> None:
+            return None
+
+        def timestamp(self) -> tuple[int, int]:
+            return (0, -1)
+
+    columns = [column("id", "int4"), column("v", "text")]
+    given = {"default": "none"}, {"on_missing": "null"}, {"on_missing": "default"}, {"on_missing": "reject"}
+    encoders = [build_encoder(columns, mapping({"v": {"source": source, **more}})) for more in given]
+    (default, _), (null, _), (without, _), (none, refused) = (encode(each, Bare({"id": 1})) for each in encoders)
+    assert ([row["v"] for row in default], [row["v"] for row in null]) == ([b"none"], [None])
+    assert ([list(row) for row in without], none) == ([["id"]], [])
+    assert codes(refused.refused) == [(0, "missing", "v")]
+
+
 needs_lane = pytest.mark.skipif(not COMPILED, reason="there is no compiled lane")
 
 #: As a message may have it.
