@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from kbatchd import fields
 from kbatchd.careful_lane import NULL
-from kbatchd.fast_lane import WHOLE_UNITS
+from kbatchd.fast_lane import FALSE, WHOLE_UNITS
 from kbatchd.mapping import Source
 
 try:
@@ -85,8 +85,7 @@ def _where(feed: Feed, envelope: Path) -> Path | str:
 def _missing(feed: Feed, literals: dict[str, bytes]) -> bytes | None:
     """Return what a row has, with its length, for what is missing; None: the Python lanes decide."""
     if feed.literal is not None:
-        default = literals[feed.column.name]
-        return len(default).to_bytes(4) + default
+        return literals[feed.column.name]
     return NULL if feed.on_missing == "null" and not feed.column.not_null else None
 
 
@@ -112,11 +111,9 @@ def _kind_and_limit(feed: Feed) -> tuple[str, int]:
 
 def wrap(feeds: Sequence[Feed], literals: dict[str, bytes], count: int, *, deletes: bool) -> tuple[bytes, bytes] | None:
     """Return what a row begins and ends with instead, where it has constants, or may delete; None: as it is."""
-    names = [feed.column.name for feed in feeds if feed.source is Source.CONSTANT]
-    fixed = [literals.get(name) for name in names] + [b"\0"] * deletes
-    if not fixed:
-        return None
-    return count.to_bytes(2), b"".join(NULL if data is None else len(data).to_bytes(4) + data for data in fixed)
+    fixed = [literals.get(feed.column.name, NULL) for feed in feeds if feed.source is Source.CONSTANT]
+    fixed += [FALSE] * deletes
+    return (count.to_bytes(2), b"".join(fixed)) if fixed else None
 
 
 def _limit(column: Column) -> int:

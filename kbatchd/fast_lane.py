@@ -37,6 +37,9 @@ _LENGTHS: Final = [_length(size) for size in range(4096)]
 #: The same for jsonb, whose first byte is its version, 1.
 _JSONB_LENGTHS: Final = [_length(size + 1) + b"\x01" for size in range(4096)]
 
+#: A boolean, as a row has it.
+FALSE: Final = _length(1) + b"\0"
+
 #: Microseconds of a unit; what is finer than one is the careful lane's.
 WHOLE_UNITS: Final = {"s": 1_000_000, "ms": 1_000, "us": 1}
 #: Beyond these, from 1970, the careful lane decides what PostgreSQL can hold: 4700 BC and 290000.
@@ -63,7 +66,7 @@ def _integer_of(data: bytes) -> int:
 _NAMES: Final[dict[str, object]] = {
     "NOT_TAKEN": _NOT_TAKEN,
     "NULL": NULL,
-    "FALSE": _length(1) + b"\0",
+    "FALSE": FALSE,
     "LENGTHS": _LENGTHS,
     "JSONB_LENGTHS": _JSONB_LENGTHS,
     "LENGTHS_long": _length,
@@ -112,7 +115,7 @@ def generate(
     for feed in feeds:
         column, kind, v = feed.column, _kind(feed), f"v{feed.column.number}"
         if feed.source is Source.CONSTANT:
-            parts.append(f"CONSTANTS[{column.name!r}]" if column.name in literals else "NULL")
+            parts.append(f"LITERALS[{column.name!r}]" if column.name in literals else "NULL")
             continue
         fast = _fast(feed, kind, v, in_envelope=mapping.value_field is not None)
         if column.not_null and kind.pack:
@@ -167,7 +170,7 @@ def fast(records, values, first, rows, refusals, careful):
 def compile_lane(source: str, feeds: Sequence[Feed], literals: dict[str, bytes]) -> Callable[..., None]:
     """Compile what `generate` has written."""
     names: dict[str, object] = dict(_NAMES)
-    names["CONSTANTS"] = {name: _length(len(encoded)) + encoded for name, encoded in literals.items()}
+    names["LITERALS"] = literals
     names["DEFAULTS"] = {f.column.name: orjson.loads(f.literal) for f in feeds if f.literal is not None}
     names["KNOWN"] = looked_into(feeds)
     for feed in feeds:

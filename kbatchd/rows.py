@@ -201,7 +201,7 @@ def _place(feed: Feed) -> int:
 
 
 def _literals(feeds: Sequence[Feed], cells: Sequence[Cell]) -> dict[str, bytes]:
-    """Encode constants and defaults; ConfigError for those that their columns do not take. A null has no bytes."""
+    """Encode constants and defaults, as a binary row has them; ConfigError for those that their columns do not take."""
     found: dict[str, bytes] = {}
     faults = []
     for feed, cell in zip(feeds, cells, strict=True):
@@ -214,7 +214,7 @@ def _literals(feeds: Sequence[Feed], cells: Sequence[Cell]) -> dict[str, bytes]:
             faults.append(f"column {feed.column.name} does not take its {what}: {error}")
         else:
             if encoded is not None:
-                found[feed.column.name] = encoded
+                found[feed.column.name] = len(encoded).to_bytes(4) + encoded
     if faults:
         raise ConfigError(*faults)
     return found

@@ -55,6 +55,11 @@ def _strings(found: object) -> set[str]:
     return set().union(*map(_strings, parts))
 
 
+def wait_read(connection: psycopg.Connection, count: int, routes: int = 1) -> None:
+    reached = "SELECT count(*) FROM kbatchd.progress WHERE next_offset = %s"
+    wait_until(lambda: connection.execute(reached, (count,)).fetchone() == (routes,), 40, "all of it read")
+
+
 def in_postgresql(connection: psycopg.Connection, value: bytes) -> bool:
     """Tell whether PostgreSQL takes a text as jsonb."""
     try:
@@ -90,8 +95,7 @@ def test_every_text_is_an_equal_row_or_a_dead_letter(
             )
         ]
         daemon = make_daemon(*routes, workers={"count": 1}, batch={"linger_seconds": 0.2}).start()
-        reached = "SELECT count(*) FROM kbatchd.progress WHERE next_offset = %s"
-        wait_until(lambda: connection.execute(reached, (len(values),)).fetchone() == (3,), 40, "all of it read")
+        wait_read(connection, len(values), routes=3)
         assert daemon.stop() == 0
 
         # Then: none is lost; what PostgreSQL takes is in the tables, as it takes it, and the rest is dead letters.
@@ -135,8 +139,7 @@ def test_columns_of_webhooks(
         )
         route = {"topic": topic, "table": "public.hooks", "unknown_fields": "rest", "columns": columns}
         daemon = make_daemon(route, batch={"linger_seconds": 0.2}).start()
-        reached = "SELECT 1 FROM kbatchd.progress WHERE next_offset = %s"
-        wait_until(lambda: bool(connection.execute(reached, (len(hooks),)).fetchone()), 40, "all of it read")
+        wait_read(connection, len(hooks))
         assert daemon.stop() == 0
         letters = connection.execute('SELECT "offset", code, "column" FROM kbatchd.dead_letters ORDER BY 1').fetchall()
         rows = connection.execute("SELECT pos, h - 'pos' FROM public.hooks, to_jsonb(hooks) h ORDER BY 1").fetchall()
