@@ -1,0 +1,20 @@
+-- Of which topic and which log progress and dead letters speak, who holds a partition, and why one stands still.
+
+ALTER TABLE kbatchd.progress
+    ADD COLUMN leader_epoch  integer,
+    ADD COLUMN leader_epochs jsonb   NOT NULL DEFAULT '[]',
+    ADD COLUMN host          text,
+    ADD COLUMN pid           integer,
+    ADD COLUMN halted        text    CHECK (halted IN ('gap', 'breaker'));
+
+COMMENT ON COLUMN kbatchd.progress.leader_epoch IS 'Of the last record read: reading begins with it, so that a truncated log is noticed. NULL: not known.';
+COMMENT ON COLUMN kbatchd.progress.leader_epochs IS 'A list of [leader epoch, first offset read under it], ascending: the youngest few.';
+COMMENT ON COLUMN kbatchd.progress.host IS 'Where the process runs that claimed it last, and its pid.';
+COMMENT ON COLUMN kbatchd.progress.halted IS 'Why the partition stands still until `kbatchd progress accept`; NULL: it does not.';
+
+ALTER TABLE kbatchd.dead_letters
+    ADD COLUMN topic_id     text,
+    ADD COLUMN timestamp_ms bigint;
+
+COMMENT ON COLUMN kbatchd.dead_letters.topic_id IS 'The topic that the offset is of; NULL in lines of former versions.';
+COMMENT ON COLUMN kbatchd.dead_letters.timestamp_ms IS 'Kafka''s own, in milliseconds since 1970: any 64-bit number, also where "timestamp" is NULL.';
