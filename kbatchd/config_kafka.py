@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -23,15 +24,12 @@ from kbatchd.config_table import (
 #: The systemd credential that holds the SASL password: `LoadCredential=kafka_password:/path`.
 CREDENTIAL = "kafka_password"
 
-#: Of librdkafka's properties those that are secrets; a private key is one as well.
-_SECRETS = {
-    "sasl.password",
-    "sasl.oauthbearer.client.secret",
-    "sasl.oauthbearer.config",
-    "ssl.key.password",
-    "ssl.key.pem",
-    "ssl.keystore.password",
-}
+#: The names of those of librdkafka's properties that are secrets, of versions to come as well; a private key is one.
+#: `sasl.oauthbearer.config` and `sasl.jaas.config` may hold any. What names a file holds none.
+_SECRET = re.compile(r"(secret|password|passphrase|token|key\.pem|bearer\.config|jaas\.config|^ssl_key)$")
+
+#: An address with a login in it, such as that of a proxy or of a token's endpoint.
+_LOGIN = re.compile(r"//[^/@\s]*:[^@\s]*@")
 
 #: librdkafka's own default, which is the brokers' as well, less what a record's frame may take.
 _MESSAGE_MAX_BYTES = 1_000_000
@@ -39,6 +37,11 @@ _FRAME_BYTES = 512
 
 #: librdkafka's own names for the choice of a login.
 _MECHANISMS = {"sasl.mechanism", "sasl.mechanisms"}
+
+#: With this one the password is the client's secret, which librdkafka has under two names.
+_OAUTH = "OAUTHBEARER"
+_CLIENT_SECRET = "sasl.oauthbearer.client.credentials.client.secret"  # noqa: S105 - a name
+_CLIENT_ID = "sasl.oauthbearer.client.credentials.client.id"
 
 
 class Kafka(Table):
@@ -71,7 +74,8 @@ class Kafka(Table):
     password_file: Beside | None = Field(
         default=None,
         strict=False,
-        description=f"File with the SASL password, mode 0600 or 0400. Default: the systemd credential {CREDENTIAL}.",
+        description="File with the SASL password, or with OAUTHBEARER the client's secret; mode 0600 or 0400. "
+        f"Default: the systemd credential {CREDENTIAL}.",
     )
     password_command: Command | None = Field(
         default=None,
@@ -100,9 +104,16 @@ class Kafka(Table):
             "ssl.key.location": self.tls_key_file and str(self.tls_key_file),
             "sasl.mechanism": self.sasl_mechanism,
             "sasl.username": self.sasl_username,
-            "sasl.password": self._password and self._password.get_secret_value(),
+            self._password_property: self._password and self._password.get_secret_value(),
         }
         return {**self.librdkafka, **{name: value for name, value in ours.items() if value is not None}}
+
+    @property
+    def _password_property(self) -> str:
+        """What librdkafka calls the password: with OAUTHBEARER it is the client's secret, by the name of its id."""
+        if not any(str(self.librdkafka.get(name, "")).upper() == _OAUTH for name in _MECHANISMS):
+            return "sasl.password"
+        return _CLIENT_SECRET if _CLIENT_ID in self.librdkafka else "sasl.oauthbearer.client.secret"
 
     @property
     def max_record_bytes(self) -> int:
@@ -139,11 +150,11 @@ class Kafka(Table):
     @field_validator("librdkafka")
     @classmethod
     def _holds_no_secret(cls, properties: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
-        secret = sorted(_SECRETS & properties.keys())
+        secret = sorted(name for name, value in properties.items() if _SECRET.search(name) or _LOGIN.search(str(value)))
         if secret:
             raise fault(
-                f"holds {', '.join(secret)}; put a password into kafka.password_file, kafka.password_command or the "
-                f"systemd credential {CREDENTIAL}, and a key into a file of its own"
+                f"holds {', '.join(secret)}; put a password, or a client's secret, into kafka.password_file, "
+                f"kafka.password_command or the systemd credential {CREDENTIAL}, and a key into a file of its own"
             )
         return properties
 

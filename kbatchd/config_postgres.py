@@ -6,6 +6,7 @@ Reads DATABASE_URL from the environment.
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Literal, Self
 
@@ -13,7 +14,8 @@ from pydantic import Field, PrivateAttr, SecretStr, ValidationInfo, field_valida
 
 from kbatchd.config_faults import fault
 from kbatchd.config_table import Beside, Command, Table, password_file, read_password
-from kbatchd.conninfo import CREDENTIAL, has_password, is_conninfo, unverified_hosts, with_password
+from kbatchd.conninfo import CREDENTIAL, is_conninfo, secrets, unverified_hosts, with_password
+from kbatchd.credentials import find_password
 
 
 class Postgres(Table):
@@ -32,7 +34,14 @@ class Postgres(Table):
     password_command: Command | None = Field(
         default=None,
         strict=False,
-        description="Program and arguments whose output is the password; run without a shell, at a start and a reload.",
+        description="Program and arguments whose output is the password; run without a shell, whenever needed.",
+    )
+    password_keep_seconds: float = Field(
+        default=300.0,
+        ge=0,
+        le=86_400,
+        description="How long a password is used for new connections before its source is asked again. One that the "
+        "server refuses is asked for again at once.",
     )
     allow_insecure: bool = Field(
         default=False,
@@ -51,19 +60,33 @@ class Postgres(Table):
     )
 
     _conninfo: SecretStr = PrivateAttr()
+    _asked_at: float = PrivateAttr()
 
     @property
     def conninfo(self) -> str:
         """The connection string with its password: hand it to libpq, never to a log."""
         return self._conninfo.get_secret_value()
 
+    @property
+    def is_password_old(self) -> bool:
+        """Whether it was asked for longer ago than it may be kept."""
+        return time.monotonic() - self._asked_at > self.password_keep_seconds
+
+    def ask_password(self) -> bool:
+        """Ask the password's source again; tell whether there is another one now. ConfigError: it cannot be had."""
+        before = self.conninfo
+        self._asked_at = time.monotonic()
+        self._keep(find_password(self.password_file, self.password_command, CREDENTIAL))
+        return self.conninfo != before
+
     @field_validator("dsn")
     @classmethod
     def _dsn_is_usable(cls, dsn: str | None) -> str | None:
-        if dsn is not None and has_password(dsn):
+        if dsn is not None and (held := secrets(dsn)):
             raise fault(
-                "holds a password; put it into a file with mode 0600 and name that in postgres.password_file, "
-                f"or into the systemd credential {CREDENTIAL}",
+                f"holds {', '.join(held)}; put a password into a file with mode 0600 and name that in "
+                f"postgres.password_file, or into the systemd credential {CREDENTIAL}; anything else into a service "
+                "file (service=NAME) that nobody else can read",
             )
         if dsn is None and not os.environ.get("DATABASE_URL"):
             raise fault(
@@ -96,7 +119,10 @@ class Postgres(Table):
 
     @model_validator(mode="after")
     def _build_conninfo(self) -> Self:
-        conninfo = self.dsn or os.environ["DATABASE_URL"]
-        password = read_password(self.password_file, self.password_command, CREDENTIAL)
-        self._conninfo = SecretStr(conninfo if password is None else with_password(conninfo, password))
+        self._asked_at = time.monotonic()
+        self._keep(read_password(self.password_file, self.password_command, CREDENTIAL))
         return self
+
+    def _keep(self, password: str | None) -> None:
+        conninfo = self.dsn or os.environ["DATABASE_URL"]
+        self._conninfo = SecretStr(conninfo if password is None else with_password(conninfo, password))

@@ -1,7 +1,7 @@
 """libpq's connection string: whether it is one, what it must not hold, and whether it may be trusted.
 
 The configuration file may be read by many, so its connection string holds no password: that is kept apart from it, and
-added here. Whether there is one is looked for without libpq, which would only tell of one in a sound string.
+added here.
 
 Called while the file is loaded, before anything is forked.
 """
@@ -11,13 +11,16 @@ from __future__ import annotations
 import os
 import re
 from ipaddress import ip_address
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote
 
 from psycopg import Error
 from psycopg.conninfo import conninfo_to_dict
 
 #: The systemd credential that holds the password: `LoadCredential=postgres_password:/path`.
 CREDENTIAL = "postgres_password"
+
+#: The options that libpq itself shows as stars, and the keys that stand for a password.
+_SECRETS = {"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
 
 _KEYWORD_VALUE = re.compile(r"\s*(\w+)\s*=\s*(?:'((?:\\.|[^'\\])*)'|((?:\\.|[^\s\\])*))", re.DOTALL)
 _URI = re.compile(r"postgres(?:ql)?://")
@@ -28,12 +31,23 @@ def is_conninfo(dsn: str) -> bool:
     return bool(_URI.match(dsn) or _KEYWORD_VALUE.match(dsn))
 
 
-def has_password(dsn: str) -> bool:
-    """Tell whether there is a password in it, be it empty."""
+def secrets(dsn: str) -> list[str]:
+    """Return the options in it that are secrets, be they empty.
+
+    libpq's own reading decides: it finds the end of an address elsewhere than others do (in `u:p#ss@h` it sees a
+    password). It tells nothing of a string with a fault, so that one is searched as well.
+    """
+    try:
+        given = set(conninfo_to_dict(dsn))
+    except Error:
+        given = set()
     if _URI.match(dsn):
-        uri = urlsplit(dsn)
-        return uri.password is not None or any(key == "password" for key, _ in parse_qsl(uri.query))
-    return any(keyword == "password" for keyword, *_ in _KEYWORD_VALUE.findall(dsn))
+        authority, _, query = dsn.partition("?")
+        given |= {"password"} if re.search("//[^/@]*:[^@]*@", authority) else set()
+        given |= {key for key, _ in parse_qsl(query, keep_blank_values=True)}
+    else:
+        given |= {keyword for keyword, *_ in _KEYWORD_VALUE.findall(dsn)}
+    return sorted(given & _SECRETS)
 
 
 def with_password(dsn: str, password: str) -> str:

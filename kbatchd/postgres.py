@@ -6,6 +6,7 @@ fork, since libpq's connections do not survive one.
 
 from __future__ import annotations
 
+import logging
 import re
 from contextlib import contextmanager
 from enum import Enum, auto
@@ -16,6 +17,7 @@ from psycopg import Connection, Error
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from kbatchd.errors import ConfigError, ServerUnavailable
+from kbatchd.refused_login import sqlstates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from kbatchd import config
 
 __all__ = ["MINIMUM_VERSION", "Connection", "Error", "Verdict", "connect", "explained", "verdict"]
+
+log = logging.getLogger(__name__)
 
 #: client_connection_check_interval came with 14: a session whose worker died in a lock's queue ends by itself.
 MINIMUM_VERSION = 140000
@@ -33,21 +37,42 @@ _TCP_USER_TIMEOUT_MS = 10_000
 
 _TRANSACTION_TIMEOUT_VERSION = 170000
 
-_CONFIGURATION_HINTS = (
-    ("password authentication failed", "check the password and the role in postgres.dsn"),
+#: SQLSTATEs of a refused connection that trying again does not mend, and what does.
+_REMEDIES = {
+    "28P01": "check the password and the role in postgres.dsn",
+    "28000": "check the role in postgres.dsn, and let it and this host in, in pg_hba.conf",
+    "3D000": "create the database, or correct postgres.dsn",
+    "42501": "GRANT CONNECT ON DATABASE to this role",
+    "42704": "correct postgres.dsn",  # an option that the server does not have
+    "22023": "correct postgres.dsn",  # ... or of which it does not have this value
+}
+
+#: What the server says of a login as such: the password may have been changed since it was asked for.
+_LOGIN_REFUSED = {"28P01", "28000"}
+
+#: libpq's own words for what has no SQLSTATE, since no server was asked. They are English wherever the process has set
+#: no locale for messages, and Python sets none.
+_LIBPQ_REMEDIES = (
     ("no password supplied", "set postgres.password_file or postgres.password_command"),
-    ("no pg_hba.conf entry", "let this host in, in pg_hba.conf"),
-    ("authentication failed", "check the role in postgres.dsn and pg_hba.conf"),
     ("certificate verify failed", "check sslrootcert in postgres.dsn, and the dates of the server's certificate"),
     ("does not match host name", "name the host as the server's certificate does"),
     ("root certificate file", "set sslrootcert in postgres.dsn to a file or to system"),
-    ("does not exist", "create it, or mend postgres.dsn"),
-    ("invalid", "mend postgres.dsn"),
-    ("bad value", "mend postgres.dsn"),
-    ("unrecognized configuration parameter", "mend postgres.dsn"),
+    ("invalid", "correct postgres.dsn"),
+    ("bad value", "correct postgres.dsn"),
     ("server does not support SSL", "switch it on in the server, or set sslmode in postgres.dsn"),
-    ("permission denied for database", "GRANT CONNECT ON DATABASE to this role"),
 )
+
+#: What our statements and the values we send rely on, whatever the role, the database or the server has set.
+_RELIED_ON = {
+    "datestyle": "ISO, MDY",
+    "intervalstyle": "postgres",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "array_nulls": "on",
+    "standard_conforming_strings": "on",
+    "quote_all_identifiers": "off",
+    "xmloption": "content",
+}
 
 
 #: The classes of PostgreSQL's own SQLSTATEs. Any other is the invention of a trigger or a constraint's function.
@@ -87,16 +112,44 @@ def connect(settings: config.Postgres, application_name: str) -> psycopg.Connect
 
     Raises ServerUnavailable when trying again may help, ConfigError when the server has refused us for good.
     """
+    if settings.is_password_old:
+        _ask_password(settings)
     try:
-        connection = psycopg.connect(_conninfo(settings, application_name), autocommit=True)
+        connection = _log_in(settings, application_name)
     except psycopg.Error as error:
-        raise _connect_error(error) from error
+        codes = _codes(settings, error)
+        if not (codes & _LOGIN_REFUSED and _ask_password(settings)):
+            raise _connect_error(error, codes) from error
+        try:
+            connection = _log_in(settings, application_name)
+        except psycopg.Error as again:
+            raise _connect_error(again, _codes(settings, again)) from again
     try:
         _set_up(connection, settings)
     except psycopg.Error as error:
         connection.close()
-        raise _connect_error(error) from error
+        raise _connect_error(error, {error.sqlstate or ""}) from error
     return connection
+
+
+def _log_in(settings: config.Postgres, application_name: str) -> psycopg.Connection:
+    return psycopg.connect(_conninfo(settings, application_name), autocommit=True)
+
+
+def _codes(settings: config.Postgres, error: psycopg.Error) -> set[str]:
+    """Return why the server refuses us; who was silent is not asked again."""
+    if isinstance(error, psycopg.errors.ConnectionTimeout) or not isinstance(error, psycopg.OperationalError):
+        return set()
+    return sqlstates(_conninfo(settings, "kbatchd"), settings.connect_timeout_seconds)
+
+
+def _ask_password(settings: config.Postgres) -> bool:
+    """Ask for the password again; tell whether it is another one. Where it cannot be had, the one we have stays."""
+    try:
+        return settings.ask_password()
+    except ConfigError as error:
+        log.warning("the password cannot be renewed", extra={"action": "password", "error": str(error)})
+        return False
 
 
 @contextmanager
@@ -129,10 +182,12 @@ def _conninfo(settings: config.Postgres, application_name: str) -> str:
 def _set_up(connection: psycopg.Connection, settings: config.Postgres) -> None:
     """Set the session's own limits: everything here an ordinary role may do."""
     session = {
+        **_RELIED_ON,
         **_TCP,
         "tcp_user_timeout": str(_TCP_USER_TIMEOUT_MS),
         "client_connection_check_interval": "2s",
         "idle_in_transaction_session_timeout": "10s",
+        "idle_session_timeout": "0",
         # A role's own limits are for people: a flush is bounded by its size, and tried again for ever if it is not let.
         "statement_timeout": "0",
         **({"transaction_timeout": "0"} if connection.info.server_version >= _TRANSACTION_TIMEOUT_VERSION else {}),
@@ -146,10 +201,12 @@ def _set_up(connection: psycopg.Connection, settings: config.Postgres) -> None:
     )
 
 
-def _connect_error(error: psycopg.Error) -> ServerUnavailable | ConfigError:
-    """Tell a refusal from an absence. libpq gives no SQLSTATE for a failed connection, only the text."""
+def _connect_error(error: psycopg.Error, codes: set[str]) -> ServerUnavailable | ConfigError:
+    """Tell a refusal from an absence: by the server's SQLSTATE, by libpq's words only where no server has spoken."""
     text = " ".join(str(error).split())
-    for phrase, remedy in _CONFIGURATION_HINTS:
-        if phrase in text:
-            return ConfigError(f"postgres.dsn: {text}; {remedy}")
+    remedies = [_REMEDIES[code] for code in sorted(codes & _REMEDIES.keys())]
+    if not codes:
+        remedies = [remedy for phrase, remedy in _LIBPQ_REMEDIES if phrase in text][:1]
+    if remedies or isinstance(error, psycopg.ProgrammingError):
+        return ConfigError(f"postgres.dsn: {text}; {'; '.join(remedies) or 'correct postgres.dsn'}")
     return ServerUnavailable(f"PostgreSQL cannot be reached: {text}")

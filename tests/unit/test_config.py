@@ -195,8 +195,9 @@ start = "yesterday"
         '4: kafka.assignment: is "pined"; allowed: "pinned" or "group"',
         "6: kafka.librdkafka.fetch.wait.max.ms: is a list; allowed: a string, a number or a boolean for each property",
         (
-            "8: postgres.dsn: holds a password; put it into a file with mode 0600 and name that in "
-            "postgres.password_file, or into the systemd credential postgres_password"
+            "8: postgres.dsn: holds password; put a password into a file with mode 0600 and name that in "
+            "postgres.password_file, or into the systemd credential postgres_password; anything else into a service "
+            "file (service=NAME) that nobody else can read"
         ),
         "10: workers.count: is 0; allowed: a whole number from 1 to 256",
         (
@@ -389,13 +390,26 @@ class TestPassword:
             "postgresql://u@h/d?sslmode=require&password=pw",
             "host=h password=pw dbname=d",
             "host=h password = 'p w'",
+            "postgresql://u:p#pw@h/d",  # to others the address ends at the #, to libpq it does not
+            "postgresql://u:p?pw@h/d",
+            "postgresql://u:pw/@h/d",
+            "postgresql://u:pw@[h/d",
+            "postgresql://u@h/d?%70assword=pw",
+            "postgresql://u:pw@",
         ],
     )
     def test_not_in_the_file(self, dsn: str, file: Path) -> None:
         (fault,) = _faults(file, MINIMAL.replace("postgresql://kbatchd@localhost/app", dsn))
-        assert fault.startswith("4: postgres.dsn: holds a password; ")
+        assert fault.startswith("4: postgres.dsn: holds password; ")
         assert "pw" not in fault
         assert "p w" not in fault
+
+    @pytest.mark.parametrize("option", ["sslpassword", "oauth_client_secret", "scram_client_key"])
+    @pytest.mark.parametrize("form", ["postgresql://u@h/d?{}=pw", "host=h {}=pw", "{}=''"])
+    def test_no_other_secret_in_the_file(self, option: str, form: str, file: Path) -> None:
+        (fault,) = _faults(file, MINIMAL.replace("postgresql://kbatchd@localhost/app", form.format(option)))
+        assert fault.startswith(f"4: postgres.dsn: holds {option}; ")
+        assert "pw" not in fault
 
     @pytest.mark.parametrize(
         "dsn",
@@ -594,8 +608,25 @@ class TestTrust:
                 ["tls = true", 'librdkafka."ssl.endpoint.identification.algorithm" = "none"'],
                 "kafka.allow_insecure: is false, and ssl.endpoint.identification.algorithm lets anybody",
             ),
-            (['librdkafka."sasl.password" = "s3cret"'], "kafka.librdkafka: holds sasl.password; put a password into"),
-            (['librdkafka."ssl.key.pem" = "s3cret"'], "kafka.librdkafka: holds ssl.key.pem; put a password into"),
+            *(
+                ([f'librdkafka."{name}" = "s3cret"'], f"kafka.librdkafka: holds {name}; put a password, or")
+                for name in (
+                    "sasl.password",
+                    "sasl.oauthbearer.client.secret",
+                    "sasl.oauthbearer.client.credentials.client.secret",
+                    "sasl.oauthbearer.assertion.private.key.passphrase",
+                    "sasl.oauthbearer.assertion.private.key.pem",
+                    "sasl.oauthbearer.config",
+                    "sasl.jaas.config",
+                    "ssl.key.pem",
+                    "ssl.key.password",
+                    "ssl.keystore.password",
+                )
+            ),
+            (
+                ['librdkafka."sasl.oauthbearer.token.endpoint.url" = "https://u:s3cret@h/token"'],
+                "kafka.librdkafka: holds sasl.oauthbearer.token.endpoint.url; put a password, or",
+            ),
             (["tls = true", 'sasl_username = "u"'], "kafka: has one of sasl_mechanism and sasl_username"),
             (
                 ["tls = true", 'sasl_mechanism = "PLAIN"', 'sasl_username = "u"'],
@@ -616,6 +647,17 @@ class TestTrust:
         (file.parent / "kafka_password").write_text("from systemd")
         config = self.kafka(file, *self.LOGIN[:2], "tls = true")
         assert config.kafka.client["sasl.password"] == "from systemd"
+
+    @pytest.mark.parametrize("prefix", ["sasl.oauthbearer.", "sasl.oauthbearer.client.credentials."])
+    def test_the_secret_of_a_client_comes_from_where_a_password_does(self, prefix: str, file: Path) -> None:
+        (file.parent / "secret").write_text("s3cret")
+        (file.parent / "secret").chmod(0o600)
+        properties = {"sasl.mechanisms": "oauthbearer", "sasl.oauthbearer.method": "oidc", f"{prefix}client.id": "us"}
+        lines = [f'librdkafka."{name}" = "{value}"' for name, value in properties.items()]
+        config = self.kafka(file, 'password_file = "secret"', *lines)
+        assert config.kafka.client[f"{prefix}client.secret"] == "s3cret"
+        assert "sasl.password" not in config.kafka.client
+        assert "s3cret" not in repr(config)
 
 
 def test_sections_can_be_built_in_code() -> None:

@@ -34,7 +34,8 @@ FLOORS = {
         "kbatchd.config_kafka", "kbatchd.config_postgres", "kbatchd.config_route", "kbatchd.config_table",
         "kbatchd.conninfo", "kbatchd.credentials", "kbatchd.folding", "kbatchd.log",
         "kbatchd.postgres", "kbatchd.rdkafka_log", "kbatchd.stats", "kbatchd.systemd"},
-    0: {"kbatchd", "kbatchd.errors", "kbatchd.histograms", "kbatchd.model", "kbatchd.paths", "kbatchd.shipped",
+    0: {"kbatchd", "kbatchd.errors", "kbatchd.histograms", "kbatchd.model", "kbatchd.paths", "kbatchd.refused_login",
+        "kbatchd.shipped",
         "kbatchd.toml_lines"},
 }  # fmt: skip
 
@@ -173,7 +174,7 @@ OWNERS = {
     "confluent_kafka": {"kbatchd.source", "kbatchd.topics", "kbatchd.producer", "kbatchd.resumable",
                         "kbatchd.devstack", "kbatchd.commands"},
     "psycopg": {"kbatchd.checkup", "kbatchd.copying", "kbatchd.trial", "kbatchd.conninfo", "kbatchd.letters",
-                "kbatchd.batch_copy", "kbatchd.postgres",
+                "kbatchd.batch_copy", "kbatchd.postgres", "kbatchd.refused_login",
                 "kbatchd.catalogue", "kbatchd.ledger", "kbatchd.sink", "kbatchd.progress", "kbatchd.migrations",
                 "kbatchd.insertion", "kbatchd.reached", "kbatchd.upsert", "kbatchd.devstack", "kbatchd.commands"},
     "pydantic": {"kbatchd.config", "kbatchd.config_faults", "kbatchd.config_monitor",
