@@ -5,12 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.faults.brokers import Brokers
+from tests.faults.postgres_wire import PostgresWire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+def postgres_wire_to(dsn: str) -> PostgresWire:
+    """Open a proxy before the server of a DSN."""
+    return PostgresWire(int(str(conninfo_to_dict(dsn)["port"])))
+
+
+def through(wire: PostgresWire, dsn: str) -> str:
+    """Return the DSN that leads through the proxy."""
+    return make_conninfo(dsn, host="127.0.0.1", port=wire.port)
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +53,17 @@ def three_brokers(tmp_path: Path) -> Iterator[Brokers]:
     """Three brokers and a controller apart."""
     with Brokers(tmp_path / "brokers", 3) as brokers:
         yield brokers
+
+
+@pytest.fixture
+def postgres_wire(database: str) -> Iterator[PostgresWire]:
+    """A proxy before the shared PostgreSQL, for this test's database: `through(wire, database)` leads there."""
+    with postgres_wire_to(database) as wire:
+        yield wire
+
+
+@pytest.fixture
+def own_postgres_wire(own_database: str) -> Iterator[PostgresWire]:
+    """A proxy before a server that the test may stop and kill."""
+    with postgres_wire_to(own_database) as wire:
+        yield wire
