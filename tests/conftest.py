@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 pytest_plugins = (
     "tests.fix_daemon",
     "tests.fix_browser",
-    "tests.fix_faults",
     "tests.fix_http",
     "tests.fix_kafka",
     "tests.fix_lanes",
@@ -25,6 +24,7 @@ pytest_plugins = (
     "tests.fix_produce",
     "tests.fix_tls",
     "tests.fix_systemd",
+    "tests.fix_faults",  # imports others of them
 )
 
 # A shell starts what runs in its background with SIGINT ignored, and whatever the tests start would inherit that.

@@ -9,10 +9,14 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.faults.brokers import Brokers
 from tests.faults.postgres_wire import PostgresWire
+from tests.faults.stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from kbatchd.devstack.postgres import Postgres
+    from tests.fix_daemon import MakeDaemon
 
 
 def postgres_wire_to(dsn: str) -> PostgresWire:
@@ -67,3 +71,15 @@ def own_postgres_wire(own_database: str) -> Iterator[PostgresWire]:
     """A proxy before a server that the test may stop and kill."""
     with postgres_wire_to(own_database) as wire:
         yield wire
+
+
+@pytest.fixture
+def stage(
+    broker: Brokers,
+    own_postgres: Postgres,
+    own_database: str,
+    own_postgres_wire: PostgresWire,
+    make_daemon: MakeDaemon,
+) -> Stage:
+    """One broker and one PostgreSQL of the test's own, each behind its proxy, and the honest daemon."""
+    return Stage(broker, own_database, own_postgres_wire, make_daemon, own_postgres)
