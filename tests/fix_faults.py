@@ -83,3 +83,15 @@ def stage(
 ) -> Stage:
     """One broker and one PostgreSQL of the test's own, each behind its proxy, and the honest daemon."""
     return Stage(broker, own_database, own_postgres_wire, make_daemon, own_postgres)
+
+
+@pytest.fixture
+def stage_of_two(
+    two_brokers: Brokers,
+    own_postgres: Postgres,
+    own_database: str,
+    own_postgres_wire: PostgresWire,
+    make_daemon: MakeDaemon,
+) -> Stage:
+    """A stage whose topic has two replicas."""
+    return Stage(two_brokers, own_database, own_postgres_wire, make_daemon, own_postgres)

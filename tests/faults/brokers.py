@@ -183,6 +183,11 @@ class Brokers:
         """Send a signal to one: SIGSTOP and SIGCONT."""
         self._nodes[broker - 1].send(how)
 
+    @property
+    def running(self) -> list[bool]:
+        """Tell of each broker whether its process is there."""
+        return [node.runs for node in self._nodes]
+
     def known(self) -> set[int]:
         """Return the brokers that the cluster knows to be there."""
         try:

@@ -42,9 +42,9 @@ def note(seq: int) -> str:
     return f"{seq * 2_654_435_761 % 2**61:016x}" * 2 + f"-{seq}"
 
 
-def value(seq: int) -> bytes:
-    """Make a record's value."""
-    return orjson.dumps({"seq": seq, "note": note(seq)})
+def value(seq: int, *, sound: bool = True) -> bytes:
+    """Make a record's value: one that becomes a dead letter where it is not sound."""
+    return orjson.dumps({"seq": seq, "note": note(seq) if sound else None})
 
 
 class Kept(NamedTuple):
@@ -112,6 +112,11 @@ class Books(NamedTuple):
     gaps: list[Gap]
     ledger: list[Move]
 
+    def began(self, partition: int) -> int:
+        """Return where the ledger begins, or progress stands if it has no line."""
+        starts = [move.start for move in self.ledger if move.partition == partition]
+        return starts[0] if starts else self.progress.get(partition, ("", 0))[1]
+
     def letters(self, topic_id: str, record: Kept) -> int:
         """Return how many dead letters a record of this topic is."""
         at = (record.partition, record.offset)
@@ -139,6 +144,8 @@ class Oracle:
     pipeline: str = "kbatchd"
     #: Where reading may begin, by partition: 0, but for a route with `start`.
     first: Mapping[int, int] = field(default_factory=dict)
+    #: Reading began where the ledger begins, wherever that is.
+    begins_late: bool = False
     answers: list[Answered] = field(default_factory=list)
     _former: list[Edition] = field(default_factory=list)
 
@@ -197,7 +204,7 @@ class Oracle:
         lost, both, beyond = [], [], []
         for record in now.records:
             topic_id, next_offset = books.progress.get(record.partition, (now.topic_id, 0))
-            begins = self.first.get(record.partition, 0)
+            begins = books.began(record.partition) if self.begins_late else self.first.get(record.partition, 0)
             is_due = topic_id == now.topic_id and begins <= record.offset < next_offset
             times = count[record.seq] + books.letters(now.topic_id, record)
             if is_due and not times:

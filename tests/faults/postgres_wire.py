@@ -11,7 +11,7 @@ import re
 import struct
 from typing import TYPE_CHECKING
 
-from tests.faults.rules import Act, Frame, Rule, Side, When, cut, cut_behind
+from tests.faults.rules import Act, Frame, Rule, Side, When, cut, cut_behind, holding
 from tests.faults.wire import Wire
 
 if TYPE_CHECKING:
@@ -41,6 +41,19 @@ def answer(kind: str, pattern: str = "") -> When:
 def message(kind: str) -> When:
     """Choose the client's messages of a kind: `d` a piece of a COPY, `c` its end."""
     return lambda f: f.side is Side.REQUEST and f.kind == kind
+
+
+def following(first: When, then: When) -> When:
+    """Choose what `then` does, but only when `first` has come before."""
+    come: list[Frame] = []
+
+    def when(frame: Frame) -> bool:
+        if first(frame):
+            come.append(frame)
+            return False
+        return bool(come) and then(frame)
+
+    return when
 
 
 def error_response(sqlstate: str, text: str) -> bytes:
@@ -118,6 +131,21 @@ class PostgresWire(Wire):
     def cut_after(self, pattern: str, times: int | None = 1, skip: int = 0) -> Rule:
         """End the session when the server has this SQL: nobody hears what became of it."""
         return self.rule(statement(pattern), cut_behind, times, skip)
+
+    def hold_before(self, when: When) -> Rule:
+        """Keep such a message from the server until the rule is lifted."""
+        return self.add(holding(when))
+
+    def hold_behind(self, when: When) -> Rule:
+        """Let such a message pass, and keep what the server answers until the rule is lifted."""
+        held = holding(lambda frame: frame.side is Side.ANSWER, times=None)
+
+        def act(frame: Frame, connection: Connection) -> None:
+            self.add(held)
+            connection.forward(frame)
+
+        self.rule(when, act, times=1)
+        return held
 
 
 def _read(connection: Connection, side: Side) -> tuple[str, bytes]:

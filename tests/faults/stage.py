@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
@@ -90,14 +89,14 @@ class Stage:
     def command(self, daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command with the daemon's file, and with its defect."""
         return subprocess.run(
-            [sys.executable, *self.program, *arguments[:2], "--config", daemon.config, *arguments[2:]],
+            [sys.executable, *self.program, *arguments, "--config", daemon.config],
             capture_output=True,
             text=True,
             timeout=180,
             check=False,
         )
 
-    def send(self, oracle: Oracle, records: int, partition: int = 0) -> list[int]:
+    def send(self, oracle: Oracle, records: int, partition: int = 0, *, sound: bool = True) -> list[int]:
         """Send so many records past the proxy; return their numbers when all are acknowledged."""
         producer = Producer({"bootstrap.servers": self.brokers.direct, "log_level": 0})
         failures: list[KafkaError] = []
@@ -108,7 +107,7 @@ class Stage:
 
         seqs = [next(self._seqs) for _ in range(records)]
         for seq in seqs:
-            producer.produce(oracle.topic, value(seq), partition=partition, on_delivery=note)
+            producer.produce(oracle.topic, value(seq, sound=sound), partition=partition, on_delivery=note)
         assert producer.flush(60) == 0, "the producer could not deliver"
         assert not failures, failures[0].str()
         return seqs
@@ -118,8 +117,7 @@ class Stage:
         return [next(self._seqs) for _ in range(records)]
 
     def recreate(self, oracle: Oracle, partitions: int = 1) -> None:
-        """Delete the topic and make it again, when the oracle has read it."""
-        oracle.remember()
+        """Delete the topic and make it again. The oracle must have read it: `remember`."""
         admin = self.brokers.admin()
         admin.delete_topics([oracle.topic], operation_timeout=10)[oracle.topic].result()
 
@@ -142,8 +140,11 @@ class Stage:
         at = TopicPartition(oracle.topic, partition, offset)
         admin.delete_records([at])[TopicPartition(oracle.topic, partition)].result()
 
-    def settle(self, daemon: Daemon, *oracles: Oracle, seconds: float = SETTLED_SECONDS) -> None:
-        """Wait until each topic has been read to its end, or the daemon said why not, or has ended; and stays there."""
+    def settle(self, daemon: Daemon, *oracles: Oracle, known_halts: int = 0, seconds: float = SETTLED_SECONDS) -> None:
+        """Wait until each topic has been read to its end, or the daemon said why not, or has ended; and stays there.
+
+        `known_halts`: how many lines of the log say that something halted, and are dealt with.
+        """
         every = oracles or tuple(self.oracles)
         ends = [oracle.edition().ends() for oracle in every]
         since, before = time.monotonic(), None
@@ -151,12 +152,20 @@ class Stage:
         def settled() -> bool:
             nonlocal since, before
             state = [oracle.progress() for oracle in every]
-            is_over = state == ends or has_said(daemon)
+            is_over = state == ends or has_said(daemon, known_halts)
             if state != before or not is_over:
                 since, before = time.monotonic(), state
             return time.monotonic() - since > QUIET_SECONDS
 
         wait_until(settled, seconds, f"progress at {ends}, or a reason", every_seconds=0.1)
+
+    def restart_postgres(self) -> None:
+        """Let PostgreSQL crash, nobody hear what was on the way, and start it again; rules end."""
+        assert self.postgres is not None
+        self.postgres.kill()
+        self.postgres_wire.cut()
+        self.postgres_wire.clear()
+        self.postgres.start()
 
     def check(self) -> None:
         """Let every oracle judge."""
@@ -164,25 +173,15 @@ class Stage:
             oracle.check()
 
 
-def has_said(daemon: Daemon) -> bool:
-    """Tell whether the daemon has ended, or has halted a partition."""
-    return daemon.has_ended() or bool(daemon.logged("action=halt"))
+def has_said(daemon: Daemon, known_halts: int = 0) -> bool:
+    """Tell whether the daemon has ended, or has halted one more partition."""
+    return daemon.has_ended() or len(daemon.logged("action=halt")) > known_halts
 
 
 def route(oracle: Oracle, **keys: object) -> dict[str, object]:
     """Return what the file says of an oracle's topic and table."""
     name = {"name": oracle.route} if oracle.route else {}
     return {"topic": oracle.topic, "table": oracle.table, "columns": COLUMNS, **name, **keys}
-
-
-@contextmanager
-def the_server_dies(stage: Stage) -> Iterator[Callable[[], None]]:
-    """Give what kills PostgreSQL; it is started again behind the block."""
-    assert stage.postgres is not None
-    try:
-        yield stage.postgres.kill
-    finally:
-        stage.postgres.start()
 
 
 Scenario = Callable[[Stage], None]
