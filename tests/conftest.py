@@ -24,6 +24,7 @@ pytest_plugins = (
     "tests.fix_produce",
     "tests.fix_tls",
     "tests.fix_systemd",
+    "tests.fix_faults",  # imports others of them
 )
 
 # A shell starts what runs in its background with SIGINT ignored, and whatever the tests start would inherit that.
