@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from kbatchd.config import Config, Route
+    from kbatchd.offsets import Answers, Offset
     from kbatchd.postgres import Connection
     from kbatchd.topics import TopicDescription
 
@@ -55,6 +56,7 @@ class Checkup:
         self._config = config
         self._admin: topics.Admin | None = None
         self._topics: Mapping[str, TopicDescription | None] = {}
+        self._marks: dict[str, Answers[tuple[Offset, Offset]]] = {}
         #: Where each partition stands, by route.
         self._progress: dict[str, list[progress.ProgressRow]] = {}
 
@@ -136,16 +138,27 @@ class Checkup:
             what = f"progress knows of partition {gone[0]}, and topic {topic.topic} has only {topic.partitions}"
             yield Finding(Level.WARNING, where, what, "look whether the topic was made anew")
         try:
-            marks = excerpt.marks(self._admin, topic, TIMEOUT_SECONDS)
+            marks = self._marks_of(topic)
         except KbatchError as error:
             yield Finding(Level.FAULT, where, str(error), _UNREACHABLE)
             return
+        for silence in marks.silent.values():
+            yield Finding(Level.FAULT, where, str(silence), _NO_LEADER)
         for row in rows:
-            low, high = marks.get(Partition(row.topic, row.partition), (0, row.next_offset))
+            if Partition(row.topic, row.partition) not in marks.known or row.next_offset is None:
+                continue
+            low, high = marks.known[Partition(row.topic, row.partition)]
             gap = judge(Partition(row.topic, row.partition), row.next_offset, row.topic_id, topic.topic_id, low, high)
             if gap is not None:
                 level = Level.WARNING if route.on_gap == "record" and gap.kind is GapKind.RETENTION else Level.FAULT
                 yield Finding(level, where, str(gap), f"`kbatchd progress accept --config FILE {route.name}`")
+
+    def _marks_of(self, topic: TopicDescription) -> Answers[tuple[Offset, Offset]]:
+        """Ask for a topic's offsets, once for all its routes: partitions without a leader take some seconds."""
+        assert self._admin is not None
+        if topic.topic not in self._marks:
+            self._marks[topic.topic] = excerpt.marks(self._admin, topic, TIMEOUT_SECONDS)
+        return self._marks[topic.topic]
 
     def _table(self, connection: Connection, route: Route) -> Iterator[Finding]:
         where = f"route {route.name}"
@@ -169,11 +182,11 @@ class Checkup:
         if self._admin is None or topic is None:
             return
         try:
-            records = excerpt.read(self._config.kafka, excerpt.marks(self._admin, topic, TIMEOUT_SECONDS), RECORDS)
+            records = excerpt.read(self._config.kafka, self._marks_of(topic).known, RECORDS)
         except KbatchError as error:
             yield Finding(Level.FAULT, where, str(error), _UNREACHABLE)
             return
-        offsets = {row.partition: row.next_offset for row in self._progress.get(route.name, ())}
+        offsets = {row.partition: row.next_offset or 0 for row in self._progress.get(route.name, ())}
         if records:
             yield from trial.run(connection, self._config.pipeline, route, records, offsets)
 
@@ -193,5 +206,7 @@ def _sequence_faults(connection: Connection, where: str, route: Route, table: ca
         what = f"no right to USAGE on sequence {sequence}, which a default of table {table} needs"
         yield Finding(Level.FAULT, where, what, f"GRANT USAGE ON SEQUENCE {sequence} TO {table.user}")
 
+
+_NO_LEADER = "start the broker that has it, or make another one its leader; the other partitions go on"
 
 _UNREACHABLE = "see that it runs and can be reached from here, or mend its address in the file"

@@ -17,6 +17,7 @@ from kbatchd.errors import Fenced
 from kbatchd.model import Gap, GapKind, Partition
 from kbatchd.progress import Owner, Position
 from kbatchd.rows import RowEncoder
+from kbatchd.starting import Starting
 from kbatchd.stats import Count
 from kbatchd.targets import build_target
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from kbatchd.handover import Handover, Lane
     from kbatchd.postgres import Connection
     from kbatchd.stats import RouteSlot
+    from kbatchd.topics import Admin
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,9 @@ class Counts(NamedTuple):
 class Claims:
     """The partitions of one route in one worker; see the module."""
 
-    def __init__(self, pipeline: str, worker: str, handover: Handover, lane: Lane, numbers: RouteSlot) -> None:
+    def __init__(
+        self, pipeline: str, worker: str, handover: Handover, lane: Lane, numbers: RouteSlot, admin: Admin
+    ) -> None:
         self._pipeline = pipeline
         self._worker = worker
         self._handover = handover
@@ -54,6 +58,7 @@ class Claims:
         self._numbers = numbers
         self._route = lane.route
         self._connection: Connection | None = None
+        self._starting = Starting(admin, lane.route.topic)
         self._topic_ids: dict[Partition, str] = {}
         #: Partitions to claim, with the time to try; those whose lock our session holds.
         self._waiting: dict[Partition, float] = {}
@@ -195,6 +200,9 @@ class Claims:
         if not ours:
             return
         target, encoder = self._prepare()
+        ours = self._begun(ours)
+        if not ours:
+            return
         claimed, anew = progress.claim(connection, target.owner, {p.number: self._topic_ids[p] for p in ours})
         positions = {Partition(self._route.topic, number): position for number, position in claimed.items()}
         for partition in ours:
@@ -207,6 +215,18 @@ class Claims:
         log.info("claimed", extra={"action": "claim", "route": self._route.name, "partitions": numbers})
         for gap in anew:
             self._record_or_halt(gap)
+
+    def _begun(self, partitions: list[Partition]) -> list[Partition]:
+        """Return those whose beginning is known; where it is not, their brokers are asked."""
+        connection, owner = self._session()
+        unbegun = progress.unbegun(connection, owner, [partition.number for partition in partitions])
+        if not unbegun:
+            return partitions
+        topic_ids = {partition.number: self._topic_ids[partition] for partition in partitions}
+        known = self._starting.look(unbegun, topic_ids)
+        if known:
+            progress.begin(connection, owner, known, topic_ids)
+        return [p for p in partitions if p.number not in unbegun or p.number in known]
 
     def _prepare(self) -> tuple[Target, RowEncoder]:
         """Read the table anew, and build its encoder if it is another than before."""

@@ -9,22 +9,26 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from kbatchd import topics
+from kbatchd import offsets
 from kbatchd.errors import ServerUnavailable
 from kbatchd.model import Partition
-from kbatchd.source import Source
+from kbatchd.source import Source, partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kbatchd import config
+    from kbatchd import config, topics
     from kbatchd.model import Record
+    from kbatchd.offsets import Answers, Offset
 
 #: Records are read in so many bytes at most, however many were asked for.
 MAX_BYTES = 64_000_000
 
 #: Without a record for so long, what has come is taken for all.
 QUIET_SECONDS = 10.0
+
+#: How long partitions that have no leader are asked for.
+LEADER_SECONDS = 5.0
 
 _POLL_RECORDS = 500
 _POLL_SECONDS = 0.2
@@ -43,7 +47,7 @@ def read(kafka: config.Kafka, watermarks: Mapping[Partition, tuple[int, int]], c
             polled = source.poll(_POLL_RECORDS, _POLL_SECONDS)
             for record in (record for batch in polled.records.values() for record in batch):
                 quiet_at = time.monotonic() + QUIET_SECONDS
-                partition, offset = Partition(record.topic() or "", record.partition() or 0), record.offset() or 0
+                partition, offset = partition_of(record), record.offset() or 0
                 if offset < watermarks[partition][1]:
                     records.append((partition, record))
                     size += len(record.value() or b"")
@@ -61,10 +65,12 @@ def read(kafka: config.Kafka, watermarks: Mapping[Partition, tuple[int, int]], c
 
 def marks(
     admin: topics.Admin, topic: topics.TopicDescription, timeout_seconds: float
-) -> dict[Partition, tuple[int, int]]:
-    """Ask for the first offset and the end of each partition."""
+) -> Answers[tuple[Offset, Offset]]:
+    """Ask for the first offset and the end of each partition; the leaders of a topic just made are waited for."""
     partitions = [Partition(topic.topic, number) for number in range(topic.partitions)]
-    return topics.watermarks(admin, partitions, timeout_seconds)
+    return offsets.patiently(
+        lambda asked: offsets.watermarks(admin, asked, timeout_seconds), partitions, LEADER_SECONDS
+    )
 
 
 def _starts(watermarks: Mapping[Partition, tuple[int, int]], count: int) -> dict[Partition, int]:

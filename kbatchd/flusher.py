@@ -69,7 +69,7 @@ class Flusher(threading.Thread):
         self._slot = slot
         self._max_rows = config.batch.max_rows
         self._claims = {
-            name: Claims(config.pipeline, worker, handover, lane, slot.routes[name])
+            name: Claims(config.pipeline, worker, handover, lane, slot.routes[name], admin)
             for name, lane in handover.lanes.items()
         }
         self._connection: Connection | None = None

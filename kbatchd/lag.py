@@ -11,10 +11,9 @@ import time
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from kbatchd import topics
-from kbatchd.errors import KbatchError, ServerUnavailable
+from kbatchd import offsets, topics
 from kbatchd.model import GapKind, Partition
-from kbatchd.source import Source
+from kbatchd.source import Source, partition_of
 from kbatchd.watch import judge
 
 if TYPE_CHECKING:
@@ -45,6 +44,8 @@ class PartitionState(StrEnum):
     TRUNCATION = "truncation"  # the topic ends below progress
     RECREATED = "recreated"  # the topic is another one by now
     MISSING = "missing"  # there is no such topic or partition
+    NO_LEADER = "no leader"  # its broker is away: nobody can read it at the moment
+    NOT_BEGUN = "not begun"  # its broker was away, and has not said yet where it begins
     UNKNOWN = "unknown"  # the brokers do not say
 
 
@@ -72,13 +73,13 @@ class PartitionLag(NamedTuple):
     @property
     def reads_from(self) -> int:
         """The first offset that is there to be read: all of a topic that was made anew."""
-        next_offset = 0 if self.state is PartitionState.RECREATED else self.progress.next_offset
+        next_offset = 0 if self.state is PartitionState.RECREATED else self.progress.next_offset or 0
         return max(next_offset, self.start or 0)
 
     @property
     def records(self) -> int | None:
-        """Offsets still to be read; None where the end is not known."""
-        return None if self.end is None else max(0, self.end - self.reads_from)
+        """Offsets still to be read; None where beginning or end is not known."""
+        return None if self.end is None or self.progress.next_offset is None else max(0, self.end - self.reads_from)
 
     def waits(self, oldest: float | None) -> float | None:
         """Return how long the oldest waiting record, of that time, has been waiting.
@@ -98,56 +99,50 @@ class PartitionLag(NamedTuple):
     @property
     def lost(self) -> int:
         """Offsets that were deleted before they were read, and are not recorded as a gap yet."""
-        if self.state is not PartitionState.RETENTION or self.start is None:
+        if self.state is not PartitionState.RETENTION or self.start is None or self.progress.next_offset is None:
             return 0
         return self.start - self.progress.next_offset
 
 
 def survey(admin: topics.Admin, rows: Sequence[Claimed], timeout_seconds: float) -> list[PartitionLag]:
-    """Ask the brokers where the partitions begin and end. Raises ServerUnavailable or ConfigError.
+    """Ask the brokers where the partitions begin and end. Raises ServerUnavailable or ConfigError if none answers.
 
-    Progress was read before: a lag may count what came in the moment between, and never leaves out what was there.
+    A partition that they are silent about leaves the others as they are. Progress was read before: a lag may count what
+    came in the moment between, and never leaves out what was there.
     """
-    known = topics.describe(admin, {row.topic for row in rows}, timeout_seconds)
+    described = topics.describe_async(admin, {row.topic for row in rows}, timeout_seconds).answers()
+    if described.silent and not described.known:
+        raise next(iter(described.silent.values()))
     asked = {
         Partition(row.topic, row.partition)
         for row in rows
-        if (topic := known[row.topic]) is not None and row.partition < topic.partitions
+        if (topic := described.known.get(row.topic)) and _is_led(topic, row.partition)
     }
-    marks = _watermarks(admin, asked, timeout_seconds)
-    lags = []
-    for row in rows:
-        partition, topic = Partition(row.topic, row.partition), known[row.topic]
-        if topic is None or row.partition >= topic.partitions:
-            lags.append(PartitionLag(row, PartitionState.MISSING, None, None))
-        elif partition not in marks:
-            lags.append(PartitionLag(row, PartitionState.UNKNOWN, None, None))
-        else:
-            low, high = marks[partition]
-            gap = judge(partition, row.next_offset, row.topic_id, topic.topic_id, low, high)
-            lags.append(PartitionLag(row, _STATES[gap.kind] if gap else PartitionState.OK, low, high))
-    return lags
+    marks = offsets.watermarks(admin, sorted(asked), timeout_seconds).known
+    return [_compare(row, described, marks) for row in rows]
 
 
-def _watermarks(
-    admin: topics.Admin, partitions: Iterable[Partition], timeout_seconds: float
-) -> dict[Partition, tuple[int, int]]:
-    """Ask for all at once; where one of them has no leader, for each topic, to know at least the others."""
-    asked = sorted(partitions)
-    try:
-        return topics.watermarks(admin, asked, timeout_seconds)
-    except ServerUnavailable:
-        raise
-    except KbatchError:
-        marks: dict[Partition, tuple[int, int]] = {}
-        for topic in sorted({partition.topic for partition in asked}):
-            try:
-                marks |= topics.watermarks(admin, [p for p in asked if p.topic == topic], timeout_seconds)
-            except ServerUnavailable:
-                raise
-            except KbatchError:
-                continue
-        return marks
+def _is_led(topic: topics.TopicDescription, number: int) -> bool:
+    return number < topic.partitions and number not in topic.leaderless
+
+
+def _compare(
+    row: Claimed, described: topics.Described, marks: Mapping[Partition, tuple[offsets.Offset, offsets.Offset]]
+) -> PartitionLag:
+    partition = Partition(row.topic, row.partition)
+    if row.topic in described.silent:
+        return PartitionLag(row, PartitionState.UNKNOWN, None, None)
+    topic = described.known[row.topic]
+    if topic is None or row.partition >= topic.partitions:
+        return PartitionLag(row, PartitionState.MISSING, None, None)
+    if partition not in marks:
+        silent = PartitionState.NO_LEADER if row.partition in topic.leaderless else PartitionState.UNKNOWN
+        return PartitionLag(row, silent, None, None)
+    low, high = marks[partition]
+    if row.next_offset is None:
+        return PartitionLag(row, PartitionState.NOT_BEGUN, low, high)
+    gap = judge(partition, row.next_offset, row.topic_id, topic.topic_id, low, high)
+    return PartitionLag(row, _STATES[gap.kind] if gap else PartitionState.OK, low, high)
 
 
 class Oldest:
@@ -193,9 +188,9 @@ class Oldest:
         while missing and time.monotonic() < deadline:
             polled = self._source.poll(LOOKED_AT_PARTITIONS, 0.05)
             for record in (record for records in polled.records.values() for record in records):
-                partition = Partition(record.topic() or "", record.partition() or 0)
+                partition = partition_of(record)
                 kind, at_ms = record.timestamp()
-                if partition in missing and kind:
+                if partition in missing and kind and at_ms >= 0:  # -1: it has none
                     found[partition] = at_ms / 1e3
                 missing.discard(partition)
             missing -= polled.ends.keys() | set(polled.out_of_range)

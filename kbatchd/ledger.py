@@ -31,7 +31,8 @@ class Claimed(NamedTuple):
     topic: str
     topic_id: str
     partition: int
-    next_offset: int
+    #: None: its beginning is not known yet.
+    next_offset: int | None
     epoch: int
     owner: str | None
     target: str

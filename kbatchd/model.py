@@ -119,6 +119,12 @@ class Gap:
     resume_at: int
     topic_id: str
 
+    def ranges(self) -> list[tuple[GapKind, int, int]]:
+        """Return what is to be written down: kind, first and last offset, the last one not included."""
+        if self.kind is GapKind.RECREATED and self.resume_at:
+            return [(self.kind, self.first, self.last), (GapKind.RETENTION, 0, self.resume_at)]
+        return [(self.kind, self.first, self.last)]
+
     def __str__(self) -> str:
         match self.kind:
             case GapKind.RETENTION:
@@ -129,4 +135,6 @@ class Gap:
                 what = (
                     f"the topic was made anew (id {self.topic_id}); the table holds the former topic up to {self.first}"
                 )
+                if self.resume_at:
+                    what += f", and offsets 0 to {self.resume_at - 1} of the new one were deleted before they were read"
         return f"{self.partition}: {what}; reading can go on at {self.resume_at}"

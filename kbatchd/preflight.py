@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from kbatchd import catalogue, inspection, progress, topics
+from kbatchd import catalogue, inspection, offsets, progress, topics
 from kbatchd import log as logs
 from kbatchd.errors import EX_OK, ConfigError, KbatchError, ServerUnavailable, SourceError
 from kbatchd.model import Partition
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 
 #: How long to wait before a server that does not answer is asked again.
 RETRY_SECONDS = 0.5
+
+#: How long a first start waits for partitions whose broker is silent, before the others begin without them.
+LEADER_SECONDS = 12.0
 
 #: What a server is given at least, even when the deadline is nearer.
 MINIMUM_TIMEOUT_SECONDS = 1.0
@@ -70,12 +74,15 @@ def check(config: Config) -> None:
             faults += tables[route.name]
         if faults or trouble:
             raise _joined([*([ConfigError(*faults)] if faults else []), *trouble])
-        described = [(route, description) for route in config.route if (description := descriptions[route.topic])]
-        starts = [_start_offsets(admin, route, description, deadline) for route, description in described]
+        starts = []
+        for route in config.route:
+            owner = inspection.owner(config, route, catalogue.read_table(connection, route.table).quoted)
+            description = descriptions[route.topic]
+            if description and not progress.is_begun(connection, owner):
+                starts.append((owner, *_starts(admin, route, description, deadline)))
         with connection.transaction():  # all topics are begun, or none
-            for (route, description), offsets in zip(described, starts, strict=True):
-                target = catalogue.read_table(connection, route.table).quoted
-                progress.register(connection, inspection.owner(config, route, target), description.topic_id, offsets)
+            for start in starts:
+                progress.register(connection, *start)
 
 
 def _ask_topics(
@@ -110,10 +117,26 @@ def _patiently(deadline: float, ask: Callable[[float], T]) -> T:
             time.sleep(RETRY_SECONDS)
 
 
-def _start_offsets(
+def _starts(
     admin: topics.Admin, route: Route, description: topics.TopicDescription, deadline: float
-) -> dict[int, int]:
-    """Ask where a topic is to begin, should this pipeline never have read it."""
-    partitions = [Partition(route.topic, number) for number in range(description.partitions)]
-    offsets = _patiently(deadline, lambda seconds: topics.list_offsets(admin, partitions, route.start, seconds))
-    return {partition.number: offset for partition, offset in offsets.items()}
+) -> tuple[str, dict[int, int | None], str]:
+    """Ask where a topic is to begin that this pipeline has never read: its id, the offsets, and what they are asked by.
+
+    A partition that is silent for long has none, and the others begin without it. At the end of a topic that is not
+    known yet begins what comes from now on.
+    """
+    now = datetime.now(UTC)
+    answers = offsets.patiently(
+        lambda asked: offsets.Beginnings(admin, asked, route.start).wait(),
+        [Partition(route.topic, number) for number in range(description.partitions)],
+        min(LEADER_SECONDS, deadline - time.monotonic()),
+    )
+    for partition, error in answers.silent.items():
+        if isinstance(error, ConfigError):
+            raise error
+        about = {"partition": str(partition), "error": str(error)}
+        log.warning("not known yet where to begin; the others begin", extra={"action": "start_unknown", **about})
+    start = now.isoformat() if route.start == "latest" else str(route.start)
+    numbers = range(description.partitions)
+    known = {number: answers.known.get(Partition(route.topic, number)) for number in numbers}
+    return description.topic_id, dict(known), start

@@ -31,6 +31,19 @@ class Position(NamedTuple):
     next_offset: int
 
 
+class Unbegun(NamedTuple):
+    """A partition whose beginning is not known yet: the route's `start` when its topic was read first, and of which."""
+
+    start: str
+    topic_id: str
+
+
+#: Whether a topic has any progress.
+_ANY = """
+SELECT FROM kbatchd.progress WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Owner:
     """Who claims: the pipeline and route from the file, the table, and a name for people to read."""
@@ -49,7 +62,8 @@ class ProgressRow:
     route: str
     topic: str
     partition: int
-    next_offset: int
+    #: None: its beginning is not known yet.
+    next_offset: int | None
     epoch: int
     owner: str | None
     target: str
@@ -57,27 +71,77 @@ class ProgressRow:
     updated_at: datetime
 
 
-def register(connection: psycopg.Connection, owner: Owner, topic_id: str, start_offsets: Mapping[int, int]) -> None:
+def is_begun(connection: psycopg.Connection, owner: Owner) -> bool:
+    """Tell whether the topic has any progress: `start` holds no more."""
+    return bool(connection.execute(f"SELECT EXISTS ({_ANY})", _keys(owner)).fetchone() == (True,))
+
+
+def register(
+    connection: psycopg.Connection,
+    owner: Owner,
+    topic_id: str,
+    start_offsets: Mapping[int, int | None],
+    start: str = "earliest",
+) -> None:
     """Write the first progress of a topic, for all its partitions at once; do nothing if it has any already.
 
-    A partition that appears later starts at 0, whatever `start` says: see `claim`.
+    A partition whose offset is None begins when its broker has said where: see `begin`, and starting.py. One that
+    appears later starts at 0, whatever `start` says: see `claim`. Durable: it decides where reading begins.
     """
     with connection.transaction():
+        connection.execute("SET LOCAL synchronous_commit = on")
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_lock_key(owner, -1),))
         connection.execute(
-            """
-            INSERT INTO kbatchd.progress (pipeline, route, topic, partition, topic_id, target, next_offset)
-            SELECT %(pipeline)s, %(route)s, %(topic)s, s.partition, %(topic_id)s, %(target)s, s.next_offset
+            f"""
+            INSERT INTO kbatchd.progress (pipeline, route, topic, partition, topic_id, target, next_offset, start)
+            SELECT %(pipeline)s, %(route)s, %(topic)s, s.partition, %(topic_id)s, %(target)s, s.next_offset,
+                   CASE WHEN s.next_offset IS NULL THEN %(start)s END
             FROM unnest(%(partitions)s::int[], %(offsets)s::bigint[]) AS s(partition, next_offset)
-            WHERE NOT EXISTS (
-                SELECT FROM kbatchd.progress
-                WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s)
-            """,
+            WHERE NOT EXISTS ({_ANY})
+            """,  # noqa: S608
             {
                 **_keys(owner),
                 "topic_id": topic_id,
                 "partitions": list(start_offsets),
                 "offsets": list(start_offsets.values()),
+                "start": start,
+            },
+        )
+
+
+def unbegun(connection: psycopg.Connection, owner: Owner, partitions: Iterable[int]) -> dict[int, Unbegun]:
+    """Return those of the partitions whose beginning is not known yet."""
+    cursor = connection.execute(
+        """
+        SELECT partition, start, topic_id FROM kbatchd.progress
+        WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s
+          AND partition = ANY(%(partitions)s::int[]) AND next_offset IS NULL
+        """,
+        {**_keys(owner), "partitions": list(partitions)},
+    )
+    return {partition: Unbegun(start, topic_id) for partition, start, topic_id in cursor}
+
+
+def begin(
+    connection: psycopg.Connection, owner: Owner, offsets: Mapping[int, int], topic_ids: Mapping[int, str]
+) -> None:
+    """Write down where partitions begin of which it was not known; those that have begun stay. Durable."""
+    with connection.transaction():
+        connection.execute("SET LOCAL synchronous_commit = on")
+        connection.execute(
+            """
+            UPDATE kbatchd.progress AS p
+            SET next_offset = n.next_offset, topic_id = n.topic_id, updated_at = now()
+            FROM unnest(%(partitions)s::int[], %(offsets)s::bigint[], %(topic_ids)s::text[])
+                 AS n(partition, next_offset, topic_id)
+            WHERE p.pipeline = %(pipeline)s AND p.route = %(route)s AND p.topic = %(topic)s
+              AND p.partition = n.partition AND p.next_offset IS NULL
+            """,
+            {
+                **_keys(owner),
+                "partitions": list(offsets),
+                "offsets": list(offsets.values()),
+                "topic_ids": [topic_ids[partition] for partition in offsets],
             },
         )
 
@@ -232,27 +296,23 @@ def accept(connection: psycopg.Connection, owner: Owner, gap: Gap, epoch: int) -
         ).rowcount
         if not moved:
             raise Fenced([gap.partition])
-        connection.execute(
-            """
-            INSERT INTO kbatchd.gaps (pipeline, route, topic, partition, topic_id, kind, first_offset, last_offset)
-            VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
-            """,
-            (
-                owner.pipeline,
-                owner.route,
-                owner.topic,
-                gap.partition.number,
-                gap.topic_id,
-                gap.kind.value,
-                gap.first,
-                gap.last,
-            ),
-        )
+        where = (owner.pipeline, owner.route, owner.topic, gap.partition.number, gap.topic_id)
+        for kind, first, last in gap.ranges():
+            connection.execute(
+                """
+                INSERT INTO kbatchd.gaps (pipeline, route, topic, partition, topic_id, kind, first_offset, last_offset)
+                VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+                """,
+                (*where, kind.value, first, last),
+            )
         write_ledger(connection, owner, "gap", {gap.partition: (gap.first, gap.resume_at)})
 
 
-def set_progress(connection: psycopg.Connection, owner: Owner, partition: Partition, next_offset: int) -> int:
-    """Move a partition by hand; return where it stood. The epoch goes up, so a running worker reads anew from there."""
+def set_progress(connection: psycopg.Connection, owner: Owner, partition: Partition, next_offset: int) -> int | None:
+    """Move a partition by hand; return where it stood, None if it had not begun.
+
+    The epoch goes up, so a running worker reads anew from there.
+    """
     with connection.transaction():
         row = connection.execute(
             """
@@ -269,7 +329,7 @@ def set_progress(connection: psycopg.Connection, owner: Owner, partition: Partit
         if row is None:
             raise ConfigError(f"route {owner.route}: there is no progress of {partition}; see `kbatchd progress show`")
         write_ledger(connection, owner, "set", {partition: (row[0], next_offset)})
-    return int(row[0])
+    return None if row[0] is None else int(row[0])
 
 
 def show(connection: psycopg.Connection, pipeline: str) -> list[ProgressRow]:

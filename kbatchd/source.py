@@ -12,9 +12,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, cast
 
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from kbatchd.model import Partition, Record
+from kbatchd.offsets import Offset
 from kbatchd.rdkafka_log import rdkafka_log
 
 if TYPE_CHECKING:
@@ -171,10 +172,10 @@ class Source:
         polled.records.update(by_topic)
         return polled
 
-    def known_end(self, partition: Partition) -> int:
-        """Return the partition's end, as the last answer to a fetch gave it; less than 0 before the first."""
+    def known_end(self, partition: Partition) -> Offset | None:
+        """Return the partition's end, as the last answer to a fetch gave it; None before the first."""
         watermarks = self._consumer.get_watermark_offsets(TopicPartition(*partition), cached=True)
-        return watermarks[1] if watermarks is not None else OFFSET_INVALID
+        return Offset(watermarks[1]) if watermarks is not None and watermarks[1] >= 0 else None
 
     def show_committed(self, offsets: Mapping[Partition, int]) -> None:
         """Commit offsets to Kafka, for its tools to see. Nobody reads them back, so nobody waits for the answer."""
@@ -198,10 +199,12 @@ class Source:
             if error is None:
                 records.append(message)
                 continue
-            partition = Partition(message.topic() or "", message.partition() or 0)
+            # An error may be of no partition, or name no offset: None, and no sign of 0.
+            topic, number, offset = message.topic(), message.partition(), message.offset()
+            partition = Partition(topic or "", -1 if number is None else number)
             match error.code():
-                case KafkaError._PARTITION_EOF:  # noqa: SLF001  (librdkafka's own codes have this name)
-                    polled.ends[partition] = message.offset() or 0
+                case KafkaError._PARTITION_EOF if offset is not None:  # noqa: SLF001  (librdkafka's own codes)
+                    polled.ends[partition] = offset
                 case KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
                     polled.out_of_range.append(partition)
                 case code if code in _UNKNOWN:
@@ -232,6 +235,14 @@ class Source:
             return
         self._trouble_since = self._trouble_since or time.monotonic()
         log.warning("trouble with Kafka", extra={"action": "kafka_error", "error": error.str()})
+
+
+def partition_of(record: Record) -> Partition:
+    """Return where a record was read: a record that was read always knows."""
+    topic, number = record.topic(), record.partition()
+    assert topic is not None
+    assert number is not None
+    return Partition(topic, number)
 
 
 def _partitions(partitions: Iterable[TopicPartition]) -> list[Partition]:

@@ -1,33 +1,24 @@
-"""What Kafka's admin client is asked: do the topics exist, under which id, with how many partitions and which offsets.
+"""What Kafka's admin client is asked: do the topics exist, under which id, with how many partitions. See also offsets.
 
 Called by the start-up checks and the operator's commands, which wait for the answers, and by each worker's poll loop,
-which must not: it asks with `describe_async()` or `ends_async()` and looks at `done()` each turn. An admin client has
-threads of its own, so it is made after the fork.
+which must not: it asks with `describe_async()` and looks at `done()` each turn. An admin client has threads of its own,
+so it is made after the fork.
 
 A topic's id tells it from another of the same name that was made later; brokers give it since 2.8.
 """
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import wait
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from confluent_kafka import (
-    Consumer,
-    IsolationLevel,
-    KafkaError,
-    KafkaException,
-    TopicCollection,
-    TopicPartition,
-    Uuid,
-    libversion,
-)
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, Uuid, libversion
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
-from kbatchd.errors import ConfigError, KbatchError, ServerUnavailable, SourceError
-from kbatchd.model import Partition
+from kbatchd.errors import ConfigError, KbatchError, ServerUnavailable
+from kbatchd.kafka_errors import NO_TOPIC, REFUSED, code_of, our_error, text_of
 from kbatchd.rdkafka_log import rdkafka_log
 
 if TYPE_CHECKING:
@@ -41,38 +32,11 @@ if TYPE_CHECKING:
 #: Answers come at once or not at all; the poll loop asks again every 10 s.
 REQUEST_TIMEOUT_SECONDS = 10.0
 
+#: Between two answers of which the second confirms the first.
+PAUSE_SECONDS = 0.5
+
 #: What a broker without topic ids answers.
 _NO_ID = str(Uuid(0, 0))
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-#: `_NOENT` is "no leaders found": a partition that does not exist, or has nobody to ask.
-_MISSING = {
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
-    KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
-    KafkaError._NOENT,  # noqa: SLF001
-}
-
-_REFUSED = {
-    KafkaError._AUTHENTICATION,  # noqa: SLF001
-    KafkaError.SASL_AUTHENTICATION_FAILED,
-    KafkaError.UNSUPPORTED_SASL_MECHANISM,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-}
-
-_UNAVAILABLE = {
-    KafkaError._TIMED_OUT,  # noqa: SLF001
-    KafkaError._TRANSPORT,  # noqa: SLF001
-    KafkaError._RESOLVE,  # noqa: SLF001
-    KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
-    KafkaError.REQUEST_TIMED_OUT,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.BROKER_NOT_AVAILABLE,
-    KafkaError.NOT_CONTROLLER,
-}
 
 _Asked = TypeVar("_Asked")
 
@@ -87,6 +51,8 @@ class TopicDescription:
     topic: str
     topic_id: str
     partitions: int
+    #: Those that nobody can read or write at the moment.
+    leaderless: frozenset[int] = frozenset()
 
 
 class Admin(AdminClient):
@@ -102,54 +68,75 @@ class Admin(AdminClient):
         try:
             super().__init__(properties, logger=rdkafka_log)
         except (KafkaException, TypeError, ValueError) as error:
-            raise ConfigError(f"kafka.librdkafka: {_text(error)}") from error
+            raise ConfigError(f"kafka.librdkafka: {text_of(error)}") from error
 
 
-class _Question(Generic[_Asked]):
+class Question(Generic[_Asked]):
     """A question to the brokers that is under way, with one future for each thing it is asked about."""
 
     def __init__(self, admin: Admin, futures: dict[_Asked, Future[Any]]) -> None:
-        self._admin = admin
-        self._futures = futures
+        self.admin = admin
+        self.futures = futures
 
     def done(self) -> bool:
         """Tell whether `result()` would return at once; also hands librdkafka's log lines on."""
-        self._admin.poll(0)
-        return all(future.done() for future in self._futures.values())
+        self.admin.poll(0)
+        return all(future.done() for future in self.futures.values())
+
+    def wait_for_all(self) -> None:
+        """Wait for the answers. They end by themselves, with librdkafka's own timeout; a refused login ends it sooner.
+
+        Raises ConfigError where the brokers do not let us in.
+        """
+        waiting = list(self.futures.values())
+        while not all(future.done() for future in waiting):
+            self.admin.poll(0.05)
+            self.admin.trouble.refuse()
+        if all(future.exception() is None for future in waiting):
+            self.admin.trouble.last = None  # whatever it was, it is over
+
+    def meaning(self, what: str, error: BaseException) -> KbatchError:
+        """Return what an answer that is an error means."""
+        return our_error(what, error, self.admin.trouble.last)
 
 
-class Inquiry(_Question[str]):
+class Described(NamedTuple):
+    """What the brokers say of topics: None of one that does not exist; and why they do not say it of others."""
+
+    known: dict[str, TopicDescription | None]
+    silent: dict[str, KbatchError]
+
+
+class Inquiry(Question[str]):
     """What topics are."""
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait for the end, not longer than this; tell whether it has come."""
-        return not wait(self._futures.values(), timeout_seconds).not_done
+        return not wait(self.futures.values(), timeout_seconds).not_done
+
+    def answers(self) -> Described:
+        """Wait for the answers. Raises ConfigError where the brokers do not let us in."""
+        self.wait_for_all()
+        described = Described({}, {})
+        for topic, future in self.futures.items():
+            error = future.exception()
+            try:
+                if error is None:
+                    described.known[topic] = _description(topic, future.result())
+                elif code_of(error) in NO_TOPIC:
+                    described.known[topic] = None
+                else:
+                    raise self.meaning(f"topic {topic} cannot be described", error) from error
+            except KbatchError as silence:
+                described.silent[topic] = silence
+        return described
 
     def result(self) -> dict[str, TopicDescription | None]:
-        """Wait for the answer: None for a topic that does not exist. Raises ServerUnavailable or ConfigError."""
-        _wait(self._admin, self._futures.values())
-        descriptions: dict[str, TopicDescription | None] = {}
-        for topic, future in self._futures.items():
-            error = future.exception()
-            if error is None:
-                descriptions[topic] = _description(topic, future.result())
-            elif _code(error) in _MISSING:
-                descriptions[topic] = None
-            else:
-                raise _our_error(self._admin, f"topic {topic} cannot be described", error) from error
-        return descriptions
-
-
-class EndsInquiry(_Question[TopicPartition]):
-    """Where partitions end."""
-
-    def result(self) -> dict[Partition, int]:
-        """Return the ends, when `done()`; without the partitions that have no leader, or nobody to ask."""
-        return {
-            Partition(key.topic, key.partition): int(future.result().offset)
-            for key, future in self._futures.items()
-            if future.exception() is None
-        }
+        """Wait for all answers: None for a topic that does not exist. Raises ServerUnavailable or ConfigError."""
+        described = self.answers()
+        for error in described.silent.values():
+            raise error
+        return described.known
 
 
 def make_admin(kafka: config.Kafka) -> Admin:
@@ -167,42 +154,21 @@ def describe_async(admin: Admin, topics: Collection[str], timeout_seconds: float
 def describe(
     admin: Admin, topics: Collection[str], timeout_seconds: float = REQUEST_TIMEOUT_SECONDS
 ) -> dict[str, TopicDescription | None]:
-    """Ask what the topics are: None for one that does not exist. Raises ServerUnavailable or ConfigError."""
-    return describe_async(admin, topics, timeout_seconds).result()
+    """Ask what the topics are: None for one that does not exist. Raises ServerUnavailable or ConfigError.
 
-
-def list_offsets(
-    admin: Admin,
-    partitions: Iterable[Partition],
-    at: Literal["earliest", "latest"] | datetime,
-    timeout_seconds: float = REQUEST_TIMEOUT_SECONDS,
-) -> dict[Partition, int]:
-    """Return each partition's first offset, its end, or its first offset at or after a time (the end if there is none).
-
-    The end is that of a reader of committed records: before the first open transaction.
-    Raises SourceError for a partition that does not exist or has no leader, else ServerUnavailable or ConfigError.
+    What would be the end for whoever asks, two answers must say: a broker may not have heard of a topic yet.
     """
-    asked = list(partitions)
-    offsets = _list_offsets(admin, asked, at, timeout_seconds)
-    beyond = [partition for partition, offset in offsets.items() if offset < 0]
-    if beyond:
-        offsets.update(_list_offsets(admin, beyond, "latest", timeout_seconds))
-    return offsets
-
-
-def ends_async(admin: Admin, partitions: Iterable[Partition]) -> EndsInquiry:
-    """Ask for the partitions' ends, those of a reader of committed records, without waiting."""
-    return EndsInquiry(admin, _ask_offsets(admin, partitions, "latest", REQUEST_TIMEOUT_SECONDS))
-
-
-def watermarks(
-    admin: Admin, partitions: Iterable[Partition], timeout_seconds: float = REQUEST_TIMEOUT_SECONDS
-) -> dict[Partition, tuple[int, int]]:
-    """Return each partition's first offset and its end."""
-    asked = list(partitions)
-    low = list_offsets(admin, asked, "earliest", timeout_seconds)
-    high = list_offsets(admin, asked, "latest", timeout_seconds)
-    return {partition: (low[partition], high[partition]) for partition in asked}
+    described = describe_async(admin, topics, timeout_seconds).answers()
+    doubtful = [name for name, description in described.known.items() if description is None]
+    doubtful += [name for name, error in described.silent.items() if isinstance(error, ConfigError)]
+    if doubtful:
+        time.sleep(PAUSE_SECONDS)
+        again = describe_async(admin, doubtful, timeout_seconds).answers()
+        silent = {name: error for name, error in described.silent.items() if name not in doubtful}
+        described = Described({**described.known, **again.known}, {**silent, **again.silent})
+    for error in described.silent.values():
+        raise error
+    return described.known
 
 
 def is_compacted(admin: Admin, topic: str, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS) -> bool:
@@ -210,7 +176,7 @@ def is_compacted(admin: Admin, topic: str, timeout_seconds: float = REQUEST_TIME
     resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
     futures = admin.describe_configs([resource], request_timeout=timeout_seconds)
     try:
-        _wait(admin, futures.values())
+        Question(admin, futures).wait_for_all()
         return "compact" in str(futures[resource].result()["cleanup.policy"].value)
     except (KafkaException, KbatchError, LookupError):  # to describe a topic's settings is a right of its own
         return False
@@ -229,15 +195,16 @@ def create_topics(
         makers.setdefault(route.topic, route)
     topics = [NewTopic(topic, route.partitions, route.replication_factor) for topic, route in makers.items()]
     futures = admin.create_topics(topics, operation_timeout=timeout_seconds, request_timeout=timeout_seconds)
-    _wait(admin, futures.values())
+    question = Question(admin, futures)
+    question.wait_for_all()
     outcome = []
     faults = []
     for topic, future in futures.items():
         error = future.exception()
-        if error is None or _code(error) == KafkaError.TOPIC_ALREADY_EXISTS:
+        if error is None or code_of(error) == KafkaError.TOPIC_ALREADY_EXISTS:
             outcome.append((topic, error is None))
             continue
-        ours = _our_error(admin, f"topic {topic} cannot be created", error)
+        ours = question.meaning(f"topic {topic} cannot be created", error)
         if isinstance(ours, ServerUnavailable):
             raise ours from error
         faults.append(str(ours))
@@ -277,62 +244,10 @@ class _Trouble:
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
             self.last = error
 
-
-def _list_offsets(
-    admin: Admin, partitions: list[Partition], at: Literal["earliest", "latest"] | datetime, timeout_seconds: float
-) -> dict[Partition, int]:
-    futures = _ask_offsets(admin, partitions, at, timeout_seconds)
-    _wait(admin, futures.values())
-    offsets = {}
-    for key, future in futures.items():
-        partition = Partition(key.topic, key.partition)
-        error = future.exception()
-        if error is not None:
-            raise _our_error(admin, f"the offsets of {partition} cannot be read", error) from error
-        offsets[partition] = int(future.result().offset)
-    return offsets
-
-
-def _ask_offsets(
-    admin: Admin, partitions: Iterable[Partition], at: Literal["earliest", "latest"] | datetime, timeout_seconds: float
-) -> dict[TopicPartition, Future[Any]]:
-    spec = _offset_spec(at)
-    asked = {TopicPartition(partition.topic, partition.number): spec for partition in partitions}
-    if not asked:  # librdkafka refuses an empty question
-        return {}
-    futures: dict[TopicPartition, Future[Any]] = admin.list_offsets(
-        asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=timeout_seconds
-    )
-    return futures
-
-
-def _offset_spec(at: Literal["earliest", "latest"] | datetime) -> Any:  # noqa: ANN401 - untyped in the library
-    if at == "earliest":
-        return OffsetSpec.earliest()  # type: ignore[no-untyped-call]
-    if at == "latest":
-        return OffsetSpec.latest()  # type: ignore[no-untyped-call]
-    # Rounded up, as records have whole milliseconds; not below 0, where Kafka's special values are.
-    milliseconds = -((_EPOCH - at) // timedelta(milliseconds=1))
-    return OffsetSpec.for_timestamp(max(milliseconds, 0))
-
-
-def _description(topic: str, answer: Any) -> TopicDescription:  # noqa: ANN401 - the library's own class, untyped
-    topic_id = str(answer.topic_id)
-    if topic_id == _NO_ID:
-        raise ConfigError(
-            f"topic {topic} has no id: the brokers are older than Kafka 2.8; upgrade them "
-            "(without ids a topic made anew cannot be told from the old one)"
-        )
-    return TopicDescription(topic, topic_id, len(answer.partitions))
-
-
-def _wait(admin: Admin, futures: Iterable[Future[Any]]) -> None:
-    """Wait for all answers. They end by themselves, with librdkafka's own timeout; a refused login ends it sooner."""
-    waiting = list(futures)
-    while not all(future.done() for future in waiting):
-        admin.poll(0.05)
-        trouble = admin.trouble.last
-        if trouble is not None and trouble.code() in _REFUSED:
+    def refuse(self) -> None:
+        """Raise ConfigError where the brokers do not let us in: no answer will come."""
+        trouble = self.last
+        if trouble is not None and trouble.code() in REFUSED:
             raise ConfigError(
                 f"kafka: the brokers refuse us: {trouble.str()}; check kafka.sasl_username and its password"
             )
@@ -341,31 +256,23 @@ def _wait(admin: Admin, futures: Iterable[Future[Any]]) -> None:
                 f"kafka: TLS fails: {' '.join(trouble.str().split())}; check kafka.tls_ca_file, and the name and the "
                 "dates in the broker's certificate"
             )
-    if all(future.exception() is None for future in waiting):
-        admin.trouble.last = None  # whatever it was, it is over
 
 
-def _our_error(admin: Admin, what: str, error: BaseException) -> KbatchError:
-    code = _code(error)
-    if code in _UNAVAILABLE:
-        reason = admin.trouble.last.str() if admin.trouble.last is not None else _text(error)
-        return ServerUnavailable(f"Kafka cannot be reached: {reason}")
-    return SourceError(f"{what}: {_text(error)}") if code in _MISSING else ConfigError(f"{what}: {_text(error)}")
+def _description(topic: str, answer: Any) -> TopicDescription:  # noqa: ANN401 - the library's own class, untyped
+    if answer.topic_id is None or str(answer.topic_id) == _NO_ID:
+        raise ConfigError(
+            f"topic {topic} has no id: the brokers are older than Kafka 2.8; upgrade them "
+            "(without ids a topic made anew cannot be told from the old one)"
+        )
+    if not answer.partitions:
+        raise ServerUnavailable(f"topic {topic} cannot be described: the answer names no partition")
+    leaderless = frozenset(int(partition.id) for partition in answer.partitions if partition.leader is None)
+    return TopicDescription(topic, str(answer.topic_id), len(answer.partitions), leaderless)
 
 
 def _consumer_fault(properties: dict[str, str | int | float | bool]) -> str:
     try:
         Consumer(properties, logger=rdkafka_log).close()
     except (KafkaException, TypeError, ValueError) as error:
-        return _text(error)
+        return text_of(error)
     return ""
-
-
-def _code(error: BaseException) -> int | None:
-    cause = error.args[0] if isinstance(error, KafkaException) else None
-    return cause.code() if isinstance(cause, KafkaError) else None
-
-
-def _text(error: BaseException) -> str:
-    cause = error.args[0] if isinstance(error, KafkaException) else error
-    return " ".join((cause.str() if isinstance(cause, KafkaError) else str(cause)).split())

@@ -3,6 +3,9 @@
 The worker's poll loop calls it each turn, in its main thread. It asks the brokers every few seconds without waiting for
 the answer, and compares: another id means that the topic was made anew, more partitions that some may be ours. It also
 judges offsets that are not in the topic, from the topic's id and its watermarks.
+
+A broker may lag behind the others, or answer wrongly, once. So what makes us skip records, or drop what was read, is
+told by two answers in a row: another id, fewer partitions, a gap.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from kbatchd import topics
-from kbatchd.errors import KbatchError, ServerUnavailable
+from kbatchd import offsets, topics
+from kbatchd.errors import KbatchError, ServerUnavailable, SourceError
 from kbatchd.model import Gap, GapKind, Partition
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ INTERVAL_SECONDS = 10.0
 #: How soon after a broker's connection was lost, when its answer may have changed.
 SUSPICION_SECONDS = 1.0
 
-#: How long each of a diagnosis's three questions may take: the poll loop waits for them, and must beat.
+#: How long each of a diagnosis's four questions may take: the poll loop waits for them, and must beat.
 DIAGNOSIS_TIMEOUT_SECONDS = 2.0
 
 
@@ -41,6 +44,11 @@ class TopicWatch:
         self._inquiry: topics.Inquiry | None = None
         self._ask_at = 0.0
         self._missing: set[str] = set()
+        #: What one answer has told, and another one shall confirm.
+        self._unconfirmed: dict[str, topics.TopicDescription | None] = {}
+        #: Partitions that have no leader, and why topics are not described: each is told of once.
+        self._leaderless: set[Partition] = set()
+        self._silent: dict[str, str] = {}
         self.known: dict[str, topics.TopicDescription] = {}
 
     def suspect(self) -> None:
@@ -58,41 +66,108 @@ class TopicWatch:
             return False
         inquiry, self._inquiry = self._inquiry, None
         try:
-            answer = inquiry.result()
+            described = inquiry.answers()
         except KbatchError as error:
-            # Absence is waited for, and librdkafka tells of it; a refusal somebody has to mend.
-            level = logging.DEBUG if isinstance(error, ServerUnavailable) else logging.WARNING
-            log.log(level, "topics not described", extra={"action": "topic_watch", "error": str(error)})
-            self.suspect()
-            return False
-        self._take(answer)
-        return True
+            described = topics.Described({}, dict.fromkeys(self._names, error))
+        self._tell_silence(described.silent)
+        for name, description in described.known.items():
+            self._take(name, description)
+        self._tell_leaderless()
+        return bool(described.known) and not any(name not in self.known for name in self._unconfirmed)
 
     def diagnose(self, partition: Partition, next_offsets: Mapping[str, int], topic_id: str) -> dict[str, Gap]:
         """Ask the brokers which routes' offsets cannot be read, and why. Raises KbatchError without an answer."""
-        description = topics.describe(self.admin, [partition.topic], DIAGNOSIS_TIMEOUT_SECONDS)[partition.topic]
-        if description is None:
-            message = f"topic {partition.topic} does not exist"
-            raise KbatchError(message)
-        low, high = topics.watermarks(self.admin, [partition], DIAGNOSIS_TIMEOUT_SECONDS)[partition]
-        judged = {
-            route: judge(partition, next_offset, topic_id, description.topic_id, low, high)
-            for route, next_offset in next_offsets.items()
-        }
-        return {route: gap for route, gap in judged.items() if gap is not None}
+        progress = {route: (next_offset, topic_id) for route, next_offset in next_offsets.items()}
+        return diagnose(self.admin, partition, progress)
 
-    def _take(self, answer: dict[str, topics.TopicDescription | None]) -> None:
-        for name, description in answer.items():
-            if description is not None:
-                self.known[name] = description
-                self._missing.discard(name)
-            elif name not in self._missing:
-                self._missing.add(name)
-                what = (
-                    "topic is gone; `kbatchd create-topic` makes it anew, and `kbatchd progress accept` then lets its "
-                    "partitions go on; or take its routes out of the file"
-                )
-                log.error(what, extra={"action": "topic_gone", "topic": name})
+    def _take(self, name: str, description: topics.TopicDescription | None) -> None:
+        """Take one answer; that a topic is another one, smaller or gone, only from the second one that says so."""
+        before = self.known.get(name)
+        confirmed = name in self._unconfirmed and _who(self._unconfirmed.pop(name)) == _who(description)
+        if not confirmed and not (before and description and _goes_on(before, description)):
+            self._unconfirmed[name] = description
+            # The first answers are asked for at once; a broker that lags behind is given the time to hear of it.
+            self._ask_at = time.monotonic() + (SUSPICION_SECONDS if before else 0.0)
+        elif description is not None:
+            self.known[name] = description
+            self._missing.discard(name)
+        elif name not in self._missing:
+            self._missing.add(name)
+            what = (
+                "topic is gone; `kbatchd create-topic` makes it anew, and `kbatchd progress accept` then lets its "
+                "partitions go on; or take its routes out of the file"
+            )
+            log.error(what, extra={"action": "topic_gone", "topic": name})
+
+    def _tell_silence(self, silent: Mapping[str, KbatchError]) -> None:
+        """Tell why topics are not described. Absence is waited for, and librdkafka tells of it."""
+        for name, error in silent.items():
+            told = self._silent.get(name) == str(error)
+            level = logging.DEBUG if told or isinstance(error, ServerUnavailable) else logging.WARNING
+            log.log(level, "topics not described", extra={"action": "topic_watch", "topic": name, "error": str(error)})
+        self._silent = {name: str(error) for name, error in silent.items()}
+        if silent:
+            self.suspect()
+
+    def _tell_leaderless(self) -> None:
+        """Tell of partitions that nobody can read at the moment, and of those that can be read again."""
+        now = {Partition(name, number) for name, topic in self.known.items() for number in topic.leaderless}
+        for partition in sorted(now - self._leaderless):
+            what = "partition has no leader: its broker is away; it is read when that is back, the others go on"
+            log.warning(what, extra={"action": "no_leader", "partition": str(partition)})
+        for partition in sorted(self._leaderless - now):
+            log.warning("partition has a leader again", extra={"action": "leader", "partition": str(partition)})
+        self._leaderless = now
+        if now:
+            self.suspect()
+
+
+def diagnose(admin: topics.Admin, partition: Partition, progress: Mapping[str, tuple[int, str]]) -> dict[str, Gap]:
+    """Return which of these cannot be read, and why: by name, each a next_offset and the id of the topic that it is of.
+
+    Two questions, apart: of both answers with the same verdict the one that skips less. Raises KbatchError where there
+    is none, or two that do not say the same.
+    """
+    first = _look(admin, partition, progress)
+    if not first:
+        return {}
+    second = _look(admin, partition, progress)
+    if {name: _verdict(gap) for name, gap in first.items()} != {name: _verdict(gap) for name, gap in second.items()}:
+        message = f"two answers do not say the same of {partition}"
+        raise ServerUnavailable(message)
+    return {name: _lower(gap, second[name]) for name, gap in first.items()}
+
+
+def _look(admin: topics.Admin, partition: Partition, progress: Mapping[str, tuple[int, str]]) -> dict[str, Gap]:
+    """Ask once, all at the same time: the poll loop waits."""
+    inquiry = topics.describe_async(admin, [partition.topic], DIAGNOSIS_TIMEOUT_SECONDS)
+    low, high = offsets.watermarks(admin, [partition], DIAGNOSIS_TIMEOUT_SECONDS).all()[partition]
+    description = inquiry.result()[partition.topic]
+    if description is None or partition.number >= description.partitions:
+        message = f"{partition} does not exist"
+        raise SourceError(message)
+    judged = {
+        name: judge(partition, next_offset, topic_id, description.topic_id, low, high)
+        for name, (next_offset, topic_id) in progress.items()
+    }
+    return {name: gap for name, gap in judged.items() if gap is not None}
+
+
+def _verdict(gap: Gap) -> tuple[GapKind, str]:
+    return gap.kind, gap.topic_id
+
+
+def _lower(one: Gap, other: Gap) -> Gap:
+    """Of two gaps with the same verdict, return the one that skips less: a topic that was cut off has grown since."""
+    return min(one, other, key=lambda gap: gap.resume_at)
+
+
+def _who(description: topics.TopicDescription | None) -> tuple[str, int] | None:
+    return (description.topic_id, description.partitions) if description else None
+
+
+def _goes_on(before: topics.TopicDescription, now: topics.TopicDescription) -> bool:
+    return now.topic_id == before.topic_id and now.partitions >= before.partitions
 
 
 def judge(partition: Partition, next_offset: int, topic_id: str, current_id: str, low: int, high: int) -> Gap | None:

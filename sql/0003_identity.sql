@@ -12,6 +12,14 @@ COMMENT ON COLUMN kbatchd.progress.leader_epochs IS 'A list of [leader epoch, fi
 COMMENT ON COLUMN kbatchd.progress.host IS 'Where the process runs that claimed it last, and its pid.';
 COMMENT ON COLUMN kbatchd.progress.halted IS 'Why the partition stands still until `kbatchd progress accept`; NULL: it does not.';
 
+ALTER TABLE kbatchd.progress
+    ADD COLUMN start text,
+    ALTER COLUMN next_offset DROP NOT NULL,
+    ADD CONSTRAINT progress_begins CHECK (next_offset IS NOT NULL OR start IS NOT NULL);
+
+COMMENT ON COLUMN kbatchd.progress.next_offset IS 'Every offset below is a row, a dead letter, a recorded gap or a marker. NULL: the partition''s broker was away, and has not said yet where it begins.';
+COMMENT ON COLUMN kbatchd.progress.start IS 'Where it is to begin: the route''s `start` when the topic was read first, or that time. NULL: its broker said so at once.';
+
 ALTER TABLE kbatchd.dead_letters
     ADD COLUMN topic_id     text,
     ADD COLUMN timestamp_ms bigint;

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 pytest_plugins = (
     "tests.fix_daemon",
     "tests.fix_browser",
+    "tests.fix_faults",
     "tests.fix_http",
     "tests.fix_kafka",
     "tests.fix_lanes",

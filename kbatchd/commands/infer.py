@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     if description is None:
         raise ConfigError(f"topic {topic} does not exist; name one that has records")
     marks = excerpt.marks(admin, description, topics.REQUEST_TIMEOUT_SECONDS)
-    records = excerpt.read(kafka, marks, arguments.records)
+    records = excerpt.read(kafka, marks.known or marks.all(), arguments.records)
     inferred = infer([record.value() for record in records])
     if not inferred.columns:
         what = f"none of its {len(records):,} newest records is a JSON object with fields" if records else "is empty"

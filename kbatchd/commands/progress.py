@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from kbatchd import log, progress, topics
+from kbatchd import log, offsets, progress, topics
 from kbatchd.commands import load_config, print_table, route_named
 from kbatchd.config import Config, Route
 from kbatchd.errors import EX_OK, ConfigError, KbatchError
@@ -14,7 +14,7 @@ from kbatchd.migrations import check_version
 from kbatchd.model import Partition
 from kbatchd.postgres import connect, explained
 from kbatchd.progress import Owner, ProgressRow
-from kbatchd.watch import judge
+from kbatchd.watch import diagnose
 
 #: How long `progress show` waits for Kafka, which it can do without.
 LAG_TIMEOUT_SECONDS = 5.0
@@ -53,7 +53,8 @@ def set_one(arguments: argparse.Namespace) -> int:
         _chosen(route, rows, [partition.number])
         _refuse_outside(config, partition, arguments.next_offset)
         before = progress.set_progress(connection, _owner(config, route), partition, arguments.next_offset)
-    print(f"{partition}: next_offset was {before}, is {arguments.next_offset}")
+    was = "not known yet" if before is None else before
+    print(f"{partition}: next_offset was {was}, is {arguments.next_offset}")
     return EX_OK
 
 
@@ -73,8 +74,10 @@ def accept(arguments: argparse.Namespace) -> int:
             if row.partition >= topic.partitions:
                 print(f"{partition}: the topic has only {topic.partitions} partitions now; nothing can be read of it")
                 continue
-            low, high = topics.watermarks(admin, [partition])[partition]
-            gap = judge(partition, row.next_offset, row.topic_id, topic.topic_id, low, high)
+            if row.next_offset is None:
+                print(f"{partition}: there is nothing to accept: its broker has not said yet where it begins")
+                continue
+            gap = diagnose(admin, partition, {route.name: (row.next_offset, row.topic_id)}).get(route.name)
             if gap is None:
                 print(f"{partition}: there is nothing to accept")
             else:
@@ -97,7 +100,7 @@ def _chosen(route: Route, rows: Sequence[ProgressRow], numbers: Sequence[int]) -
 
 def _refuse_outside(config: Config, partition: Partition, next_offset: int) -> None:
     """Refuse an offset that is not in the topic: from there nothing could be read."""
-    low, high = topics.watermarks(topics.make_admin(config.kafka), [partition])[partition]
+    low, high = offsets.watermarks(topics.make_admin(config.kafka), [partition]).all()[partition]
     if not low <= next_offset <= high:
         raise ConfigError(f"{partition}: offset {next_offset} is not in the topic, which has {low} to {high}")
 
@@ -111,11 +114,11 @@ def _lags(config: Config, rows: Sequence[ProgressRow]) -> list[_Lag]:
         for row in rows
         if (topic := known[row.topic]) and topic.topic_id == row.topic_id and row.partition < topic.partitions
     ]
-    ends = topics.list_offsets(admin, same, "latest", LAG_TIMEOUT_SECONDS)
+    ends = offsets.list_offsets(admin, same, "latest", LAG_TIMEOUT_SECONDS).known
     lags = []
     for row in rows:
         end = ends.get(Partition(row.topic, row.partition))
-        lags.append(_Lag(end, None if end is None else end - row.next_offset))
+        lags.append(_Lag(end, None if end is None or row.next_offset is None else end - row.next_offset))
     return lags
 
 

@@ -198,7 +198,7 @@ def _document(config: Config, look: Look) -> dict[str, Any]:
 
 def _route(config: Config, name: str, partitions: Sequence[dict[str, Any]], look: Look) -> dict[str, Any]:
     own = [partition for partition in partitions if partition["route"] == name]
-    lags = [partition["lag"] for partition in own]
+    lags = [partition["lag"] for partition in own if partition["lag"] is not None]
     waits = [partition["lag_seconds"] for partition in own if partition["lag_seconds"] is not None]
     aside = ["put aside"] if name in look.aside else []
     faults = sorted({partition["state"] for partition in own})
@@ -207,7 +207,7 @@ def _route(config: Config, name: str, partitions: Sequence[dict[str, Any]], look
         "route": name,
         "table": next(route.table for route in config.route if route.name == name),
         "rows_per_second": round(look.rates.get(name, 0.0), 1),
-        "lag": None if not lags or None in lags else sum(lags),
+        "lag": sum(lags) if lags else None,
         "lag_seconds": max(waits, default=None),
         "dead_letters": look.dead_letters.get(name, 0),
         "state": ", ".join(states) or (_NO_FAULT if _NO_FAULT in faults else "ok"),
@@ -266,7 +266,7 @@ def _partition_line(each: dict[str, Any], now: float) -> list[str]:
         each["route"],
         str(each["partition"]),
         each["owner"] or "-" if each["held"] else "nobody",
-        str(each["next_offset"]),
+        _known(each["next_offset"]),
         _known(each["end"]),
         _known(each["lag"]),
         _age(each["lag_seconds"]),

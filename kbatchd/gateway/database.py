@@ -207,7 +207,7 @@ class Database(threading.Thread):
             if waiter.topic_ids.setdefault(number, at.topic_id) != at.topic_id:
                 self._call(_settle, waiter, Outcome.LOST)
                 return False
-            if at.next_offset <= last:
+            if at.next_offset is None or at.next_offset <= last:
                 waiter.seen_at = None  # a crash may have moved progress back
                 return False
         if waiter.seen_at is None:

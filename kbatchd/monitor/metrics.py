@@ -196,7 +196,8 @@ class Metrics(Collector):
             if (lag.progress.route, lag.progress.partition) not in owners:
                 continue
             labels = (lag.progress.route, lag.progress.topic, str(lag.progress.partition))
-            _add(families["kbatchd_next_offset"], labels, lag.progress.next_offset)
+            if lag.progress.next_offset is not None:
+                _add(families["kbatchd_next_offset"], labels, lag.progress.next_offset)
             if age is None or age > STALE_SECONDS or lag.records is None:
                 continue
             _add(families["kbatchd_lag_records"], labels, lag.records)

@@ -78,8 +78,7 @@ class Daemon:
                     warnings.append(f"worker {index} has put route {name} aside")
                 if halted := sorted(route.halted):
                     warnings.append(f"route {name}: halted partitions: {', '.join(map(str, halted))}")
-        fine = {PartitionState.OK, PartitionState.UNKNOWN}
-        faulty = [lag for lag in view.lags if lag.state not in fine]
+        faulty = [lag for lag in view.lags if lag.state is not PartitionState.OK]
         return warnings + [f"route {lag.progress.route}: {lag.partition}: {lag.state}" for lag in faulty]
 
     def status(self, view: View) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from confluent_kafka import Producer
 
-from kbatchd import config, topics
+from kbatchd import config, offsets, topics
 from kbatchd.errors import ConfigError, ServerUnavailable, SourceError
 from kbatchd.model import Partition
 from kbatchd.watch import TopicWatch
@@ -124,12 +124,17 @@ def test_offsets(admin: topics.Admin, make_topic: MakeTopic, kafka: Kafka | Give
     producer.flush()
     both = [full, empty]
 
-    assert topics.watermarks(admin, both) == {full: (0, 10), empty: (0, 0)}
-    assert topics.list_offsets(admin, both, at + timedelta(milliseconds=3)) == {full: 3, empty: 0}
-    assert topics.list_offsets(admin, both, at + timedelta(milliseconds=3, microseconds=1)) == {full: 4, empty: 0}
-    assert topics.list_offsets(admin, both, at + timedelta(days=1)) == {full: 10, empty: 0}
-    assert topics.list_offsets(admin, both, datetime(1950, 1, 1, tzinfo=UTC)) == {full: 0, empty: 0}
-    assert topics.list_offsets(admin, [], "latest") == {}
+    def begins(at: datetime) -> dict[Partition, offsets.Offset]:
+        return offsets.Beginnings(admin, both, at).wait().all()
+
+    assert offsets.watermarks(admin, both).all() == {full: (0, 10), empty: (0, 0)}
+    assert begins(at + timedelta(milliseconds=3)) == {full: 3, empty: 0}
+    assert begins(at + timedelta(milliseconds=3, microseconds=1)) == {full: 4, empty: 0}
+    assert begins(at + timedelta(days=1)) == {full: 10, empty: 0}
+    assert begins(datetime(1950, 1, 1, tzinfo=UTC)) == {full: 0, empty: 0}
+    assert offsets.Beginnings(admin, both, "earliest").wait().all() == {full: 0, empty: 0}
+    assert offsets.Beginnings(admin, both, "latest").wait().all() == {full: 10, empty: 0}
+    assert offsets.list_offsets(admin, [], "latest").all() == {}
 
 
 def test_the_end_is_before_an_open_transaction(
@@ -142,16 +147,18 @@ def test_the_end_is_before_an_open_transaction(
     producer.begin_transaction()
     producer.produce(topic, b"x", partition=0)
     producer.flush()
-    assert topics.watermarks(admin, [partition]) == {partition: (0, 0)}
+    assert offsets.watermarks(admin, [partition]).known == {partition: (0, 0)}
     producer.commit_transaction(30)
     # The record and the marker. The coordinator has the marker written after its answer to the commit (KIP-98).
-    wait_until(lambda: topics.watermarks(admin, [partition]) == {partition: (0, 2)}, 30, "the end of the transaction")
+    wait_until(
+        lambda: offsets.watermarks(admin, [partition]).known == {partition: (0, 2)}, 30, "the end of the transaction"
+    )
 
 
 def test_offsets_of_a_partition_that_does_not_exist(admin: topics.Admin, make_topic: MakeTopic) -> None:
     topic = make_topic(1)
     with pytest.raises(SourceError, match=rf"the offsets of {topic}\[1\] cannot be read"):
-        topics.list_offsets(admin, [Partition(topic, 1)], "latest")
+        offsets.list_offsets(admin, [Partition(topic, 1)], "latest").all()
 
 
 def test_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
@@ -166,7 +173,7 @@ def test_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ServerUnavailable):
         topics.create_topics(admin, [_route("t")], timeout_seconds=1.0)
     with pytest.raises(ServerUnavailable):
-        topics.watermarks(admin, [Partition("t", 0)], timeout_seconds=1.0)
+        offsets.watermarks(admin, [Partition("t", 0)], timeout_seconds=1.0).all()
     # 20 attempts a second, which the callers tell of; nothing of the consumer's property; no error.
     assert not [record for record in caplog.records if "FAIL" in record.getMessage()]
     assert not [record for record in caplog.records if "CONFWARN" in record.getMessage()]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from kbatchd.model import Partition
+from kbatchd.offsets import Offset
 from kbatchd.standstill import ANSWERS, Doubt, judge
 
 PARTITION = Partition("orders", 0)
 
 
-def after(*answers: tuple[int | None, int, int]) -> int:
+def after(*answers: tuple[int | None, int, int | None]) -> int:
     """Judge these in a row: the brokers' end (None: they are silent), the offset wanted next, the consumer's end."""
     doubts: dict[Partition, Doubt] = {}
     for end, reached, known in answers:
         ends = {} if end is None else {PARTITION: end}
-        doubts = judge(doubts, ends, {PARTITION: reached}, lambda _, known=known: known)  # type: ignore[misc]
+        end_heard = None if known is None else Offset(known)
+        doubts = judge(doubts, ends, {PARTITION: reached}, lambda _, heard=end_heard: heard)  # type: ignore[misc]
     return doubts[PARTITION].answers if doubts else 0
 
 
@@ -22,7 +24,7 @@ def test_one_that_does_not_hear_of_what_is_new() -> None:
 
 
 def test_one_that_has_never_fetched() -> None:
-    assert after(*[(10, 0, -1001)] * ANSWERS) == ANSWERS
+    assert after(*[(10, 0, None)] * ANSWERS) == ANSWERS
 
 
 def test_one_that_has_read_all() -> None:
