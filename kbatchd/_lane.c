@@ -677,10 +677,14 @@ static int take_number(const Key *key, Field *field, int64_t number) {
 }
 
 /* Ask the record for what a column takes of it: a number, a text, bytes, or (kind, time), a time below 0 being none.
-   0 when it is not taken, or with an exception. */
+   0 when it is not taken: also what raises, since the Python lanes alone say what is wrong with a record. With an
+   exception what is no record's: that there is no memory, and what is no Exception. */
 static int ask_record(Key *key, Field *field, PyObject *record) {
     PyObject *found = key->held = PyObject_CallMethodNoArgs(record, key->method);
-    if (found == NULL) return 0;
+    if (found == NULL) {
+        if (PyErr_ExceptionMatches(PyExc_Exception) && !PyErr_ExceptionMatches(PyExc_MemoryError)) PyErr_Clear();
+        return 0;
+    }
     if (found == Py_None) return 1;
     int is_time = PyTuple_CheckExact(found) && PyTuple_GET_SIZE(found) == 2;
     if (is_time) found = PyTuple_GET_ITEM(found, 1);

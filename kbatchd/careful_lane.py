@@ -18,6 +18,7 @@ import orjson
 from kbatchd.column_types import ColumnType, type_of
 from kbatchd.fields import Refused, show
 from kbatchd.fields_times import encode_epoch
+from kbatchd.headers import read_headers
 from kbatchd.mapping import JSONS, TEXTS, Deletes, Feed, Source
 from kbatchd.message import MISSING, Document, Message
 
@@ -234,9 +235,10 @@ class Cell:
         """Return the value alone, or a document with the value and the path to it."""
         feed, record = self._feed, message.record
         match feed.source:
+            case Source.FIELD | Source.REST if message.body is None:
+                raise Refused("no_value", "the record has no object (a tombstone), and the column is a field of it")
             case Source.FIELD:
-                if message.body is None:
-                    raise Refused("no_value", "the record has no value (a tombstone), and the column is a field of it")
+                assert message.body is not None
                 path = message.prefix + feed.path
                 return message.body.at(path), message.body, path
             case Source.CONSTANT:
@@ -279,7 +281,7 @@ class Cell:
 
     def _of_header(self, record: Record) -> object:
         found: object = MISSING
-        for name, value in record.headers() or ():
+        for name, value in read_headers(record):
             if name == self._feed.header:
                 found = None if value is None else _as_bytes(value)
         return self._of_bytes(found) if isinstance(found, bytes) else found
@@ -334,7 +336,7 @@ def _headers(record: Record) -> bytes:
     """Write the headers as an object; a name that is there several times has an array."""
     found: dict[str, object] = {}
     several: set[str] = set()
-    for name, value in record.headers() or ():
+    for name, value in read_headers(record):
         shown = _header(_as_bytes(value))
         if name not in found:
             found[name] = shown

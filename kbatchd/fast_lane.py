@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from kbatchd.config_mapping import RouteMapping
     from kbatchd.mapping import Deletes
 
-#: All that the fast lane raises for a record it does not take. struct.error is an Exception of its own, and what is
-#: nested deeply is no recursion to orjson, but one to the search for a field's text.
-_NOT_TAKEN = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, struct.error)
-
 _length: Final = struct.Struct(">i").pack
 #: The lengths of nearly all fields, packed: reading a list takes half the time of packing.
 _LENGTHS: Final = [_length(size) for size in range(4096)]
@@ -64,7 +60,6 @@ def _integer_of(data: bytes) -> int:
 
 #: What the generated code can name.
 _NAMES: Final[dict[str, object]] = {
-    "NOT_TAKEN": _NOT_TAKEN,
     "NULL": NULL,
     "FALSE": FALSE,
     "LENGTHS": _LENGTHS,
@@ -162,7 +157,9 @@ def fast(records, values, first, rows, refusals, careful):
         try:
             o = w = loads(value)
 {_indent(_indent(chr(10).join(statements), 2))}
-        except NOT_TAKEN:
+        except MemoryError:
+            raise
+        except Exception:
             careful(value, len(rows) + len(refusals) - before, rows, refusals)
 """
 
