@@ -78,6 +78,8 @@ typedef struct {
     Field *fields;         /* of each key */
     int closed;            /* the object that may not have other keys; -1: all may */
     int asks;              /* whether a column has a method */
+    int16_t *slots;        /* of each key its index, where the hash of its name says, or in the next free one; -1: free */
+    uint32_t slot_mask;    /* of a power of two that is at least twice the keys */
     Byte *scratch;
     Py_ssize_t scratch_size, scratch_used;
     int out_of_memory;
@@ -677,10 +679,14 @@ static int take_number(const Key *key, Field *field, int64_t number) {
 }
 
 /* Ask the record for what a column takes of it: a number, a text, bytes, or (kind, time), a time below 0 being none.
-   0 when it is not taken, or with an exception. */
+   0 when it is not taken: also what raises, since the Python lanes alone say what is wrong with a record. With an
+   exception what is no record's: that there is no memory, and what is no Exception. */
 static int ask_record(Key *key, Field *field, PyObject *record) {
     PyObject *found = key->held = PyObject_CallMethodNoArgs(record, key->method);
-    if (found == NULL) return 0;
+    if (found == NULL) {
+        if (PyErr_ExceptionMatches(PyExc_Exception) && !PyErr_ExceptionMatches(PyExc_MemoryError)) PyErr_Clear();
+        return 0;
+    }
     if (found == Py_None) return 1;
     int is_time = PyTuple_CheckExact(found) && PyTuple_GET_SIZE(found) == 2;
     if (is_time) found = PyTuple_GET_ITEM(found, 1);
@@ -710,6 +716,23 @@ static int read_beside(Lane *lane, PyObject *record) {
 
 /* Records. */
 
+/* Say where to look first for a name within an object: FNV-1a. */
+static uint32_t slot_of(const Lane *lane, int object, const Byte *name, Py_ssize_t size) {
+    uint32_t hash = 2166136261u ^ (uint32_t)object;
+    for (Py_ssize_t i = 0; i < size; i++) hash = (hash ^ name[i]) * 16777619u;
+    return (hash ^ hash >> 15) & lane->slot_mask;
+}
+
+/* Return the index of a name within an object; -1: nobody wants it. The work does not grow with the columns. */
+static int find_key(const Lane *lane, int object, const Byte *name, Py_ssize_t size) {
+    for (uint32_t slot = slot_of(lane, object, name, size);; slot = (slot + 1) & lane->slot_mask) {
+        int index = lane->slots[slot];
+        if (index < 0) return -1;
+        const Key *key = &lane->keys[index];
+        if (key->parent == object && key->name_size == size && memcmp(name, key->name, (size_t)size) == 0) return index;
+    }
+}
+
 /* Read the key of an object, whose text begins at p; set its index, or -1. A producer writes its keys in one order: the
    one at `guess` is compared first, and the guess corrected for the next record. */
 static const Byte *read_key(Lane *lane, int object, const Byte *p, const Byte *end, int *guess, int *found) {
@@ -724,14 +747,8 @@ static const Byte *read_key(Lane *lane, int object, const Byte *p, const Byte *e
     const Byte *start = p;
     p = skip_text(p, end, &has_escapes);
     if (p == NULL || has_escapes) return NULL;
-    *found = -1;
-    for (int i = 0; i < lane->key_count; i++) {
-        const Key *key = &lane->keys[i];
-        if (key->parent == object && key->name_size == p - start && memcmp(start, key->name, (size_t)key->name_size) == 0) {
-            *found = *guess = i;
-            break;
-        }
-    }
+    *found = find_key(lane, object, start, p - start);
+    if (*found >= 0) *guess = *found;
     return p + 1;
 }
 
@@ -957,6 +974,27 @@ static int set_column(Lane *lane, int index, PyObject *description) {
     return parent < 0 ? -1 : set_key(key, PyTuple_GET_ITEM(where, last), parent);
 }
 
+/* Make the table of names; of two keys with one name in one object the first is found first. */
+static int set_slots(Lane *lane) {
+    uint32_t size = 4;
+    while (size < 2 * (uint32_t)lane->key_count) size *= 2;
+    lane->slots = PyMem_Malloc(size * sizeof *lane->slots);
+    if (lane->slots == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    lane->slot_mask = size - 1;
+    memset(lane->slots, 0xFF, size * sizeof *lane->slots);
+    for (int i = 0; i < lane->key_count; i++) {
+        const Key *key = &lane->keys[i];
+        if (key->parent < 0 || key->name_size < 0) continue;
+        uint32_t slot = slot_of(lane, key->parent, key->name, key->name_size);
+        while (lane->slots[slot] >= 0) slot = (slot + 1) & lane->slot_mask;
+        lane->slots[slot] = (int16_t)i;
+    }
+    return 0;
+}
+
 /* Keep the columns, and the objects that they are in; those of the envelope must be there. */
 static int set_columns(Lane *lane, PyObject *columns, PyObject *envelope, int closed) {
     Py_ssize_t count = PySequence_Fast_GET_SIZE(columns), keys = count + 2 + PyTuple_GET_SIZE(envelope);
@@ -992,7 +1030,7 @@ static int set_columns(Lane *lane, PyObject *columns, PyObject *envelope, int cl
     for (int i = 0; i < lane->count; i++) {
         if (set_column(lane, i, PySequence_Fast_GET_ITEM(columns, i)) < 0) return -1;
     }
-    return 0;
+    return set_slots(lane);
 }
 
 static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
@@ -1021,6 +1059,7 @@ static void lane_dealloc(Lane *lane) {
     }
     PyMem_Free(lane->keys);
     PyMem_Free(lane->fields);
+    PyMem_Free(lane->slots);
     PyMem_Free(lane->scratch);
     type->tp_free((PyObject *)lane);
     Py_DECREF(type);

@@ -56,6 +56,8 @@ class Target:
     copy_format: CopyFormat = CopyFormat.BINARY
     #: How the rows get on from their staging table, where the route upserts.
     merge: Merge | None = None
+    #: The same limit for dead letters that are kbatchd's own fault: it must not empty a topic into the bin. 0: none.
+    max_internal: int = 100
 
     @property
     def copied(self) -> tuple[str, str]:

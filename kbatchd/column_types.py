@@ -39,7 +39,7 @@ class ColumnType:
     #: The careful lane's function.
     careful: fields.Encode
     #: The fast lane's statements: they make of `{v}`, which is not None, what `pack` packs, or else the field's bytes.
-    #: `{text}` stands for its own text. Empty: the careful lane alone can do it.
+    #: `{text}` stands for its own text, `{json}` for its bytes. Empty: the careful lane alone can do it.
     fast: str = ""
     #: The struct format and the size of a type of fixed width.
     pack: str = ""
@@ -66,8 +66,8 @@ if {v}[4:20:3] in ZULU and {v}[-1] == "Z" and len({v}) < 28:
 else:
     {v} = {any_form}({v})"""
 
-#: Of a null there is a text, too.
-_UNLESS_NULL = "if {v} is None: raise TypeError"
+#: JSON goes in as it was written, in every lane: 1e9 is no 1000000000.0 to jsonb. Of a null there is a text, too.
+_OWN_TEXT = "if {v} is None: raise TypeError\n{v} = {json}"
 
 #: The type's own function, for what takes no shortcut.
 _FAST_CALL = "{v} = {careful}({v})"
@@ -131,12 +131,12 @@ if {v}[4:8:3] != "--" or len({v}) != 10: raise ValueError
     "inet": ColumnType(fields.encode_network(cidr=False), _FAST_CALL),
     "cidr": ColumnType(fields.encode_network(cidr=True), _FAST_CALL),
     "enum": ColumnType(fields.encode_enum, _FAST_CALL),
-    "json": ColumnType(fields.encode_json, f"{_UNLESS_NULL}\n{{v}} = {{text}}.encode()", literal=True, text=_raw_json),
+    "json": ColumnType(fields.encode_json, _OWN_TEXT, literal=True, text=_raw_json),
     "jsonb": ColumnType(
         fields.encode_jsonb,
-        f"{_UNLESS_NULL}\n{{v}} = dumps({{v}})",
+        _OWN_TEXT,
         lengths="JSONB_LENGTHS",
-        numbers=True,
+        literal=True,
         text=lambda x, raw, encoded: _raw_json(x, raw, encoded[1:]),
     ),
     "bytea": ColumnType(
@@ -195,7 +195,7 @@ def _array(element: Column, kind: ColumnType) -> ColumnType:
         return b"".join(parts)
 
     # What needs a number's own text is the careful lane's, and -0 in an array of floats is seen in its text only.
-    needs_text = kind.literal or (kind.numbers and element.type_name != "jsonb")
+    needs_text = kind.literal or kind.numbers
     return ColumnType(encode, "" if needs_text else _FAST_CALL, numbers=kind.numbers, literal=needs_text, text=_no_text)
 
 

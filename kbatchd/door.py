@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, cast
 import orjson
 
 from kbatchd.exact import field_text, loads
+from kbatchd.fields import Refused
+from kbatchd.internal import internal_refusal
 from kbatchd.model import Refusal
 from kbatchd.rows import build_encoder
 
@@ -47,17 +49,28 @@ class Door:
         if self._key_field is None:
             return keys, refusals
         for index, value in enumerate(values):
-            key = cast("dict[str, object]", loads(value)).get(self._key_field)
-            if type(key) is str:
-                keys[index] = key.encode()
-            elif type(key) is int:
-                keys[index] = b"%d" % key
-            elif type(key) is float and (digits := field_text(value, self._key_field)).lstrip("-").isdigit():
-                keys[index] = digits.encode()  # an integer of more than 64 bits
-            elif key is not None:
-                what = "the record's key must be a string or an integer"
-                refusals.append((index, Refusal("wrong_type", self._key_field, what)))
+            try:
+                keys[index] = _key(value, self._key_field)
+            except Refused as error:
+                refusals.append((index, Refusal(error.code, self._key_field, str(error))))
+            except MemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is: see internal.py
+                refusals.append((index, internal_refusal(error)))
         return keys, refusals
+
+
+def _key(value: bytes, field: str) -> bytes | None:
+    key = cast("dict[str, object]", loads(value)).get(field)
+    if type(key) is str:
+        return key.encode()
+    if type(key) is int:
+        return b"%d" % key
+    if type(key) is float and (digits := field_text(value, field)).lstrip("-").isdigit():
+        return digits.encode()  # an integer of more than 64 bits
+    if key is not None:
+        raise Refused("wrong_type", "the record's key must be a string or an integer")
+    return None
 
 
 def _not_an_object(value: bytes) -> Refusal | None:
@@ -65,4 +78,8 @@ def _not_an_object(value: bytes) -> Refusal | None:
         record = loads(value)
     except orjson.JSONDecodeError as error:
         return Refusal("not_json", None, f"not JSON: {error}")
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is: see internal.py
+        return internal_refusal(error)
     return None if type(record) is dict else Refusal("not_object", None, "expected an object")

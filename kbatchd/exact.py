@@ -3,7 +3,7 @@
 orjson rounds integers outside [-2^63, 2^64) and floats beyond 15 digits without a word, gives 0.0 for 1e-400 and
 refuses 1e400; numeric, json and jsonb columns hold all of these. And a NUL is valid JSON, but neither text nor jsonb
 takes it. `suspects` looks at many records at once for the traces such values leave in the raw bytes, so that all
-other records take the fast lane. `field_slices` gives a record's fields as they were written.
+other records take the fast lane. `Texts` and `field_slices` give a record's fields as they were written.
 
 Called by the row encoder (rows.py) in the worker's poll loop. Pure functions, no I/O.
 """
@@ -48,19 +48,20 @@ _NUL = b"\\u0000"
 #: malloc's heap and the processor's cache (0.33 us a record; with pieces of 128 KiB, each a mmap of its own, 0.49).
 _PIECE_BYTES = 48 * 1024
 
-#: What can make orjson refuse valid JSON: numbers from 1.8e308 up.
-_MAYBE_HUGE = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{300}")
-_STRING_OR_HUGE = re.compile(
-    rb'"(?:[^"\\]|\\.)*"'
-    rb"|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?[eE]\+?[0-9]{3,}"
-    rb"|-?[1-9][0-9]{299,}(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?",
-    re.DOTALL,
+#: What can make orjson refuse valid JSON: numbers from 1.8e308 up. They have two digits of exponent, or many before it.
+_MAYBE_HUGE = re.compile(rb"[eE]\+?[0-9]{2}|(?<![0-9])[0-9]{200}")
+#: A string, also one that does not end, or a whole number. Nothing is gone over twice, in whatever there is: `++` and
+#: `*+` give nothing back.
+_STRING_OR_NUMBER = re.compile(
+    rb'"(?:[^"\\]++|\\.)*+"?|-?(0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE](\+?[0-9]++|-[0-9]++))?', re.DOTALL
 )
+#: A number of so many digits before its point, when its exponent is applied, may be too large.
+_HUGE_DIGITS = 300
 
-#: An escape; and one of what is printable in ASCII, but for the quote, the backslash and the slash.
-_ESCAPED = re.compile(rb"\\")
-_ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")
-_FIELD_NUMBER = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*([-+.0-9eE]+)")
+#: An escape of what is printable in ASCII, but for the quote, the backslash and the slash.
+_find_escaped_ascii = re.compile(rb"\\u00[2-7]").search
+_number = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*([-+.0-9eE]+)").match
+_COLON = ord(":")
 _find_colon = re.compile(r"[ \t\r\n]*:[ \t\r\n]*").match
 _skip_blanks = re.compile(r"[ \t\r\n]*").match
 
@@ -157,8 +158,17 @@ def loads_huge(value: bytes) -> object:
     JSONDecodeError when it is not JSON.
     """
     if _MAYBE_HUGE.search(value):
-        value = _STRING_OR_HUGE.sub(lambda match: match[0] if match[0][:1] == b'"' else b"1.5", value)
+        value = _STRING_OR_NUMBER.sub(_without_huge, value)
     return orjson.loads(value)
+
+
+def _without_huge(match: re.Match[bytes]) -> bytes:
+    """Return what stands for a string or a number: 1.5 for one that may be too large for a double."""
+    whole, exponent = match[1] or b"", match[2] or b""
+    power = b"" if exponent[:1] == b"-" else exponent.lstrip(b"+0")
+    if len(whole) + (int(power or b"0") if len(power) < 4 else _HUGE_DIGITS) < _HUGE_DIGITS:  # noqa: PLR2004
+        return match[0]
+    return b"-1.5" if match[0][:1] == b"-" else b"1.5"
 
 
 def field_slices(value: bytes) -> dict[str, bytes]:
@@ -227,34 +237,96 @@ def _not_json(text: str, at: int) -> json.JSONDecodeError:
     return json.JSONDecodeError("unexpected text", text, at)
 
 
-def field_text(value: bytes, name: str) -> str:
-    """Return the text of a field of a record's object that is known to be there."""
-    try:
-        return lone_text(value, name)
-    except LookupError:
-        return field_slices(value)[name].decode()
+#: So many bytes may be searched for fields that are looked for by their names: some tens of them, in a record of
+#: the usual size. What more there is to look for is cheaper found by cutting the record up.
+_SEARCHED_BYTES = 256 * 1024
+#: The same for a large record, in times its size.
+_SEARCHES = 8
 
 
-def lone_text(value: bytes, name: str) -> str:
-    """Return the text of a field that is known to be there, however deep; LookupError where one look does not tell.
+class Texts:
+    """The texts of a record's fields, whose names are known to be there.
 
-    A name that occurs once, and nowhere in other characters, is that field's: no need to look at the others.
+    A field is looked for by its name; `lone` ones lie anywhere in the record, the others in its object. Where a look
+    does not tell, and where too much was searched already, a lone field is a LookupError, and for the others the record
+    is cut up, once: the work grows with its size alone, however many columns ask.
     """
-    key, search_escapes = _trace_of(name)
-    at = value.find(key)
-    if value.find(key, at + 1) >= 0 or (b"\\" in value and search_escapes(value)):
-        raise LookupError
-    number = _FIELD_NUMBER.match(value, at + len(key))
-    if number is not None:
-        return number[1].decode()
-    text = value[at + len(key) :].decode()
-    start = _find_colon(text).end()  # type: ignore[union-attr]  # it is JSON
-    _, end = _scan_once(text, start)
-    return text[start:end]
+
+    # Defaults of the class: there is one of these for each record.
+    _text = ""
+    _escapes: tuple[bool, bool] | None = None
+    _slices: dict[str, bytes] | None = None
+
+    def __init__(self, value: bytes) -> None:
+        self._value = value
+        self._left = _SEARCHED_BYTES + _SEARCHES * len(value)
+
+    def of(self, name: str) -> str:
+        """Return the text of a field."""
+        try:
+            return self.lone(name)
+        except LookupError:
+            return self._slice(name).decode()
+
+    def json_of(self, name: str, x: object) -> bytes:
+        """Return the text of a field whose value this is."""
+        try:
+            return self.lone_json(name, x)
+        except LookupError:
+            return self._slice(name)
+
+    def lone(self, name: str) -> str:
+        """Return the text of a field, however deep."""
+        at = self._behind(name)
+        number = _number(self._value, at)
+        return self._scan(at) if number is None else number[1].decode()
+
+    def lone_json(self, name: str, x: object) -> bytes:
+        """Return the text of a field, however deep, whose value this is: mostly it is written as orjson does it."""
+        at, text = self._behind(name), orjson.dumps(x)
+        # A string, an array or an object shows its own end. A number does not: behind 1.5 there may be a 0.
+        if text[0] in b'{["' and self._value[at] == _COLON and self._value.startswith(text, at + 1):
+            return text
+        return self._scan(at).encode()
+
+    def _behind(self, name: str) -> int:
+        """Return the place behind a name that occurs once, and nowhere in other characters: so it is that field's."""
+        key, plain = _trace_of(name)
+        value = self._value
+        self._left -= 2 * len(value)
+        at = -1 if self._slices is not None or self._left < 0 or self._has_escapes(plain=plain) else value.find(key)
+        if at < 0 or value.find(key, at + 1) >= 0:
+            raise LookupError
+        return at + len(key)
+
+    def _has_escapes(self, *, plain: bool) -> bool:
+        """Say whether the record has escapes that a name could be written with instead."""
+        if self._escapes is None:
+            some = b"\\" in self._value
+            self._escapes = some, some and _find_escaped_ascii(self._value) is not None
+        return self._escapes[plain]
+
+    def _scan(self, at: int) -> str:
+        """Return the text of the value behind a colon at this byte."""
+        text = self._text = self._text or self._value.decode()
+        if len(text) < len(self._value):  # not all is ASCII
+            at = len(self._value[:at].decode())
+            self._left -= at
+        start = _find_colon(text, at).end()  # type: ignore[union-attr]  # it is JSON
+        return text[start : _scan_once(text, start)[1]]
+
+    def _slice(self, name: str) -> bytes:
+        if self._slices is None:
+            self._slices = field_slices(self._value)
+        return self._slices[name]
+
+
+def field_text(value: bytes, name: str) -> str:
+    """Return the text of one field of a record's object that is known to be there."""
+    return Texts(value).of(name)
 
 
 @cache
-def _trace_of(name: str) -> tuple[bytes, Callable[[bytes], object]]:
-    """Return a name as records have it, and a search for escapes that it could be written with instead."""
-    plain = name.isascii() and name.isprintable() and not set('"\\/') & set(name)
-    return b'"%b"' % name.encode(), (_ESCAPED_ASCII if plain else _ESCAPED).search
+def _trace_of(name: str) -> tuple[bytes, bool]:
+    """Return a name as records have it, and whether only escapes of printable ASCII can write it otherwise."""
+    return b'"%b"' % name.encode(), name.isascii() and name.isprintable() and not set('"\\/') & set(name)

@@ -17,7 +17,7 @@ import orjson
 from kbatchd import fields_numbers, fields_times
 from kbatchd.careful_lane import NULL
 from kbatchd.column_types import ColumnType, type_of
-from kbatchd.exact import field_text, lone_text
+from kbatchd.exact import Texts
 from kbatchd.mapping import JSONS, OF_RECORD, TEXTS, Feed, Source, looked_into
 from kbatchd.paths import Path
 
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
     from kbatchd.config_mapping import RouteMapping
     from kbatchd.mapping import Deletes
-
-#: All that the fast lane raises for a record it does not take. struct.error is an Exception of its own, and what is
-#: nested deeply is no recursion to orjson, but one to the search for a field's text.
-_NOT_TAKEN = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, struct.error)
 
 _length: Final = struct.Struct(">i").pack
 #: The lengths of nearly all fields, packed: reading a list takes half the time of packing.
@@ -64,7 +60,6 @@ def _integer_of(data: bytes) -> int:
 
 #: What the generated code can name.
 _NAMES: Final[dict[str, object]] = {
-    "NOT_TAKEN": _NOT_TAKEN,
     "NULL": NULL,
     "FALSE": FALSE,
     "LENGTHS": _LENGTHS,
@@ -77,7 +72,6 @@ _NAMES: Final[dict[str, object]] = {
     #: The characters 4, 7, 10, 13, 16 and 19 of a timestamp: all that datetime.fromisoformat does not insist on.
     "ZULU": frozenset({"--T::Z", "--T::.", "-- ::Z", "-- ::."}),
     "loads": orjson.loads,
-    "dumps": orjson.dumps,
     "join": b"".join,
     "unhex": a2b_hex,
     "base64": a2b_base64,
@@ -86,8 +80,7 @@ _NAMES: Final[dict[str, object]] = {
     "float4": fields_numbers.fast_float4,
     "numeric": fields_numbers.fast_numeric,
     "pack_numeric": fields_numbers.pack_numeric,
-    "field_text": field_text,
-    "lone_text": lone_text,
+    "Texts": Texts,
     "timestamp": fields_times.fast_timestamp,
     "timestamptz": fields_times.fast_timestamptz,
     "text_of": _text_of,
@@ -147,6 +140,7 @@ def generate(
 def _program(feeds: Sequence[Feed], statements: Sequence[str], formats: Sequence[str]) -> str:
     packs = "".join(f"pack_{code} = Struct('>i{code}').pack\n" for code in _pack_codes(feeds))
     of_record = any(feed.source in OF_RECORD for feed in feeds)
+    texts = "\n            texts = None" if any("texts" in statement for statement in statements) else ""
     loop = (
         "for value, record in zip(values, records[first : first + len(values)])" if of_record else "for value in values"
     )
@@ -159,10 +153,12 @@ def fast(records, values, first, rows, refusals, careful):
     append = rows.append
     before = len(rows) + len(refusals) - first
     {loop}:
-        try:
+        try:{texts}
             o = w = loads(value)
 {_indent(_indent(chr(10).join(statements), 2))}
-        except NOT_TAKEN:
+        except MemoryError:
+            raise
+        except Exception:
             careful(value, len(rows) + len(refusals) - before, rows, refusals)
 """
 
@@ -171,6 +167,7 @@ def compile_lane(source: str, feeds: Sequence[Feed], literals: dict[str, bytes])
     """Compile what `generate` has written."""
     names: dict[str, object] = dict(_NAMES)
     names["LITERALS"] = literals
+    names["DEFAULT_TEXTS"] = {f.column.name: f.literal for f in feeds if f.literal is not None}
     names["DEFAULTS"] = {f.column.name: orjson.loads(f.literal) for f in feeds if f.literal is not None}
     names["KNOWN"] = looked_into(feeds)
     for feed in feeds:
@@ -268,16 +265,28 @@ def _fast(feed: Feed, kind: ColumnType, v: str, *, in_envelope: bool) -> str:
         return ""
     if feed.unit is not None:
         return _fast_epoch(feed, v)
-    return kind.fast.format(v=v, text=_text(feed, in_envelope=in_envelope), careful=f"careful{feed.column.number}")
+    texts = _texts(feed, v, in_envelope=in_envelope)
+    return kind.fast.format(v=v, careful=f"careful{feed.column.number}", **texts)
 
 
-def _text(feed: Feed, *, in_envelope: bool) -> str:
-    """Return the expression for the text of a field that is there; it raises where only the careful lane can tell."""
-    last = feed.path[-1] if feed.path else 0
-    if isinstance(last, int) or feed.literal is not None or feed.source not in {Source.FIELD, Source.VALUE}:
-        return "date(None)"
-    is_top = len(feed.path) == 1 and not (in_envelope and feed.source is Source.FIELD)
-    return f"{'field' if is_top else 'lone'}_text(value, {last!r})"
+def _texts(feed: Feed, v: str, *, in_envelope: bool) -> dict[str, str]:
+    """Return the expressions for the text of a field that is there; they raise where only the careful lane can tell."""
+    path, in_object = feed.path, feed.source is Source.FIELD
+    last = path[-1] if path else 0
+    if isinstance(last, int) or feed.source not in {Source.FIELD, Source.VALUE}:
+        return {"text": "date(None)", "json": "date(None)"}
+    texts = "(texts := texts or Texts(value))"
+    if len(path) == 1 and not (in_envelope and in_object):
+        found = {"text": f"{texts}.of({last!r})", "json": f"{texts}.json_of({last!r}, {v})"}
+    else:
+        found = {"text": f"{texts}.lone({last!r})", "json": f"{texts}.lone_json({last!r}, {v})"}
+    if feed.literal is None or len(path) > 1:  # what is missing in a deeper object has been left to the careful lane
+        return found
+    there, name = f"{last!r} in {'o' if in_object else 'w'}", feed.column.name
+    return {
+        "text": f"({found['text']} if {there} else DEFAULT_TEXTS[{name!r}].decode())",
+        "json": f"({found['json']} if {there} else DEFAULT_TEXTS[{name!r}])",
+    }
 
 
 def _fast_epoch(feed: Feed, v: str) -> str:

@@ -71,11 +71,16 @@ def _special_float(x: object) -> float | None:
     return _SPECIAL_FLOATS.get(x.lower()) if isinstance(x, str) else None
 
 
-def _literal(x: object, raw: str | None) -> str:
+def is_number(text: str) -> bool:
+    """Say whether a string is a number's text."""
+    match = _NUMBER.fullmatch(text)
+    return match is not None and bool(match[2] or match[3])
+
+
+def number_literal(x: object, raw: str | None) -> str:
     """Return the digits of a number, or of a string that is one."""
     if type(x) is str:
-        match = _NUMBER.fullmatch(x)
-        if match is None or not (match[2] or match[3]):
+        if not is_number(x):
             raise wrong_type("a number", x)
         return x
     if type(x) is not float and type(x) is not int:
@@ -85,14 +90,15 @@ def _literal(x: object, raw: str | None) -> str:
 
 def _double(x: object, column: Column, raw: str | None) -> float:
     """Return the nearest double; as PostgreSQL does, refuse what overflows and what becomes zero without being zero."""
-    literal = _literal(x, raw)
+    literal = number_literal(x, raw)
     value = float(literal)
-    if math.isinf(value) or (value == 0 and not _is_zero(literal)):
+    if math.isinf(value) or (value == 0 and not is_zero(literal)):
         raise out_of_range(column, literal)
     return value
 
 
-def _is_zero(literal: str) -> bool:
+def is_zero(literal: str) -> bool:
+    """Say whether a number's text has no digit but zeros, whatever its exponent."""
     return not literal.lower().partition("e")[0].strip("+-0.")
 
 
@@ -124,7 +130,9 @@ def encode_float4(x: object, column: Column, raw: str | None) -> bytes:
     if special is not None:
         return _pack_float4(special)
     double = _double(x, column, raw)
-    literal = Decimal(_literal(x, raw))
+    if double == 0:
+        return _pack_float4(double)  # whatever its exponent, which may be more than a Decimal takes
+    literal = Decimal(number_literal(x, raw))
     rounded = _nearest_float4(literal.copy_abs())  # abs() would round it
     if math.isinf(rounded) or (rounded == 0 and not literal.is_zero()):
         raise out_of_range(column, literal)

@@ -13,6 +13,7 @@ from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Final
 
 from kbatchd.fields import Refused, show, wrong_type
+from kbatchd.fields_numbers import is_number, is_zero, number_literal
 
 if TYPE_CHECKING:
     from kbatchd.catalogue import Column
@@ -264,21 +265,23 @@ def interval_text(encoded: bytes) -> str:
 UNITS: Final = {
     "s": Decimal(1_000_000), "ms": Decimal(1_000), "us": Decimal(1), "ns": Decimal("0.001"),
 }  # fmt: skip
-#: Any number that fits a timestamp, in any unit, exactly; others are refused.
-_exact = Context(prec=60, traps=[])
+#: Digits beside those that a number has itself: the units' and those of the largest timestamp.
+_MORE_DIGITS = 60
 
 
 def epoch_microseconds(x: object, raw: str | None, unit: str, type_name: str) -> int:
     """Turn a number of seconds or parts of them since 1970 into microseconds from 2000; half a one to the even one."""
-    if type(x) not in {int, float, str}:
-        raise wrong_type("a number", x)
+    if type(x) is str and not is_number(x):
+        raise Refused("not_a_number", f"{show(x)} is not a number")
+    literal = number_literal(x, raw)
     try:
-        number = Decimal(x if isinstance(x, str) else repr(x) if raw is None else raw)
-    except InvalidOperation as error:
-        raise Refused("not_a_number", f"{show(x)} is not a number") from error
-    if not number.is_finite() or number.adjusted() > 25:  # noqa: PLR2004 - ns of the last year have 22 digits
+        number = Decimal(literal)
+    except InvalidOperation:  # an exponent of 18 digits or more: it is nothing, or too much
+        number = Decimal(0) if is_zero(literal) or "-" in literal[1:] else Decimal("Infinity")
+    if number.is_infinite() or (number and number.adjusted() > 25):  # noqa: PLR2004 - ns of the last year have 22 digits
         raise Refused("out_of_range", f"{show(x)} is out of range for type {type_name}")
-    whole = _exact.multiply(number, UNITS[unit]).to_integral_value(ROUND_HALF_EVEN, _exact)
+    exact = Context(prec=len(literal) + _MORE_DIGITS, traps=[])
+    whole = exact.multiply(number, UNITS[unit]).to_integral_value(ROUND_HALF_EVEN, exact) if number else 0
     return _in_range(int(whole) - UNIX_EPOCH_MICROSECONDS, x, type_name)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -17,9 +18,10 @@ import psycopg
 from kbatchd import catalogue
 from kbatchd.batch_copy import BatchCopy
 from kbatchd.errors import BreakerOpen, TableChanged
+from kbatchd.internal import INTERNAL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from kbatchd.batch import Batch
     from kbatchd.batch_copy import Target
@@ -47,6 +49,14 @@ class Outcome:
     codes: Counter[str] = field(default_factory=Counter, compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Dead letters in a row: of any code, and of those for which kbatchd itself is to blame."""
+
+    any: int = 0
+    internal: int = 0
+
+
 class Insertion:
     """One batch on its way in, around what PostgreSQL refuses: its records before `done` are committed.
 
@@ -58,7 +68,7 @@ class Insertion:
         connection: psycopg.Connection,
         batch: Batch,
         target: Target,
-        in_a_row: int = 0,
+        in_a_row: Run = Run(),
         gap: int = 0,
     ) -> None:
         """`gap`: expect poison every so many rows, and do not try the whole batch at once; 0: expect none."""
@@ -121,8 +131,10 @@ class Insertion:
 
     def committed(self, last: int, dead: Mapping[int, Refusal]) -> None:
         """Count what is in."""
-        good = next((index for index in range(last - 1, self.done - 1, -1) if index not in dead), None)
-        self.in_a_row = self.in_a_row + last - self.done if good is None else last - 1 - good
+        internal = [index for index, why in dead.items() if why.code == INTERNAL]
+        self.in_a_row = Run(
+            self._run_at_end(last, dead, self.in_a_row.any), self._run_at_end(last, internal, self.in_a_row.internal)
+        )
         self.outcome.rows += last - self.done - len(dead)
         self.outcome.dead_letters += len(dead)
         self.outcome.codes.update(why.code for why in dead.values())
@@ -197,13 +209,27 @@ class Insertion:
         if catalogue.fingerprint(self.connection, table.quoted) != table.fingerprint:
             raise TableChanged(f"route {self.target.owner.route}: table {table.quoted} was altered")
 
+    def _run_at_end(self, last: int, dead: Collection[int], run: int) -> int:
+        """Return how many records before `last` are dead without one between that is not; `run` were before `done`."""
+        good = next((index for index in range(last - 1, self.done - 1, -1) if index not in dead), None)
+        return run + last - self.done if good is None else last - 1 - good
+
     def _breaker_at(self, last: int, refused: Mapping[int, Refusal] | None = None) -> int:
         """Return the first record before `last` that is one dead letter in a row too many; else `last`."""
-        limit, run, previous = self.target.max_dead_letters, self.in_a_row, self.done - 1
-        if not limit:
+        target, dead = self.target, [item for item in self.batch.refused if self.done <= item[0] < last]
+        if refused:
+            dead = sorted([*dead, *refused.items()], key=itemgetter(0))
+        if not dead:
             return last
-        dead = (index for index, _ in self.batch.refused if self.done <= index < last)
-        for index in sorted((*dead, *refused)) if refused else dead:
+        internal = [index for index, why in dead if why.code == INTERNAL]
+        return min(
+            self._one_too_many(last, [index for index, _ in dead], self.in_a_row.any, target.max_dead_letters),
+            self._one_too_many(last, internal, self.in_a_row.internal, target.max_internal),
+        )
+
+    def _one_too_many(self, last: int, dead: Sequence[int], run: int, limit: int) -> int:
+        previous = self.done - 1
+        for index in dead if limit else ():
             run = run + 1 if index == previous + 1 else 1
             previous = index
             if run > limit:
@@ -211,7 +237,13 @@ class Insertion:
         return last
 
     def _breaker_open(self) -> BreakerOpen:
+        route, limit = self.target.owner.route, self.target.max_internal
+        if limit and self.in_a_row.internal >= limit:
+            return BreakerOpen(
+                f"route {route}: more than {limit} records in a row met a fault of kbatchd itself; look into "
+                f"kbatchd.dead_letters, code {INTERNAL}, please report it, and restart with a version without it"
+            )
         return BreakerOpen(
-            f"route {self.target.owner.route}: more than {self.target.max_dead_letters} dead letters in a row; "
+            f"route {route}: more than {self.target.max_dead_letters} dead letters in a row; "
             "look into kbatchd.dead_letters, mend the cause, then restart"
         )

@@ -13,9 +13,12 @@ import orjson
 
 from kbatchd.exact import field_slices, item_slices, loads_huge
 from kbatchd.fields import Refused, show
+from kbatchd.headers import read_headers
 from kbatchd.paths import show_path
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from kbatchd.model import Record
     from kbatchd.paths import Path
 
@@ -33,13 +36,14 @@ MISSING: Final = _Missing()
 class Document:
     """A JSON text and its value; JSONDecodeError when it is none."""
 
-    __slots__ = ("_parts", "suspect", "text", "value")
+    __slots__ = ("_inner", "_parts", "suspect", "text", "value")
 
     def __init__(self, text: bytes, *, suspect: bool) -> None:
         self.text = text
         #: Whether its numbers must be read from their text.
         self.suspect = suspect
         self._parts: dict[Path, dict[str, bytes] | list[bytes]] = {}
+        self._inner: dict[Path, Document] = {}
         try:
             self.value: object = orjson.loads(text)
         except orjson.JSONDecodeError:
@@ -84,11 +88,31 @@ class Document:
             parts = self._parts[path] = field_slices(text) if text[:1] == b"{" else item_slices(text)
         return parts
 
+    def inner(self, path: Path) -> Document:
+        """Return the JSON that is in the string at a path: read once, however many columns take something of it."""
+        document = self._inner.get(path)
+        if document is None:
+            x = self.at(path)
+            if not isinstance(x, str):
+                raise Refused("wrong_type", f"expected a string with JSON in it, got {self.shown(path)}")
+            document = self._inner[path] = _read(x.encode(), "the string")
+        return document
+
+
+def _read(text: bytes, where: str) -> Document:
+    try:
+        return Document(text, suspect=True)
+    except orjson.JSONDecodeError as error:
+        raise Refused("not_json", f"{where} is not JSON: {error}") from error
+
 
 class Message:
-    """One record: its value as a document, the object whose fields are the columns', and the record itself."""
+    """One record: its value as a document, the object whose fields are the columns', and the record itself.
 
-    __slots__ = ("body", "now_microseconds", "prefix", "record", "value", "whole")
+    What several columns ask for is read once.
+    """
+
+    __slots__ = ("_documents", "_headers", "body", "now_microseconds", "prefix", "record", "value", "whole")
 
     def __init__(self, value: bytes | None, record: Record | None, now_microseconds: int) -> None:
         self.value = value
@@ -100,6 +124,24 @@ class Message:
         #: Where the object is: a document and a path in it.
         self.body: Document | None = None
         self.prefix: Path = ()
+        self._headers: dict[str, list[bytes | None]] | None = None
+        self._documents: dict[str, Document] = {}
+
+    def headers(self) -> Mapping[str, Sequence[bytes | None]]:
+        """Return the values of the record's headers by name, in their order."""
+        if self._headers is None:
+            assert self.record is not None
+            self._headers = {}
+            for name, value in read_headers(self.record):
+                self._headers.setdefault(name, []).append(value)
+        return self._headers
+
+    def document(self, source: str, text: bytes) -> Document:
+        """Read what comes from another source than the value's fields as JSON."""
+        document = self._documents.get(source)
+        if document is None:
+            document = self._documents[source] = _read(text, f"the {source}")
+        return document
 
     def decode(self, *, suspect: bool) -> None:
         """Decode the value."""

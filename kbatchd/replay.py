@@ -46,7 +46,9 @@ class Replay:
             route = route.model_copy(update={"insert_only": True, "delete_when": None})
         table = catalogue.read_table(connection, route.table)
         target, self._encoder = build_target(pipeline, route, "replay", table)
-        self._target = replace(target, max_dead_letters=0)  # however many are refused again, it makes no more letters
+        self._target = replace(
+            target, max_dead_letters=0, max_internal=0
+        )  # however many are refused again, it makes no more letters
         self._staging = Staging(connection)
 
     @property

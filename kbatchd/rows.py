@@ -31,6 +31,7 @@ Made by the flusher's thread when it has read the table, used by the worker's po
     not_an_address   ... no inet or cidr address
     not_a_label      ... none of an enum's labels
     not_base64       ... not base64, for a bytea column
+    internal         whatever else was raised while the record was encoded: a fault of kbatchd (internal.py)
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from kbatchd.errors import ConfigError
 from kbatchd.exact import suspects
 from kbatchd.fast_lane import compile_lane, generate
 from kbatchd.fields import Refused
+from kbatchd.internal import internal_refusal, tell
 from kbatchd.mapping import OF_RECORD, Source, known_fields, looked_into, resolve_feeds
 from kbatchd.message import Message
 from kbatchd.model import DELETED, CopyFormat, Encoded, Refusal
@@ -100,9 +102,31 @@ class RowEncoder:
     def encode(self, records: Sequence[Record], values: Sequence[bytes | None], rows: list[bytes]) -> Encoded:
         """Append the rows of all good records, in order, and say why the others are refused.
 
-        `values` are the records' values; the records are looked at only where a column is fed by their metadata.
+        `values` are the records' values; the records are looked at only where a column is fed by their metadata. What
+        is raised is one record's, whichever it is: then each is taken alone.
         """
-        call = _Call(self, records, time.time_ns() // 1000 if self._needs_now else 0)
+        before = len(rows)
+        try:
+            return self._encode(records, values, rows)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is: see internal.py
+            tell(error)
+            del rows[before:]
+            return self.encode_carefully(records, values, rows)
+
+    def encode_carefully(self, records: Sequence[Record], values: Sequence[bytes | None], rows: list[bytes]) -> Encoded:
+        """Do as `encode` does, one record after the other, and each in the careful lane alone."""
+        call = self._begin(records)
+        for index, value in enumerate(values):
+            call.careful(value, index, rows, call.refused, suspect=True)
+        return call.encoded(len(rows))
+
+    def _begin(self, records: Sequence[Record]) -> _Call:
+        return _Call(self, records, time.time_ns() // 1000 if self._needs_now else 0)
+
+    def _encode(self, records: Sequence[Record], values: Sequence[bytes | None], rows: list[bytes]) -> Encoded:
+        call = self._begin(records)
         if self._lane is None:
             self._interpret(call, values, 0, rows)
             return call.encoded(len(rows))
@@ -166,13 +190,17 @@ class _Call:
     ) -> None:
         """Encode one record in the careful lane; of a suspect one, the numbers are read from its own text."""
         encoder = self._encoder
-        message = Message(value, self.records[index] if self.records else None, self._now)
         try:
+            message = Message(value, self.records[index] if self.records else None, self._now)
             row, columns = self._lane.row(message, is_json=encoder._is_json, suspect=suspect)  # noqa: SLF001
         except Refused as error:
             refused.append((index, Refusal(error.code, error.column, str(error))))
         except (json.JSONDecodeError, RecursionError) as error:
             refused.append((index, _not_read(error)))
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is: see internal.py
+            refused.append((index, internal_refusal(error)))
         else:
             if columns is not None:
                 self._layouts[len(rows)] = encoder._layout(columns)  # noqa: SLF001

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from base64 import b64encode
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import orjson
 import psycopg
 
 from kbatchd import progress
 from kbatchd.batch import Chunk
-from kbatchd.insertion import Insertion, Outcome
+from kbatchd.headers import read_headers
+from kbatchd.insertion import Insertion, Outcome, Run
+from kbatchd.internal import describe, tell
 from kbatchd.upsert import Staging
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from kbatchd.batch_copy import Target
     from kbatchd.model import Partition, Record, Refusal
     from kbatchd.progress import Owner, Position
+
+_T = TypeVar("_T")
 
 _DEAD_LETTERS = """
     COPY kbatchd.dead_letters
@@ -48,7 +52,7 @@ class Sink:
         self._on_sent = on_sent
         self._staging = Staging(connection)
         #: Dead letters in a row by route, across batches, for the breaker.
-        self._in_a_row: dict[str, int] = {}
+        self._in_a_row: dict[str, Run] = {}
         #: Rows between two that PostgreSQL refuses, by route, where it did so in the last batch: so it will in the next
         #: one, mostly.
         self._gaps: dict[str, int] = {}
@@ -80,7 +84,7 @@ class Sink:
             batch,
             target,
             positions,
-            self._in_a_row.get(route, 0),
+            self._in_a_row.get(route, Run()),
             self._gaps.get(route, 0),
             self._on_sent,
             confirm,
@@ -110,7 +114,7 @@ class _Flush(Insertion):
         batch: Batch,
         target: Target,
         positions: dict[Partition, Position],
-        in_a_row: int,
+        in_a_row: Run,
         gap: int,
         on_sent: Callable[[], None],
         confirm: Callable[[], None],
@@ -162,28 +166,46 @@ class _Flush(Insertion):
 
 
 def _dead_letter(owner: Owner, record: Record, why: Refusal) -> Sequence[object]:
+    """Make the line of one dead letter, of what can be read of its record; what cannot is named in the message."""
+    unread: list[str] = []
+    topic, partition, offset = record.topic(), record.partition(), record.offset()
+    timestamp = _readable("timestamp", lambda: _timestamp(record), unread)
+    key = _readable("key", lambda: _bytes(record.key()), unread)
+    value = _readable("value", lambda: _bytes(record.value()), unread)
+    headers = _readable("headers", lambda: _headers(record), unread)
     return (
         owner.pipeline,
         owner.route,
-        record.topic(),
-        record.partition(),
-        record.offset(),
-        _timestamp(record),
-        _bytes(record.key()),
-        _bytes(record.value()),
-        _headers(record),
+        topic,
+        partition,
+        offset,
+        timestamp,
+        key,
+        value,
+        headers,
         why.code,
         why.column and storable(why.column),
-        storable(why.message),
+        storable("; ".join([why.message, *unread])),
     )
 
 
-def _headers(record: Record) -> str | None:
-    headers = record.headers()
-    if not headers:
+def _readable(part: str, read: Callable[[], _T], unread: list[str]) -> _T | None:
+    """Read a part of a record; where that raises, there is none, and a note of why."""
+    try:
+        return read()
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is: see internal.py
+        tell(error)
+        unread.append(f"its {part} cannot be read: {describe(error)}")
         return None
-    pairs = [[storable(name), None if value is None else b64encode(value).decode()] for name, value in headers]
-    return orjson.dumps(pairs).decode()
+
+
+def _headers(record: Record) -> str | None:
+    pairs = [
+        [storable(name), None if value is None else b64encode(value).decode()] for name, value in read_headers(record)
+    ]
+    return orjson.dumps(pairs).decode() if pairs else None
 
 
 def _timestamp(record: Record) -> datetime | None:

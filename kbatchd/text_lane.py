@@ -19,6 +19,7 @@ from kbatchd.column_types import type_of
 from kbatchd.exact import field_slices, item_slices
 from kbatchd.fields import Refused, wrong_type
 from kbatchd.fields_times import time_text
+from kbatchd.mapping import JSONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +35,7 @@ def _text_encoder(feed: Feed) -> tuple[FieldEncoder, NeedsText]:
     column, unit = feed.column, feed.unit
 
     def needs_text(x: object, suspect: bool) -> bool:
-        is_own = type(x) in {float, list, dict} or column.type_name == "json"
+        is_own = type(x) in {float, list, dict} or column.type_name in JSONS
         return is_own or (type(x) is int and (suspect or x == 0))
 
     def encode(x: object, raw: str | None) -> bytes:

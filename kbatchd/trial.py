@@ -67,7 +67,7 @@ def run(
     target, encoder = build_target(pipeline, route, "check", catalogue.read_table(connection, route.table))
     values = [record.value() for record in records]
     batch = fill_batch(encoder, records, values)
-    trial = _Trial(connection, batch, replace(target, max_dead_letters=0))
+    trial = _Trial(connection, batch, replace(target, max_dead_letters=0, max_internal=0))
     try:
         if target.merge is not None:
             Staging(connection).prepare(target.merge)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kbatchd.exact import field_slices, field_text, loads_huge, lone_text, suspects
+from kbatchd.exact import Texts, field_slices, field_text, loads_huge, suspects
 
 HARMLESS = [
     b'{"a":1,"b":12.5,"c":"x"}',
@@ -124,9 +124,26 @@ def test_a_large_record_has_slices() -> None:
     assert field_slices(b'{"a":%b,"b":1}' % text) == {"a": text, "b": b"1"}
 
 
+@pytest.mark.parametrize(
+    "number",
+    [
+        "1e400", "1E+0000400", "-1e99999999999999999999", "9" * 309, "9" * 299 + "e99", "9" * 310 + ".5",
+        "9" * 700 + "e-5", "1" + "0" * 250 + "e60", "1." + "9" * 400 + "e400",
+    ],
+)  # fmt: skip
+def test_a_number_too_large_stands_in_nobody_s_way(number: str) -> None:
+    beside = "0." + "1" * 500
+    value = f'{{"a":{number},"b":{beside},"c":[1e99,-0.5]}}'.encode()
+    decoded = loads_huge(value)
+    assert isinstance(decoded, dict)
+    assert abs(decoded.pop("a")) == 1.5
+    assert decoded == {"b": float(beside), "c": [1e99, -0.5]}
+    assert field_slices(value)["b"].decode() == beside
+
+
 def test_huge_numbers_are_the_only_thing_that_is_replaced() -> None:
     value = b'{"a":1e400,"b":"1e400 \\" 1e400","c":[-1.5E+999,1e5],"d":%b}' % (b"9" * 400)
-    assert loads_huge(value) == {"a": 1.5, "b": '1e400 " 1e400', "c": [1.5, 1e5], "d": 1.5}
+    assert loads_huge(value) == {"a": 1.5, "b": '1e400 " 1e400', "c": [-1.5, 1e5], "d": 1.5}
 
 
 @pytest.mark.parametrize(
@@ -139,6 +156,9 @@ def test_huge_numbers_are_the_only_thing_that_is_replaced() -> None:
         b'{"a":"\\ud800","b":1e400}',
         b'{"a":"\xff","b":1e400}',
         b'{"a":NaN,"b":1e400}',
+        b'{"a":--1e400}',
+        b'{"a":1e400.5}',
+        b'{"a":1e400,"b":"',
     ],
 )
 def test_what_is_not_json_stays_refused(value: bytes) -> None:
@@ -205,6 +225,6 @@ def test_a_field_s_text_is_the_field_s(drawn: tuple[dict[str, object], str]) -> 
 def test_a_lone_field_is_found_at_any_depth(value: bytes, text: str | None) -> None:
     if text is None:
         with pytest.raises(LookupError):
-            lone_text(value, "p")
+            Texts(value).lone("p")
     else:
-        assert lone_text(value, "p") == text
+        assert Texts(value).lone("p") == text
