@@ -16,7 +16,8 @@ FLOORS = {
     3: {"kbatchd.checkup", "kbatchd.excerpt", "kbatchd.findings", "kbatchd.inspection", "kbatchd.trial",
         "kbatchd.claims", "kbatchd.daemon", "kbatchd.devstack", "kbatchd.flusher", "kbatchd.gateway",
         "kbatchd.handover", "kbatchd.identity", "kbatchd.intake", "kbatchd.lag", "kbatchd.monitor",
-        "kbatchd.preflight", "kbatchd.produce", "kbatchd.prune", "kbatchd.reload", "kbatchd.replay",
+        "kbatchd.preflight", "kbatchd.produce", "kbatchd.properties", "kbatchd.prune", "kbatchd.reload",
+        "kbatchd.replay",
         "kbatchd.standstill", "kbatchd.watch", "kbatchd.worker"},
     2: {"kbatchd.column_names", "kbatchd.inference", "kbatchd.table_text",
         "kbatchd._lane", "kbatchd.bar", "kbatchd.batch", "kbatchd.batch_copy", "kbatchd.bodies", "kbatchd.careful_lane",
@@ -32,6 +33,7 @@ FLOORS = {
     1: {"kbatchd.catalogue", "kbatchd.config_mapping", "kbatchd.config_monitor", "kbatchd.notes",
         "kbatchd.config", "kbatchd.config_faults", "kbatchd.config_gateway",
         "kbatchd.config_kafka", "kbatchd.config_postgres", "kbatchd.config_route", "kbatchd.config_table",
+        "kbatchd.client_settings", "kbatchd.config_text",
         "kbatchd.conninfo", "kbatchd.credentials", "kbatchd.folding", "kbatchd.log",
         "kbatchd.postgres", "kbatchd.rdkafka_log", "kbatchd.stats", "kbatchd.systemd"},
     0: {"kbatchd", "kbatchd.errors", "kbatchd.histograms", "kbatchd.model", "kbatchd.paths", "kbatchd.shipped",
@@ -122,6 +124,10 @@ SAME_FLOOR = {
     ("kbatchd.letters", "kbatchd.sink"),
     ("kbatchd.reached", "kbatchd.progress"),
     ("kbatchd.preflight", "kbatchd.inspection"),
+    ("kbatchd.preflight", "kbatchd.properties"),
+    ("kbatchd.checkup", "kbatchd.properties"),
+    ("kbatchd.client_settings", "kbatchd.rdkafka_log"),
+    ("kbatchd.config", "kbatchd.config_text"),
     ("kbatchd.checkup", "kbatchd.excerpt"),
     ("kbatchd.checkup", "kbatchd.findings"),
     ("kbatchd.checkup", "kbatchd.inspection"),
@@ -170,7 +176,8 @@ SAME_FLOOR = {
 
 #: Who may import a library, type-checking imports included.
 OWNERS = {
-    "confluent_kafka": {"kbatchd.source", "kbatchd.topics", "kbatchd.producer", "kbatchd.resumable",
+    "confluent_kafka": {"kbatchd.client_settings", "kbatchd.properties",
+                        "kbatchd.source", "kbatchd.topics", "kbatchd.producer", "kbatchd.resumable",
                         "kbatchd.devstack", "kbatchd.commands"},
     "psycopg": {"kbatchd.checkup", "kbatchd.copying", "kbatchd.trial", "kbatchd.conninfo", "kbatchd.letters",
                 "kbatchd.batch_copy", "kbatchd.postgres",
@@ -179,7 +186,7 @@ OWNERS = {
     "pydantic": {"kbatchd.config", "kbatchd.config_faults", "kbatchd.config_monitor",
                  "kbatchd.config_gateway", "kbatchd.config_kafka",
                  "kbatchd.config_mapping", "kbatchd.config_postgres", "kbatchd.config_route", "kbatchd.config_table"},
-    "tomli": {"kbatchd.config"},
+    "tomli": {"kbatchd.config_text"},
     "rich": {"kbatchd.bar", "kbatchd.commands"},
 }  # fmt: skip
 
