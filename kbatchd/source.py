@@ -8,7 +8,6 @@ are committed to Kafka for its tools to display, nothing else.
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -17,6 +16,7 @@ from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException
 from kbatchd.client_settings import Settings
 from kbatchd.errors import SourceError
 from kbatchd.model import Partition, Record
+from kbatchd.outage import Outage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -102,8 +102,7 @@ class Source:
 
     def __init__(self, kafka: config.Kafka, client_id: str, topics: Iterable[str] = ()) -> None:
         """Connect in the background; `topics` are those that may be assigned."""
-        #: When a broker was lost, until the brokers answer again.
-        self._trouble_since: float | None = None
+        self.outage = Outage()
         #: Set when a broker connection failed: what we knew of the topics may be out of date.
         self.brokers_changed = False
         #: What no client recovers from; told by the next poll.
@@ -227,13 +226,6 @@ class Source:
         topics = {partition.topic for partition in assigned}
         self._one_topic = topics.pop() if len(topics) == 1 else None
 
-    def note_answer(self) -> None:
-        """Take note that the brokers have answered a question: whatever the trouble was, it is over."""
-        if self._trouble_since is not None:
-            seconds = round(time.monotonic() - self._trouble_since, 1)
-            log.warning("Kafka is back", extra={"action": "kafka_back", "seconds": seconds})
-            self._trouble_since = None
-
     def _note_fatal(self, error: KafkaError) -> bool:
         if _is_fatal(error):
             self._fatal = self._fatal or error
@@ -246,8 +238,7 @@ class Source:
             return
         if error.code() in _UNKNOWN:  # no outage: the topic watch tells what is gone
             return
-        self._trouble_since = self._trouble_since or time.monotonic()
-        log.warning("trouble with Kafka", extra={"action": "kafka_error", "error": error.str()})
+        self.outage.note(error.str())
 
 
 def _is_fatal(error: KafkaError) -> bool:

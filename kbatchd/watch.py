@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: How often the topics are described: a topic made anew or grown is noticed within this time.
-INTERVAL_SECONDS = 10.0
+#: How often the topics are described: a topic made anew or grown is noticed within this time, and a Kafka that hangs
+#: within this and what the answer may take (outage.py): 10 s together.
+INTERVAL_SECONDS = 5.0
 
 #: How soon after a broker's connection was lost, when its answer may have changed.
 SUSPICION_SECONDS = 1.0
@@ -40,6 +41,8 @@ class TopicWatch:
         self._names = names
         self._inquiry: topics.Inquiry | None = None
         self._ask_at = 0.0
+        #: When the first of the questions was asked that have had no answer since; None: the last one had one.
+        self.waits_since: float | None = None
         self._missing: set[str] = set()
         self.known: dict[str, topics.TopicDescription] = {}
 
@@ -53,6 +56,7 @@ class TopicWatch:
             if time.monotonic() >= self._ask_at:
                 self._ask_at = time.monotonic() + INTERVAL_SECONDS
                 self._inquiry = topics.describe_async(self.admin, self._names)
+                self.waits_since = self.waits_since or time.monotonic()
             return False
         if not self._inquiry.done():
             return False
@@ -61,10 +65,14 @@ class TopicWatch:
             answer = inquiry.result()
         except KbatchError as error:
             # Absence is waited for, and librdkafka tells of it; a refusal somebody has to mend.
-            level = logging.DEBUG if isinstance(error, ServerUnavailable) else logging.WARNING
-            log.log(level, "topics not described", extra={"action": "topic_watch", "error": str(error)})
+            if isinstance(error, ServerUnavailable):
+                log.debug("topics not described", extra={"action": "topic_watch", "error": str(error)})
+            else:
+                self.waits_since = None
+                log.warning("topics not described", extra={"action": "topic_watch", "error": str(error)})
             self.suspect()
             return False
+        self.waits_since = None
         self._take(answer)
         return True
 

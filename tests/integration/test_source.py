@@ -112,7 +112,7 @@ def test_a_topic_that_is_deleted_is_no_outage(
     while not source.brokers_changed:
         assert time.monotonic() < deadline
         source.poll(500, 0.1)
-    source.note_answer()
+    source.outage.end()
     source.close()
 
     # Then: Kafka was not away.

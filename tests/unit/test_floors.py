@@ -26,8 +26,8 @@ FLOORS = {
         "kbatchd.fields_times", "kbatchd.mapping", "kbatchd.message", "kbatchd.text_lane",
         "kbatchd.copying",
         "kbatchd.exact", "kbatchd.failures", "kbatchd.fields", "kbatchd.files", "kbatchd.ledger", "kbatchd.insertion",
-        "kbatchd.letters", "kbatchd.migrations", "kbatchd.producer", "kbatchd.progress", "kbatchd.reached",
-        "kbatchd.resumable", "kbatchd.rows", "kbatchd.samples", "kbatchd.shape", "kbatchd.sink",
+        "kbatchd.letters", "kbatchd.migrations", "kbatchd.outage", "kbatchd.producer", "kbatchd.progress",
+        "kbatchd.reached", "kbatchd.resumable", "kbatchd.rows", "kbatchd.samples", "kbatchd.shape", "kbatchd.sink",
         "kbatchd.source", "kbatchd.streams", "kbatchd.tables", "kbatchd.targets",
         "kbatchd.topics", "kbatchd.upsert"},
     1: {"kbatchd.catalogue", "kbatchd.config_mapping", "kbatchd.config_monitor", "kbatchd.notes",
@@ -36,8 +36,8 @@ FLOORS = {
         "kbatchd.client_settings", "kbatchd.config_text",
         "kbatchd.conninfo", "kbatchd.credentials", "kbatchd.folding", "kbatchd.log",
         "kbatchd.postgres", "kbatchd.rdkafka_log", "kbatchd.stats", "kbatchd.systemd"},
-    0: {"kbatchd", "kbatchd.errors", "kbatchd.histograms", "kbatchd.model", "kbatchd.paths", "kbatchd.shipped",
-        "kbatchd.toml_lines"},
+    0: {"kbatchd", "kbatchd.errors", "kbatchd.histograms", "kbatchd.model", "kbatchd.outlet", "kbatchd.paths",
+        "kbatchd.shipped", "kbatchd.toml_lines"},
 }  # fmt: skip
 
 #: The only imports between modules of one floor.
@@ -123,6 +123,7 @@ SAME_FLOOR = {
     ("kbatchd.sink", "kbatchd.upsert"),
     ("kbatchd.letters", "kbatchd.sink"),
     ("kbatchd.reached", "kbatchd.progress"),
+    ("kbatchd.source", "kbatchd.outage"),
     ("kbatchd.preflight", "kbatchd.inspection"),
     ("kbatchd.preflight", "kbatchd.properties"),
     ("kbatchd.checkup", "kbatchd.properties"),

@@ -1,4 +1,4 @@
-"""[kafka.librdkafka] beside what kbatchd sets: what contradicts is found before anything runs, mere defaults give way."""
+"""[kafka.librdkafka] beside what kbatchd sets: what contradicts is found before anything runs, mere likes give way."""
 
 from __future__ import annotations
 
