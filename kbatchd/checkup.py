@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from kbatchd import catalogue, excerpt, inspection, progress, topics, trial
+from kbatchd import catalogue, excerpt, inspection, progress, properties, topics, trial
 from kbatchd.errors import ConfigError, KbatchError
 from kbatchd.findings import Finding, Level, fault
 from kbatchd.model import GapKind, Partition
@@ -80,7 +80,7 @@ class Checkup:
 
     def _kafka(self) -> Iterator[Finding]:
         config = self._config
-        for where, what in topics.check_librdkafka(config.kafka.librdkafka).items():
+        for where, what in properties.judge(config).items():
             yield Finding(Level.FAULT, "kafka", f"{'.'.join(map(str, where))}: {what}", "mend it in the file")
         try:
             self._admin = topics.make_admin(config.kafka)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import re
 import sys
@@ -121,7 +122,10 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _open_standard_files() -> None:
-    """Give those of 0, 1 and 2 that are closed (`2>&-`) to /dev/null: the next file would get the number."""
+    """Give those of 0, 1 and 2 that are closed (`2>&-`) to /dev/null: the next file would get the number.
+
+    And let what a locale's encoding does not have be escaped: a dead letter may hold any character.
+    """
     for number, mode in enumerate("rww"):
         try:
             os.fstat(number)
@@ -129,6 +133,9 @@ def _open_standard_files() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number, this one
             stream = os.fdopen(number, mode, closefd=False)
             setattr(sys, ("stdin", "stdout", "stderr")[number], stream)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

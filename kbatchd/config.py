@@ -16,7 +16,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import tomli
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import InitErrorDetails
 
@@ -26,7 +25,8 @@ from kbatchd.config_kafka import Kafka
 from kbatchd.config_monitor import Monitor
 from kbatchd.config_postgres import Postgres
 from kbatchd.config_route import Route
-from kbatchd.config_table import Beside, Name, Table
+from kbatchd.config_table import Beside, KeptName, Table
+from kbatchd.config_text import parse, read_text
 from kbatchd.errors import ConfigError
 from kbatchd.toml_lines import find_line, key_lines, key_path
 
@@ -79,6 +79,10 @@ class Batch(Table):
     )
 
 
+#: For who has no home either; what cannot be written there is told, and is no failure.
+HOMELESS_STATE_DIRECTORY = Path("/var/lib/kbatchd")
+
+
 class Log(Table):
     """`[log]`: standard error, one line an event."""
 
@@ -92,14 +96,19 @@ class Log(Table):
 
 def _state_directory() -> Path:
     given = os.environ.get("STATE_DIRECTORY", "").split(":")[0]  # systemd joins several with colons
-    state_home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
-    return Path(given) if given else Path(state_home) / "kbatchd"
+    if given:
+        return Path(given)
+    state_home = os.environ.get("XDG_STATE_HOME", "")
+    try:
+        return (Path(state_home) if state_home else Path.home() / ".local/state") / "kbatchd"
+    except RuntimeError:  # no HOME, and no entry in /etc/passwd for who we are, as in some containers
+        return HOMELESS_STATE_DIRECTORY
 
 
 class Config(Table):
     """The whole file."""
 
-    pipeline: Name = Field(
+    pipeline: KeptName = Field(
         default="kbatchd", description="The name all progress is kept under: one per file, for good."
     )
     startup_timeout_seconds: float = Field(
@@ -118,7 +127,7 @@ class Config(Table):
         default_factory=_state_directory,
         strict=False,
         description="What may be lost but is good to have: the tables' columns, for a start without PostgreSQL. "
-        "Default: $STATE_DIRECTORY, as systemd sets it, else ~/.local/state/kbatchd.",
+        "Default: $STATE_DIRECTORY, as systemd sets it, else ~/.local/state/kbatchd; /var/lib/kbatchd without a home.",
     )
     kafka: Kafka = Field(description="Where the records come from.")
     postgres: Postgres = Field(description="Where the rows go.")
@@ -170,11 +179,8 @@ class Config(Table):
 
 def load(path: Path) -> Config:
     """Read and check the file; raise ConfigError with one line for each fault in it."""
-    text = _read(path)
-    try:
-        data = tomli.loads(text)
-    except tomli.TOMLDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}: {error}") from error
+    text = read_text(path)
+    data = parse(path, text)
     # A file without these tables should hear of the keys it must have, not of the tables.
     data = {"kafka": {}, "postgres": {}, **data}
     faults = _doubles(data.get("route"))
@@ -195,12 +201,10 @@ class _KafkaAlone(Table):
 
 def load_kafka(path: Path) -> Kafka:
     """Read `[kafka]` of a file that need have nothing else yet."""
-    text = _read(path)
+    text = read_text(path)
+    data = {"kafka": {}, **parse(path, text)}
     try:
-        data = {"kafka": {}, **tomli.loads(text)}
         kafka = _KafkaAlone.model_validate(data, context={"directory": path.parent}).kafka
-    except tomli.TOMLDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}: {error}") from error
     except ValidationError as error:
         raise _located(path, text, in_our_words(error, _KafkaAlone)) from error
     return kafka if kafka.group_id else kafka.model_copy(update={"group_id": str(data.get("pipeline", "kbatchd"))})
@@ -208,7 +212,7 @@ def load_kafka(path: Path) -> Kafka:
 
 def located(path: Path, faults: Mapping[Where, str]) -> ConfigError:
     """Make the error for faults that others found in a file which itself is sound: librdkafka, say."""
-    return _located(path, _read(path), faults)
+    return _located(path, read_text(path), faults)
 
 
 def changes(former: BaseModel, now: BaseModel) -> list[str]:
@@ -230,16 +234,6 @@ def _located(path: Path, text: str, faults: Mapping[Where, str]) -> ConfigError:
     lines = key_lines(text)
     placed = sorted((find_line(lines, where), key_path(where), what) for where, what in faults.items())
     return ConfigError(*(f"{path}:{line}: {key}: {what}" for line, key, what in placed))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}:{line}: is not UTF-8: byte {error.object[error.start]:#04x}") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _doubles(routes: object) -> Faults:

@@ -31,6 +31,14 @@ _SECRET = re.compile(r"(secret|password|passphrase|token|key\.pem|bearer\.config
 #: An address with a login in it, such as that of a proxy or of a token's endpoint.
 _LOGIN = re.compile(r"//[^/@\s]*:[^@\s]*@")
 
+#: Properties that kbatchd cannot be run with, and why.
+_IMPOSSIBLE = {
+    "transactional.id": "a producer with one sends nothing outside of transactions, which a gateway does not begin; "
+    "`kbatchd produce` has one of its own for each file",
+    "group.instance.id": "each member of a group needs one of its own; all workers would have the same, and the "
+    "brokers would throw out all but one",
+}
+
 #: librdkafka's own default, which is the brokers' as well, less what a record's frame may take.
 _MESSAGE_MAX_BYTES = 1_000_000
 _FRAME_BYTES = 512
@@ -156,6 +164,9 @@ class Kafka(Table):
                 f"holds {', '.join(secret)}; put a password, or a client's secret, into kafka.password_file, "
                 f"kafka.password_command or the systemd credential {CREDENTIAL}, and a key into a file of its own"
             )
+        impossible = [f"{name} ({why})" for name, why in _IMPOSSIBLE.items() if name in properties]
+        if impossible:
+            raise fault(f"holds {'; and '.join(impossible)}; take it out")
         return properties
 
     @field_validator("allow_insecure")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from kbatchd.config_faults import fault
-from kbatchd.config_table import Name, Table
+from kbatchd.config_table import ColumnName, Table, identifier
 from kbatchd.paths import parse_path
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class ColumnMapping(Table):
 class RouteMapping(Table):
     """The keys of a route that say what of a record goes into which column."""
 
-    omit: tuple[Name, ...] = Field(
+    omit: tuple[ColumnName, ...] = Field(
         default=(), strict=False, description="Columns left out of the COPY: their defaults apply."
     )
     columns: dict[str, ColumnMapping] = Field(
@@ -124,7 +124,7 @@ class RouteMapping(Table):
     value_field: FieldPath | None = Field(
         default=None, description="The field that holds the record proper, where it comes in an envelope."
     )
-    unknown_fields: Name = Field(
+    unknown_fields: ColumnName = Field(
         default="ignore",
         description='Fields that no column takes: "ignore", "reject", or the jsonb column that collects them.',
     )
@@ -142,6 +142,7 @@ class RouteMapping(Table):
     def _not_omitted(cls, columns: dict[str, ColumnMapping], info: ValidationInfo) -> dict[str, ColumnMapping]:
         omit: tuple[str, ...] = info.data.get("omit", ())
         for name in columns:
+            identifier(name)
             if name in omit:
                 raise fault(f"names {name}, which is in `omit` too; allowed: in one of them")
         return columns

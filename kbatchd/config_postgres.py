@@ -13,8 +13,8 @@ from typing import Literal, Self
 from pydantic import Field, PrivateAttr, SecretStr, ValidationInfo, field_validator, model_validator
 
 from kbatchd.config_faults import fault
-from kbatchd.config_table import Beside, Command, Table, password_file, read_password
-from kbatchd.conninfo import CREDENTIAL, is_conninfo, secrets, unverified_hosts, with_password
+from kbatchd.config_table import Beside, Command, Table, identifier, password_file, read_password
+from kbatchd.conninfo import CREDENTIAL, is_conninfo, names_in, secrets, unverified_hosts, with_password
 from kbatchd.credentials import find_password
 
 
@@ -97,6 +97,8 @@ class Postgres(Table):
             raise fault(
                 f'{source} not a connection string; allowed: "postgresql://user@host/database" or "host=... dbname=..."'
             )
+        for name in names_in(os.environ["DATABASE_URL"] if dsn is None else dsn):
+            identifier(name)
         return dsn
 
     @field_validator("password_file")

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from kbatchd.config_faults import fault
 from kbatchd.config_mapping import FieldPath, RouteMapping
-from kbatchd.config_table import Name, Scalar, Start, Table, Topic
+from kbatchd.config_table import ColumnName, KeptName, Name, Scalar, Start, Table, TableName, Topic
 
 T = TypeVar("T")
 
@@ -36,8 +36,8 @@ class Route(RouteMapping):
     """`[[route]]`: one topic into one table."""
 
     topic: Topic = Field(description="The topic to read; several routes may. Required.")
-    table: Name = Field(description="The table to write: schema.table. Required.")
-    name: Name = Field(
+    table: TableName = Field(description="The table to write: schema.table. Required.")
+    name: KeptName = Field(
         default_factory=lambda data: data.get("topic", ""),
         description="The route's name in progress, logs and commands, unique. Default: the topic.",
     )
@@ -45,7 +45,7 @@ class Route(RouteMapping):
         default="append",
         description='"append": each record is a row; "upsert": the last record of a key is its row.',
     )
-    key: tuple[Name, ...] = Field(
+    key: tuple[ColumnName, ...] = Field(
         default=(),
         strict=False,
         validate_default=True,

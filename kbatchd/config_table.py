@@ -20,6 +20,13 @@ from kbatchd.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+#: PostgreSQL's NAMEDATALEN, less the byte that ends it.
+MAX_IDENTIFIER_BYTES = 63
+#: As long as a topic's name may be, which is a route's by default.
+MAX_KEPT_BYTES = 249
+
+#: A part of a table's name: what is between quotes, or between dots.
+_IDENTIFIER = re.compile(r'"(?P<quoted>(?:[^"]|"")*)"|(?P<plain>[^".\s]+)')
 _HIGHEST_PORT = 65_535
 _ORIGIN = re.compile(r"(\*|https?://[^/\s?#]+)\Z")
 _TOPIC = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,249}\Z")
@@ -28,6 +35,29 @@ _TOPIC = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,249}\Z")
 def _printable(value: str) -> str:
     if not value or not value.isprintable():
         raise fault("is empty or has control characters; allowed: a line of printable characters")
+    return value
+
+
+def _short(value: str) -> str:
+    if len(value.encode()) > MAX_KEPT_BYTES:
+        raise fault(f"is longer than {MAX_KEPT_BYTES} bytes")
+    return value
+
+
+def identifier(value: str) -> str:
+    """Take a name only if PostgreSQL would not cut it: it would then be another one, or the same as another one."""
+    size = len(value.encode())
+    if size > MAX_IDENTIFIER_BYTES:
+        raise fault(
+            f'names "{value}", of {size} bytes; allowed: {MAX_IDENTIFIER_BYTES}, PostgreSQL cuts what is longer'
+        )
+    return value
+
+
+def _table(value: str) -> str:
+    for match in _IDENTIFIER.finditer(value):
+        quoted = match["quoted"]
+        identifier(match["plain"] if quoted is None else quoted.replace('""', '"'))
     return value
 
 
@@ -101,6 +131,11 @@ def _flat_items(table: dict[str, Any], prefix: str) -> Iterator[tuple[str, objec
 
 
 Name = Annotated[str, AfterValidator(_printable)]
+#: A name that is kept as a text of ours, and is part of an index: PostgreSQL takes no more than 2,704 bytes of all.
+KeptName = Annotated[Name, AfterValidator(_short)]
+#: A table's name as SQL has it; a column's as it is.
+TableName = Annotated[Name, AfterValidator(_table)]
+ColumnName = Annotated[Name, AfterValidator(identifier)]
 Topic = Annotated[str, AfterValidator(_topic)]
 Address = Annotated[str, AfterValidator(_address)]
 Origin = Annotated[str, AfterValidator(_origin)]

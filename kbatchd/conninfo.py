@@ -58,6 +58,15 @@ def with_password(dsn: str, password: str) -> str:
     return f"{dsn} password='{escaped}'"
 
 
+def names_in(dsn: str) -> list[str]:
+    """Return the role's and the database's name; of a string that libpq does not take it complains itself, later."""
+    try:
+        given = conninfo_to_dict(dsn)
+    except Error:
+        return []
+    return [str(given[key]) for key in ("user", "dbname") if given.get(key)]
+
+
 def unverified_hosts(dsn: str) -> list[str]:
     """Return the hosts beyond this machine that it may connect to without sslmode=verify-full: anybody could be there.
 

@@ -11,12 +11,24 @@ import threading
 import time
 from copy import copy
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: How often the same trouble is told.
 SECONDS = 10.0
 
+#: What good news ends, by its action: what was held back of that is not told after it.
+_ENDS = {
+    "kafka_back": {"kafka_error", "kafka_silent", "consumer_error", "diagnose"},
+    "kafka_up": {"kafka_down"},
+    "postgres_back": {"postgres_wait", "postgres_lost", "postgres_away"},
+}
+
 #: What else tells one trouble from another, beside its message.
 _ABOUT = ("action", "route", "topic")
+_ACTION = 2  # of a trouble's key: behind the logger's name and the message
 
 
 @dataclass(slots=True)
@@ -38,7 +50,14 @@ class Folding(logging.Filter):
         self._lock = threading.Lock()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether to write it now; a field `repeated` counts those like it that were not written before it."""
+        """Tell whether to write it now; a field `repeated` counts those like it that were not written before it.
+
+        Good news is always written, with the count of what it ends.
+        """
+        ends = _ENDS.get(getattr(record, "action", ""))
+        if ends is not None:
+            self._end(record, ends)
+            return True
         if record.levelno < logging.WARNING:
             return True
         key = (record.name, record.getMessage(), *(getattr(record, name, None) for name in _ABOUT))
@@ -53,12 +72,20 @@ class Folding(logging.Filter):
             self._told[key] = _Told(time.monotonic())
             return True
 
-    def take_repeats(self) -> list[logging.LogRecord]:
-        """Return the last record of each trouble that was told long enough ago, and forget what is over.
+    def _end(self, record: logging.LogRecord, ends: set[str]) -> None:
+        """Forget the troubles that are over."""
+        with self._lock:
+            over = [key for key in self._told if key[_ACTION] in ends]
+            held_back = sum(self._told.pop(key).count for key in over)
+        if held_back:
+            record.repeated = held_back
 
-        Their time is now, so that the log is in order; `seconds_ago` tells how old they are.
+    def tell_repeats(self, write: Callable[[logging.LogRecord], object]) -> None:
+        """Write the last record of each trouble that was told long enough ago, and forget what is over.
+
+        Their time is now, so that the log is in order; `seconds_ago` tells how old they are. All of it under the lock:
+        another thread's good news, which ends such a trouble, waits, and stands behind it.
         """
-        repeats = []
         with self._lock:
             for key, told in list(self._told.items()):
                 if time.monotonic() - told.at < SECONDS:
@@ -66,9 +93,8 @@ class Folding(logging.Filter):
                 if told.last is None:
                     del self._told[key]
                     continue
-                repeats.append(_as_of_now(told.last, told.count))
+                write(_as_of_now(told.last, told.count))
                 self._told[key] = _Told(time.monotonic())
-        return repeats
 
 
 def _as_of_now(record: logging.LogRecord, repeated: int) -> logging.LogRecord:

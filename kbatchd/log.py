@@ -21,9 +21,11 @@ import sys
 from collections.abc import Iterable
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from typing import Literal
 
 from kbatchd.folding import Folding
+from kbatchd.outlet import Outlet
 from kbatchd.systemd import stderr_is_journal
 
 #: journald's priorities, sd-daemon(3).
@@ -38,13 +40,63 @@ def setup(level: str, role: str, form: Literal["text", "json"] = "text") -> None
 
     `level` is for kbatchd itself; of the libraries only warnings are shown.
     """
-    stderr = logging.StreamHandler(sys.stderr)
+    stderr = _handler()
     formatter = JsonFormatter if form == "json" else LineFormatter
     stderr.setFormatter(formatter(role, journal=stderr_is_journal()))
     root = logging.getLogger()
+    for former in root.handlers:
+        if isinstance(former, OutletHandler):
+            former.close()
     root.handlers[:] = [stderr]
     root.setLevel(logging.WARNING)
     logging.getLogger("kbatchd").setLevel(level.upper())
+
+
+def _handler() -> logging.Handler:
+    try:
+        descriptor = sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):  # there is none, or it is no file
+        return logging.StreamHandler(sys.stderr)
+    return OutletHandler(Outlet(descriptor), sys.stderr.encoding)
+
+
+class OutletHandler(logging.Handler):
+    """Writes lines to standard error, and tells how many there was no room for, as soon as there is."""
+
+    def __init__(self, outlet: Outlet, encoding: str) -> None:
+        super().__init__()
+        self._outlet = outlet
+        self._encoding = encoding
+        self._dropped = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, or count it."""
+        try:
+            if not (self.catch_up() and self._write(record)):
+                self._dropped += 1
+        except Exception:  # noqa: BLE001 - a record that cannot be formatted, as other handlers do
+            self.handleError(record)
+
+    def close(self) -> None:
+        """Give back what was opened for it."""
+        super().close()
+        self._outlet.close()
+        self._outlet.close = lambda: None
+
+    def catch_up(self) -> bool:
+        """Tell how many lines were dropped, if any; return whether there is room again."""
+        if not self._dropped:
+            return True
+        message = "lines of the log were dropped: nobody has read standard error"
+        about = {"action": "log_dropped", "count": self._dropped}
+        record = logging.makeLogRecord({"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"})
+        vars(record).update(msg=message, **about)
+        if self._write(record):
+            self._dropped = 0
+        return not self._dropped
+
+    def _write(self, record: logging.LogRecord) -> bool:
+        return self._outlet.write(f"{self.format(record)}\n".encode(self._encoding, "backslashreplace"))
 
 
 def fold() -> None:
@@ -56,11 +108,17 @@ def fold() -> None:
 def tell_repeats() -> None:
     """Write what was folded and is not written yet, when it is time; for the main loop, about once a second."""
     for handler in _handlers():
+        if isinstance(handler, OutletHandler):
+            with handler.lock or nullcontext():
+                handler.catch_up()
         for folding in handler.filters:
             if isinstance(folding, Folding):
-                for record in folding.take_repeats():
-                    with handler.lock or nullcontext():
-                        handler.emit(record)
+                folding.tell_repeats(partial(_emit, handler))
+
+
+def _emit(handler: logging.Handler, record: logging.LogRecord) -> None:
+    with handler.lock or nullcontext():
+        handler.emit(record)
 
 
 def _handlers() -> list[logging.Handler]:

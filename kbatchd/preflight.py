@@ -12,7 +12,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from kbatchd import catalogue, inspection, offsets, progress, topics
+from kbatchd import catalogue, inspection, offsets, progress, properties, topics
 from kbatchd import log as logs
 from kbatchd.errors import EX_OK, ConfigError, KbatchError, ServerUnavailable, SourceError
 from kbatchd.model import Partition
@@ -55,7 +55,7 @@ def run_preflight(config: Config) -> int:
 def check(config: Config) -> None:
     """Raise ConfigError with all faults, or ServerUnavailable; register the first progress of new topics."""
     deadline = time.monotonic() + config.startup_timeout_seconds
-    librdkafka = topics.check_librdkafka(config.kafka.librdkafka)
+    librdkafka = properties.judge(config)
     if librdkafka:
         raise ConfigError(*(f"{'.'.join(map(str, where))}: {what}" for where, what in librdkafka.items()))
     admin = topics.make_admin(config.kafka)

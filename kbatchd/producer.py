@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from kbatchd.client_settings import NOT_TAKEN, Settings
 from kbatchd.config_kafka import record_too_large
 from kbatchd.errors import ConfigError, KbatchError
 from kbatchd.model import OffsetRange, Partition
-from kbatchd.rdkafka_log import rdkafka_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,6 +66,19 @@ LATE_SECONDS = 0.5
 
 #: How long a request may wait for brokers to come back: idle connections are closed, and made anew, within that.
 BLINK_SECONDS = 1.0
+
+
+def settings(gateway: config.Gateway, client_id: str) -> Settings:
+    """Say what a gateway's producer is made with."""
+    ours: dict[str, str | int | float | bool] = {
+        **_OURS,
+        "client.id": client_id,
+        "delivery.timeout.ms": round(gateway.delivery_timeout_seconds * 1000),
+        # Never full: we count ourselves.
+        "queue.buffering.max.messages": 2 * gateway.max_queued_records,
+        "queue.buffering.max.kbytes": min(2_097_151, 2 * gateway.max_queued_bytes // 1024 + 1024),
+    }
+    return Settings(ours, _DEFAULTS)
 
 
 class NotSent(KbatchError):
@@ -165,22 +178,11 @@ class RecordProducer:
         """Connect in the background; call from within the event loop."""
         self._loop = asyncio.get_running_loop()
         self._max_records, self._max_bytes = gateway.max_queued_records, gateway.max_queued_bytes
-        settings: dict[str, Any] = {
-            **_DEFAULTS,
-            **kafka.client,
-            **_OURS,
-            "client.id": client_id,
-            "delivery.timeout.ms": round(gateway.delivery_timeout_seconds * 1000),
-            # Never full: we count ourselves.
-            "queue.buffering.max.messages": 2 * gateway.max_queued_records,
-            "queue.buffering.max.kbytes": min(2_097_151, 2 * gateway.max_queued_bytes // 1024 + 1024),
-            "error_cb": self._on_error,
-            "stats_cb": self._on_statistics,
-        }
         self._max_record_bytes = kafka.max_record_bytes
+        callbacks: dict[str, Any] = {"error_cb": self._on_error, "stats_cb": self._on_statistics}
         try:
-            self._producer = Producer(settings, logger=rdkafka_log)
-        except (KafkaException, TypeError, ValueError) as error:
+            self._producer = settings(gateway, client_id).make(Producer, kafka.client, **callbacks)
+        except NOT_TAKEN as error:
             raise ConfigError(f"kafka.librdkafka: {error}") from error
         #: Set when librdkafka can go on no more: the process must be replaced.
         self.fatal = asyncio.Event()

@@ -10,8 +10,9 @@ import time
 
 rdkafka_log = logging.getLogger("kbatchd.librdkafka")
 
-#: Connections that fail, up to 20 times a second: the clients' own callbacks tell of them, and what it means for us.
-_TOLD_ELSEWHERE = {"FAIL", "ERROR"}
+#: Connections that fail, up to 20 times a second, and requests without an answer: the clients' own callbacks tell of
+#: them, and what it means for us.
+_TOLD_ELSEWHERE = {"FAIL", "ERROR", "REQTMOUT"}
 
 #: A broker that has just started reads its transactions' log first, and librdkafka asks again every half second:
 #: that is no fault, unless it takes longer than this.

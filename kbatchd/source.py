@@ -8,15 +8,16 @@ are committed to Kafka for its tools to display, nothing else.
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from kbatchd.client_settings import Settings
+from kbatchd.errors import SourceError
 from kbatchd.model import Partition, Record
 from kbatchd.offsets import Offset
-from kbatchd.rdkafka_log import rdkafka_log
+from kbatchd.outage import Outage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -63,6 +64,14 @@ _DEFAULTS: dict[str, str | int | float | bool] = {
 #: What brokers say that are there, and do not have the topic (any more).
 _UNKNOWN = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})  # noqa: SLF001
 
+#: What another member has done to this one for good.
+_FATAL = frozenset({KafkaError._FATAL, KafkaError._FENCED, KafkaError.FENCED_INSTANCE_ID})  # noqa: SLF001
+
+
+def settings(group_id: str, client_id: str) -> Settings:
+    """Say what a consumer is made with."""
+    return Settings({**_OURS, "group.id": group_id, "client.id": client_id}, _DEFAULTS)
+
 
 @dataclass(slots=True)
 class Polled:
@@ -94,21 +103,14 @@ class Source:
 
     def __init__(self, kafka: config.Kafka, client_id: str, topics: Iterable[str] = ()) -> None:
         """Connect in the background; `topics` are those that may be assigned."""
-        settings = {
-            **_DEFAULTS,
-            **kafka.client,
-            **_OURS,
-            "group.id": kafka.group_id,
-            "client.id": client_id,
-            "error_cb": self._on_error,
-        }
-        #: When a broker was lost, until the brokers answer again.
-        self._trouble_since: float | None = None
+        self.outage = Outage()
         #: Set when a broker connection failed: what we knew of the topics may be out of date.
         self.brokers_changed = False
+        #: What no client recovers from; told by the next poll.
+        self._fatal: KafkaError | None = None
         self.assigned: set[Partition] = set()
         self._one_topic: str | None = None
-        self._consumer = Consumer(settings, logger=rdkafka_log)
+        self._consumer = settings(kafka.group_id, client_id).make(Consumer, kafka.client, error_cb=self._on_error)
         for topic in topics:
             # Asks nobody, but librdkafka now looks for the topic's leaders. Where it hears of a topic by `assign` only,
             # it does so at its next tick: the first records came after up to 1.0 s, and come after 0.03 s.
@@ -154,9 +156,14 @@ class Source:
             self._set_assigned(self.assigned - ours)
 
     def poll(self, max_records: int, timeout_seconds: float) -> Polled:
-        """Take what there is, at most `max_records`; waits no longer than the timeout."""
+        """Take what there is, at most `max_records`; waits no longer than the timeout.
+
+        Raises SourceError when this consumer will not go on: only another one helps, in another process.
+        """
         polled = Polled()
         messages: Sequence[Message] = self._consumer.consume(max_records, timeout_seconds)
+        if self._fatal is not None:
+            raise SourceError(f"the consumer cannot go on: {self._fatal.str()}; another worker takes over")
         if not messages:
             return polled
         if any(map(Message.error, messages)):
@@ -199,6 +206,7 @@ class Source:
             if error is None:
                 records.append(message)
                 continue
+            self._note_fatal(error)
             # An error may be of no partition, or name no offset: None, and no sign of 0.
             topic, number, offset = message.topic(), message.partition(), message.offset()
             partition = Partition(topic or "", -1 if number is None else number)
@@ -221,20 +229,24 @@ class Source:
         topics = {partition.topic for partition in assigned}
         self._one_topic = topics.pop() if len(topics) == 1 else None
 
-    def note_answer(self) -> None:
-        """Take note that the brokers have answered a question: whatever the trouble was, it is over."""
-        if self._trouble_since is not None:
-            seconds = round(time.monotonic() - self._trouble_since, 1)
-            log.warning("Kafka is back", extra={"action": "kafka_back", "seconds": seconds})
-            self._trouble_since = None
+    def _note_fatal(self, error: KafkaError) -> bool:
+        if _is_fatal(error):
+            self._fatal = self._fatal or error
+        return self._fatal is not None
 
     def _on_error(self, error: KafkaError) -> None:
-        """Hear of trouble with brokers: librdkafka mends it by itself."""
+        """Hear of trouble with brokers: librdkafka mends it by itself, but for what is fatal."""
         self.brokers_changed = True
+        if self._note_fatal(error):
+            return
         if error.code() in _UNKNOWN:  # no outage: the topic watch tells what is gone
             return
-        self._trouble_since = self._trouble_since or time.monotonic()
-        log.warning("trouble with Kafka", extra={"action": "kafka_error", "error": error.str()})
+        self.outage.note(error.str())
+
+
+def _is_fatal(error: KafkaError) -> bool:
+    """Tell whether the client is of no use any more; as a message's error only the code says so."""
+    return error.fatal() or error.code() in _FATAL
 
 
 def partition_of(record: Record) -> Partition:

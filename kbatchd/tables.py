@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import stat
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import orjson
@@ -34,6 +35,13 @@ log = logging.getLogger(__name__)
 
 #: Of the cache's format; to be raised when Column changes.
 _VERSION = 2
+
+
+#: What a file must not be: writable for a group, or for all.
+_WRITABLE = stat.S_IWGRP | stat.S_IWOTH
+
+#: The types of a Column's plain fields.
+_TYPES = {"str": str, "int": int, "bool": bool}
 
 
 class Columns(NamedTuple):
@@ -91,17 +99,17 @@ def read_cache(config: Config) -> dict[str, Columns]:
     """Read what is cached of the file's routes; nothing when the cache is not there or not ours."""
     path = _path(config)
     try:
-        document = orjson.loads(path.read_bytes())
+        document = orjson.loads(_read_own(path))
         if document["version"] != _VERSION:
             return {}
         return {
-            route.name: Columns(tuple(Column.from_dict(column) for column in entry["columns"]), entry["fingerprint"])
+            route.name: Columns(tuple(map(_column, entry["columns"])), str(entry["fingerprint"]))
             for route in config.route
             if (entry := document["routes"].get(route.name)) and entry["of"] == _identity(route)
         }
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         log.warning("cache not read", extra={"action": "cache_ignored", "path": str(path), "error": str(error)})
         return {}
 
@@ -125,6 +133,30 @@ def write_cache(config: Config, tables: Mapping[str, Columns | ConfigError]) -> 
     except OSError as error:
         what = "columns not remembered: nothing can be taken in after a start without PostgreSQL; mend state_directory"
         log.warning(what, extra={"action": "cache_unwritten", "path": str(path), "error": str(error)})
+
+
+def _read_own(path: Path) -> bytes:
+    """Read a file that nobody but us, or root, can have written: what it says becomes a part of generated code."""
+    # Not through a link, which others may have laid; and what turns out to be a pipe must not hold us up.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_uid not in {os.geteuid(), 0} or found.st_mode & _WRITABLE:
+            raise PermissionError("others may have written it; remove it, and let only this user write it")
+        return file.read()
+
+
+def _column(values: dict[str, Any]) -> Column:
+    """Make a column of what the cache says of it, if all of it is of the right type."""
+    column = Column.from_dict(values)
+    waiting = [column]
+    for each in waiting:
+        for field in dataclasses.fields(Column):
+            if type(getattr(each, field.name)) is not _TYPES.get(str(field.type), type(getattr(each, field.name))):
+                raise TypeError(f"{field.name} is not of type {field.type}")
+        if not all(type(label) is str for label in each.labels):
+            raise TypeError("a label is not a string")
+        waiting += [*each.attributes, *([each.element] if each.element else [])]
+    return column
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: How often the topics are described: a topic made anew or grown is noticed within this time.
-INTERVAL_SECONDS = 10.0
+#: How often the topics are described: a topic made anew or grown is noticed within this time, and a Kafka that hangs
+#: within this and what the answer may take (outage.py): 10 s together.
+INTERVAL_SECONDS = 5.0
 
 #: How soon after a broker's connection was lost, when its answer may have changed.
 SUSPICION_SECONDS = 1.0
@@ -43,6 +44,8 @@ class TopicWatch:
         self._names = names
         self._inquiry: topics.Inquiry | None = None
         self._ask_at = 0.0
+        #: When the first of the questions was asked that have had no answer since; None: the last one had one.
+        self.waits_since: float | None = None
         self._missing: set[str] = set()
         #: What one answer has told, and another one shall confirm.
         self._unconfirmed: dict[str, topics.TopicDescription | None] = {}
@@ -61,6 +64,7 @@ class TopicWatch:
             if time.monotonic() >= self._ask_at:
                 self._ask_at = time.monotonic() + INTERVAL_SECONDS
                 self._inquiry = topics.describe_async(self.admin, self._names)
+                self.waits_since = self.waits_since or time.monotonic()
             return False
         if not self._inquiry.done():
             return False
@@ -69,6 +73,8 @@ class TopicWatch:
             described = inquiry.answers()
         except KbatchError as error:
             described = topics.Described({}, dict.fromkeys(self._names, error))
+        if not all(isinstance(error, ServerUnavailable) for error in described.silent.values()) or described.known:
+            self.waits_since = None
         self._tell_silence(described.silent)
         for name, description in described.known.items():
             self._take(name, description)

@@ -173,8 +173,10 @@ class Worker:
         if self._source.brokers_changed:
             self._source.brokers_changed = False
             self._watch.suspect()
-        if self._watch.look():
-            self._source.note_answer()
+        answered = self._watch.look()
+        self._source.outage.look(self._watch.waits_since)
+        if answered:
+            self._source.outage.end()
             if self._config.kafka.assignment == "pinned":
                 self._want(self._pinned())
             gaps = self._made_anew()

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 pytest_plugins = (
     "tests.fix_daemon",
     "tests.fix_browser",
-    "tests.fix_faults",
     "tests.fix_http",
     "tests.fix_kafka",
     "tests.fix_lanes",

@@ -7,6 +7,7 @@ line imports only the module of the command it runs, so these may load what they
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import sys
 from collections.abc import Sequence
@@ -48,6 +49,12 @@ def route_named(config: Config, name: str) -> Route:
         if route.name == name:
             return route
     raise ConfigError(f"there is no route {name}; the file has {', '.join(route.name for route in config.route)}")
+
+
+def print_as_utf8() -> None:
+    """Let what is printed be UTF-8, whatever the locale is: as files of ours and psql read it, if it is for them."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8")
 
 
 def print_table(

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from kbatchd.commands import load_config, missing_extras
 from kbatchd.config import located
 from kbatchd.errors import EX_OK, ConfigError
-from kbatchd.topics import check_librdkafka
+from kbatchd.properties import judge
+
+if TYPE_CHECKING:
+    from kbatchd.config import Config
+    from kbatchd.config_faults import Where
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the file."""
     config = load_config(arguments)
-    librdkafka = located(arguments.config, check_librdkafka(config.kafka.librdkafka))
-    if faults := [*librdkafka.faults, *map(": ".join, missing_extras(config))]:
+    missing = missing_extras(config)
+    found = located(arguments.config, judge(config) | ({} if missing else _tokens(config)))
+    if faults := [*found.faults, *map(": ".join, missing)]:
         raise ConfigError(*faults)
     print(f"{arguments.config}: no fault found")
     return EX_OK
+
+
+def _tokens(config: Config) -> dict[Where, str]:
+    """Read the gateway's tokens as it will itself; return what is wrong with them, by key."""
+    if config.gateway is None:
+        return {}
+    from kbatchd.gateway.tokens import Tokens
+
+    try:
+        Tokens(config.gateway)
+    except ConfigError as error:
+        key = "tokens_command" if config.gateway.tokens_command else "tokens_file"
+        return {("gateway", key): str(error).removeprefix("gateway.tokens_file: ")}
+    return {}

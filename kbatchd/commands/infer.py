@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kbatchd import excerpt, log, topics
+from kbatchd.commands import print_as_utf8
 from kbatchd.config import load_kafka
 from kbatchd.errors import EX_OK, ConfigError
 from kbatchd.inference import infer
@@ -30,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not inferred.columns:
         what = f"none of its {len(records):,} newest records is a JSON object with fields" if records else "is empty"
         raise ConfigError(f"topic {topic}: {what}; no table can be made of it")
+    print_as_utf8()
     if arguments.route:
         print(route(topic, table, inferred.columns), end="")
         return EX_OK

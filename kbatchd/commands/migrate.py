@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kbatchd import migrations
-from kbatchd.commands import load_config
+from kbatchd.commands import load_config, print_as_utf8
 from kbatchd.errors import EX_OK
 from kbatchd.postgres import connect
 
@@ -13,6 +13,7 @@ from kbatchd.postgres import connect
 def run(arguments: argparse.Namespace) -> int:
     """Apply what is missing, or print all of it."""
     if arguments.print:
+        print_as_utf8()
         print(migrations.script(), end="")
         return EX_OK
     with connect(load_config(arguments).postgres, "kbatchd migrate") as connection:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import resource
 import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
@@ -77,6 +78,7 @@ def _run_child(parent: int, run: Callable[[], int]) -> NoReturn:
     code = EX_SOFTWARE
     try:
         _die_with(parent)
+        _leave_no_core()
         code = run()
     except Exception:
         log.exception("process died", extra={"action": "process_died"})
@@ -93,3 +95,14 @@ def _die_with(parent: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(EX_SOFTWARE)
+
+
+def _leave_no_core() -> None:
+    """Let no core be written of a child that is aborted or crashes: it would hold records, and the servers' passwords.
+
+    One byte is too little for a file, and the only limit that keeps the kernel from feeding a program, too, such as
+    systemd-coredump: there it does not enforce others, 0 included (core(5), and do_coredump in fs/coredump.c).
+    """
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    if hard != 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (1, hard))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from kbatchd.client_settings import NOT_TAKEN, Settings
 from kbatchd.errors import ConfigError, ServerUnavailable
-from kbatchd.rdkafka_log import rdkafka_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,6 +42,8 @@ _DEFAULTS: Final[dict[str, str | int | float | bool]] = {
     "queue.buffering.max.messages": 200_000,
     "queue.buffering.max.kbytes": 131_072,
 }
+
+SETTINGS: Final = Settings({**_OURS, "client.id": "kbatchd-produce"}, _DEFAULTS)
 
 #: How long one call to librdkafka may block: then we look whether to go on.
 SLICE_SECONDS: Final = 0.5
@@ -167,18 +169,9 @@ class Reports:
 def make_producer(kafka: config.Kafka, settings: dict[str, Any], patience: Patience) -> Producer:
     """Make librdkafka's producer; ConfigError when it does not like the settings."""
     try:
-        return Producer(
-            {
-                **_DEFAULTS,
-                **kafka.client,
-                **_OURS,
-                **settings,
-                "client.id": "kbatchd-produce",
-                "error_cb": patience.note,
-            },
-            logger=rdkafka_log,
-        )
-    except (KafkaException, TypeError, ValueError) as error:
+        ours = Settings({**SETTINGS.ours, **settings}, SETTINGS.defaults)
+        return ours.make(Producer, kafka.client, error_cb=patience.note)
+    except NOT_TAKEN as error:
         raise ConfigError(f"kafka.librdkafka: {error}") from error
 
 

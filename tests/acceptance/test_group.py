@@ -33,6 +33,19 @@ def test_two_daemons_of_a_group_share_and_take_over(delivery: Delivery, make_dae
     assert first.stop() == 0
 
 
+def test_the_newer_group_protocol(delivery: Delivery, make_daemon: MakeDaemon) -> None:
+    kafka = {"assignment": "group", "librdkafka.group.protocol": "consumer"}
+    first = make_daemon(delivery.route, kafka=kafka).start()
+    second = make_daemon(config=first.config).start()
+    with delivery.load(per_second=2_000):
+        wait_until(lambda: claimed(first) and claimed(second), 30, "claims of both daemons")
+        wait_until(lambda: delivery.rows() > 2_000, 15, "rows of both")
+        assert first.stop() == 0
+        wait_until(lambda: moves_everywhere(delivery), 30, "all partitions to move")
+    delivery.wait_drained()
+    delivery.assert_exactly_once()
+
+
 def claimed(daemon: Daemon) -> list[str]:
     return daemon.logged("action=claim")
 

@@ -135,6 +135,21 @@ class TestChoosing:
         ):
             assert desk.listed(*arguments) == expected
 
+    @pytest.mark.parametrize("locale", [{"PYTHONIOENCODING": "latin-1"}, {"PYTHONUTF8": "0", "LC_ALL": "C"}])
+    def test_a_locale_without_the_letters_characters(
+        self, desk: Desk, locale: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        desk.letter('{"name":"é€😀"}'.encode(), message="é€😀 is too long", headers=None)
+        for name, value in {"PYTHONCOERCECLOCALE": "0", **locale}.items():
+            monkeypatch.setenv(name, value)
+        for command in ("list", "show"):
+            done = desk.run(command)
+            assert (done.returncode, done.stderr) == (0, b"")
+            shown = done.stdout.decode("latin-1").encode("latin-1", "backslashreplace").decode("unicode_escape")
+            assert "é€😀 is too long" in shown
+        done = desk.run("list", "--ndjson")
+        assert "é€😀 is too long" in done.stdout.decode(), "a program is given UTF-8"
+
     def test_another_pipeline_is_not_ours(self, desk: Desk) -> None:
         desk.letter(b"{}")
         desk.connection.execute("UPDATE kbatchd.dead_letters SET pipeline = 'theirs'")

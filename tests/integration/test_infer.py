@@ -191,3 +191,18 @@ def test_no_such_topic(kafka: Kafka | GivenKafka, topic_name: str, tmp_path: Pat
     done = infer(tmp_path, kafka.bootstrap_servers, topic_name)
     assert done.returncode == 78
     assert "does not exist" in done.stderr
+
+
+def test_what_is_printed_for_the_file_is_utf8_in_any_locale(
+    tmp_path: Path, kafka: Kafka | GivenKafka, make_topic: MakeTopic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = make_topic(1)
+    send(kafka.bootstrap_servers, topic, ['{"größe":1,"€":2}'.encode()])
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    file = tmp_path / "kbatchd.toml"
+    file.write_text(f'[kafka]\nbootstrap_servers = "{kafka.bootstrap_servers}"\n')
+    for more in ([], ["--route"]):
+        command = [sys.executable, "-m", "kbatchd", "infer", "--config", str(file), topic, *more]
+        done = subprocess.run(command, capture_output=True, check=False, timeout=180)
+        assert done.returncode == 0, done.stderr
+        assert "€" in done.stdout.decode("utf-8")

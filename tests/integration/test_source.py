@@ -12,11 +12,12 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
 from kbatchd import config
+from kbatchd.errors import SourceError
 from kbatchd.model import Partition
 from kbatchd.source import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from kbatchd.devstack.kafka import GivenKafka, Kafka
     from tests.fix_kafka import MakeTopic
@@ -111,7 +112,7 @@ def test_a_topic_that_is_deleted_is_no_outage(
     while not source.brokers_changed:
         assert time.monotonic() < deadline
         source.poll(500, 0.1)
-    source.note_answer()
+    source.outage.end()
     source.close()
 
     # Then: Kafka was not away.
@@ -132,3 +133,37 @@ def test_the_end_is_told_once_and_the_offset_that_is_not_there(source: Source, p
         out_of_range += polled.out_of_range
     assert ends == [(first, RECORDS)]
     assert out_of_range == [second]
+
+
+def test_a_consumer_that_cannot_go_on_says_so(kafka: Kafka | GivenKafka, partitions: list[Partition]) -> None:
+    # As members with the same group.instance.id do to each other, which the file does not allow.
+    topic = partitions[2].topic
+    given = config.Kafka(bootstrap_servers=kafka.bootstrap_servers, group_id=f"fatal-{topic}")
+    given = given.model_copy(update={"librdkafka": {"group.instance.id": "the same"}})
+    sources = [Source(given, f"test-{number}", [topic]) for number in range(2)]
+    try:
+        for source in sources:
+            source.subscribe([topic], Nobody())
+        with pytest.raises(SourceError, match=r"the consumer cannot go on: .*another worker takes over"):
+            poll_in_turn(sources)
+    finally:
+        for source in sources:
+            source.close()
+
+
+def poll_in_turn(sources: Sequence[Source]) -> None:
+    deadline = time.monotonic() + SOON_SECONDS
+    while time.monotonic() < deadline:
+        for source in sources:
+            source.poll(500, 0.1)
+
+
+class Nobody:
+    def on_assigned(self, partitions: Sequence[Partition]) -> None:
+        pass
+
+    def on_revoked(self, partitions: Sequence[Partition]) -> None:
+        pass
+
+    def on_lost(self, partitions: Sequence[Partition]) -> None:
+        pass

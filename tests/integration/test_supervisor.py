@@ -6,12 +6,15 @@ The supervisor runs in a process of its own (`PROGRAM`), whose workers write wha
 from __future__ import annotations
 
 import os
+import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -20,7 +23,6 @@ from tests.fix_daemon import children, is_alive, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 SOON_SECONDS = 30.0
 
@@ -238,6 +240,13 @@ class TestRestart:
         assert "worker is silent, and is replaced; look at this machine's memory and processors, or raise " in log
         assert "Fatal Python error: Aborted" in log
         assert "exit_code=-6" in log
+
+    def test_no_core_is_written_of_a_worker(self, start: Start) -> None:
+        """It would hold records, and the servers' passwords."""
+        supervised = start(before=lambda: resource.setrlimit(resource.RLIMIT_CORE, (4_096, resource.RLIM_INFINITY)))
+        for event in supervised.wait_for("start", 2):
+            limits = Path(f"/proc/{event.pid}/limits").read_text()
+            assert re.search(r"^Max core file size +1 ", limits, re.MULTILINE)
 
     def test_a_stopped_worker_is_killed(self, start: Start) -> None:
         """SIGABRT does not reach a process that SIGSTOP holds; SIGKILL does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +93,79 @@ def test_a_damaged_cache_is_none(make_config: Make, content: bytes) -> None:
     assert not tables.is_cached(config)
     tables.load(config)
     assert tables.is_cached(config)
+
+
+def group_may_write(file: Path) -> None:
+    file.chmod(0o660)
+
+
+def others_may_write(file: Path) -> None:
+    file.chmod(0o602)
+
+
+def is_a_link(file: Path) -> None:
+    file.rename(file.parent.parent / "elsewhere")
+    file.symlink_to(file.parent.parent / "elsewhere")
+
+
+def is_a_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def says(name: str, value: object) -> Callable[[Path], None]:
+    def change(file: Path) -> None:
+        document = json.loads(file.read_text())
+        document["routes"]["orders"]["columns"][0][name] = value
+        file.write_text(json.dumps(document))
+
+    return change
+
+
+NESTED = 900
+ELEMENT = {"name": "id", "number": 1, "type_name": "int8", "typmod": -1, "not_null": True, "labels": []}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        group_may_write,
+        others_may_write,
+        is_a_link,
+        is_a_pipe,
+        says("number", "1 = __import__('os').abort()"),
+        says("number", True),
+        says("typmod", "4"),
+        says("name", 7),
+        says("type_name", ["int8"]),
+        says("not_null", 1),
+        says("labels", [1]),
+        says("element", {**ELEMENT, "element": None, "attributes": [], "number": "9"}),
+        says("attributes", [{**ELEMENT, "element": None, "attributes": [], "delimiter": 3}]),
+        says("element", json.loads('{"element":' * NESTED + "1" + "}" * NESTED)),
+    ],
+)
+def test_what_others_may_have_written_is_none(
+    make_config: Make, change: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    # What it says becomes a part of generated code.
+    config = make_config()
+    tables.load(config)
+    [file] = config.state_directory.iterdir()
+    change(file)
+    assert not tables.is_cached(config)
+    assert [vars(record)["action"] for record in caplog.records] == ["cache_ignored"]
+
+
+def test_a_cache_of_another_user_is_none(make_config: Make) -> None:
+    config = make_config()
+    tables.load(config)
+    [file] = config.state_directory.iterdir()
+    assert tables.is_cached(config)
+    if os.geteuid():
+        pytest.skip("only root can give a file away")
+    os.chown(file, 54_321, -1)
+    assert not tables.is_cached(config)
 
 
 def test_a_directory_that_takes_nothing_is_no_failure(make_config: Make, tmp_path: Path) -> None:

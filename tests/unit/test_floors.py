@@ -16,7 +16,8 @@ FLOORS = {
     3: {"kbatchd.checkup", "kbatchd.excerpt", "kbatchd.findings", "kbatchd.inspection", "kbatchd.trial",
         "kbatchd.claims", "kbatchd.daemon", "kbatchd.devstack", "kbatchd.flusher", "kbatchd.gateway",
         "kbatchd.handover", "kbatchd.identity", "kbatchd.intake", "kbatchd.lag", "kbatchd.monitor",
-        "kbatchd.preflight", "kbatchd.produce", "kbatchd.prune", "kbatchd.reload", "kbatchd.replay",
+        "kbatchd.preflight", "kbatchd.produce", "kbatchd.properties", "kbatchd.prune", "kbatchd.reload",
+        "kbatchd.replay",
         "kbatchd.standstill", "kbatchd.starting", "kbatchd.watch", "kbatchd.worker"},
     2: {"kbatchd.column_names", "kbatchd.inference", "kbatchd.table_text",
         "kbatchd._lane", "kbatchd.bar", "kbatchd.batch", "kbatchd.batch_copy", "kbatchd.bodies", "kbatchd.careful_lane",
@@ -25,20 +26,19 @@ FLOORS = {
         "kbatchd.fields_times", "kbatchd.mapping", "kbatchd.message", "kbatchd.text_lane",
         "kbatchd.copying",
         "kbatchd.exact", "kbatchd.failures", "kbatchd.fields", "kbatchd.files", "kbatchd.ledger", "kbatchd.insertion",
-        "kbatchd.letters", "kbatchd.migrations", "kbatchd.producer", "kbatchd.progress", "kbatchd.reached",
-        "kbatchd.resumable", "kbatchd.rows", "kbatchd.samples", "kbatchd.shape", "kbatchd.sink",
+        "kbatchd.letters", "kbatchd.migrations", "kbatchd.outage", "kbatchd.producer", "kbatchd.progress",
+        "kbatchd.reached", "kbatchd.resumable", "kbatchd.rows", "kbatchd.samples", "kbatchd.shape", "kbatchd.sink",
         "kbatchd.source", "kbatchd.streams", "kbatchd.tables", "kbatchd.targets",
         "kbatchd.offsets", "kbatchd.topics", "kbatchd.upsert"},
     1: {"kbatchd.catalogue", "kbatchd.config_mapping", "kbatchd.config_monitor", "kbatchd.notes",
         "kbatchd.config", "kbatchd.config_faults", "kbatchd.config_gateway",
         "kbatchd.config_kafka", "kbatchd.config_postgres", "kbatchd.config_route", "kbatchd.config_table",
-        "kbatchd.kafka_errors",
+        "kbatchd.kafka_errors", "kbatchd.client_settings", "kbatchd.config_text",
         "kbatchd.conninfo", "kbatchd.credentials", "kbatchd.folding", "kbatchd.headers", "kbatchd.internal",
         "kbatchd.log",
         "kbatchd.postgres", "kbatchd.rdkafka_log", "kbatchd.stats", "kbatchd.systemd"},
-    0: {"kbatchd", "kbatchd.errors", "kbatchd.histograms", "kbatchd.model", "kbatchd.paths", "kbatchd.refused_login",
-        "kbatchd.shipped",
-        "kbatchd.toml_lines"},
+    0: {"kbatchd", "kbatchd.errors", "kbatchd.histograms", "kbatchd.model", "kbatchd.outlet", "kbatchd.paths",
+        "kbatchd.refused_login", "kbatchd.shipped", "kbatchd.toml_lines"},
 }  # fmt: skip
 
 #: The only imports between modules of one floor.
@@ -129,7 +129,12 @@ SAME_FLOOR = {
     ("kbatchd.sink", "kbatchd.upsert"),
     ("kbatchd.letters", "kbatchd.sink"),
     ("kbatchd.reached", "kbatchd.progress"),
+    ("kbatchd.source", "kbatchd.outage"),
     ("kbatchd.preflight", "kbatchd.inspection"),
+    ("kbatchd.preflight", "kbatchd.properties"),
+    ("kbatchd.checkup", "kbatchd.properties"),
+    ("kbatchd.client_settings", "kbatchd.rdkafka_log"),
+    ("kbatchd.config", "kbatchd.config_text"),
     ("kbatchd.checkup", "kbatchd.excerpt"),
     ("kbatchd.checkup", "kbatchd.findings"),
     ("kbatchd.checkup", "kbatchd.inspection"),
@@ -178,7 +183,7 @@ SAME_FLOOR = {
 
 #: Who may import a library, type-checking imports included.
 OWNERS = {
-    "confluent_kafka": {"kbatchd.kafka_errors", "kbatchd.offsets",
+    "confluent_kafka": {"kbatchd.client_settings", "kbatchd.properties", "kbatchd.kafka_errors", "kbatchd.offsets",
                         "kbatchd.source", "kbatchd.topics", "kbatchd.producer", "kbatchd.resumable",
                         "kbatchd.devstack", "kbatchd.commands"},
     "psycopg": {"kbatchd.checkup", "kbatchd.copying", "kbatchd.trial", "kbatchd.conninfo", "kbatchd.letters",
@@ -188,7 +193,7 @@ OWNERS = {
     "pydantic": {"kbatchd.config", "kbatchd.config_faults", "kbatchd.config_monitor",
                  "kbatchd.config_gateway", "kbatchd.config_kafka",
                  "kbatchd.config_mapping", "kbatchd.config_postgres", "kbatchd.config_route", "kbatchd.config_table"},
-    "tomli": {"kbatchd.config"},
+    "tomli": {"kbatchd.config_text"},
     "rich": {"kbatchd.bar", "kbatchd.commands"},
 }  # fmt: skip
 

@@ -173,11 +173,60 @@ class TestFolding:
         record.created = time.time() - 7.0
         assert [folding.filter(record) for _ in range(2)] == [True, False]
         clock[0] += 10.1
-        [late] = folding.take_repeats()
+        repeats: list[logging.LogRecord] = []
+        folding.tell_repeats(repeats.append)
+        [late] = repeats
         assert late.__dict__["repeated"] == 1
         assert 7.0 <= late.__dict__["seconds_ago"] < 60
         assert time.time() - late.created < 5.0
         assert not hasattr(record, "repeated"), "another handler has it too"
+
+    def test_nothing_of_a_trouble_comes_after_the_good_news(
+        self, clock: list[float], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        log.setup("info", "worker 0")
+        log.fold()
+        for _ in range(3):
+            for _ in range(4):
+                logger.warning("waiting", extra={"action": "postgres_wait"})
+            logger.warning("lost", extra={"action": "postgres_lost"})
+            logger.warning("other", extra={"action": "other"})
+            logger.warning("is back", extra={"action": "postgres_back"})
+            assert self.lines(capsys)[-1] == "is back action=postgres_back repeated=3"
+            clock[0] += 3.0
+        clock[0] += 10.1
+        log.tell_repeats()
+        [left] = self.lines(capsys)
+        assert left.startswith("other action=other repeated=2")
+
+    def test_good_news_waits_for_what_is_being_told(self, clock: list[float]) -> None:
+        folding = Folding()
+        waiting = [logger.makeRecord(logger.name, logging.WARNING, "", 0, "waiting", (), None) for _ in range(2)]
+        back = logger.makeRecord(logger.name, logging.WARNING, "", 0, "back", (), None)
+        vars(back)["action"] = "postgres_back"
+        for record in waiting:
+            vars(record)["action"] = "postgres_wait"
+            folding.filter(record)
+        clock[0] += 10.1
+        written: list[str] = []
+        begun, news = threading.Event(), threading.Event()
+
+        def tell_late(record: logging.LogRecord) -> None:
+            begun.set()
+            assert not news.wait(0.2), "good news went first"
+            written.append(record.getMessage())
+
+        def bring_news() -> None:
+            begun.wait()
+            folding.filter(back)
+            written.append(back.getMessage())
+            news.set()
+
+        thread = threading.Thread(target=bring_news)
+        thread.start()
+        folding.tell_repeats(tell_late)
+        thread.join()
+        assert written == ["waiting", "back"]
 
     def test_threads_tell_it_once(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         """Whichever thread finds that it is time again, no other one writes the same."""

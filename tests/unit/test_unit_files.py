@@ -21,3 +21,8 @@ def test_the_template_is_the_service_for_a_file_of_its_own() -> None:
     comment, unit, rest = (SYSTEMD / "kbatchd@.service").read_text().partition("[Unit]")
     assert all(line.startswith("#") for line in comment.splitlines())
     assert unit + rest == service
+
+
+def test_no_core_holds_secrets() -> None:
+    for unit in SYSTEMD.glob("*.service"):
+        assert "\nLimitCORE=0\n" in unit.read_text()
