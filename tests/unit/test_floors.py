@@ -36,9 +36,8 @@ FLOORS = {
         "kbatchd.conninfo", "kbatchd.credentials", "kbatchd.folding", "kbatchd.headers", "kbatchd.internal",
         "kbatchd.log",
         "kbatchd.postgres", "kbatchd.rdkafka_log", "kbatchd.stats", "kbatchd.systemd"},
-    0: {"kbatchd", "kbatchd.errors", "kbatchd.histograms", "kbatchd.model", "kbatchd.paths", "kbatchd.refused_login",
-        "kbatchd.shipped",
-        "kbatchd.toml_lines"},
+    0: {"kbatchd", "kbatchd.errors", "kbatchd.histograms", "kbatchd.model", "kbatchd.paths", "kbatchd.printable",
+        "kbatchd.refused_login", "kbatchd.shipped", "kbatchd.toml_lines"},
 }  # fmt: skip
 
 #: The only imports between modules of one floor.
