@@ -169,13 +169,23 @@ class Checkup:
             yield from found
             return
         found += _sequence_faults(connection, where, route, table)
+        found += self._names(connection, where, route)
         yield from found
         unlogged = connection.execute(_RELATION_SQL, (table.oid,)).fetchone()
         if unlogged and unlogged[0]:
             what = f"table {table} is UNLOGGED: a crash of PostgreSQL empties it, and its records are not read again"
             yield Finding(Level.WARNING, where, what, f"ALTER TABLE {table.quoted} SET LOGGED")
-        if not found:
+        if all(finding.level is Level.WARNING for finding in found):
             yield from self._records(connection, where, route)
+
+    def _names(self, connection: Connection, where: str, route: Route) -> Iterator[Finding]:
+        """Look whether somebody has read the topic into this table under another name."""
+        topic = self._topics.get(route.topic)
+        if topic is None:
+            return
+        yield from (fault(where, text) for text in inspection.name_faults(connection, self._config, route, topic))
+        for text in inspection.name_warnings(connection, self._config, route, topic):
+            yield fault(where, text)._replace(level=Level.WARNING)
 
     def _records(self, connection: Connection, where: str, route: Route) -> Iterator[Finding]:
         topic = self._topics.get(route.topic)

@@ -51,6 +51,8 @@ examples:
                                                     read partition 0 of route requests again from offset 12000
   kbatchd progress accept --config kbatchd.toml requests
                                                     let the halted partitions of a route go on behind their gaps
+  kbatchd progress rename --config kbatchd.toml api --from-route requests
+                                                    take over what route api has read as requests; also --from-pipeline
   kbatchd produce --config kbatchd.toml requests requests.ndjson.gz
                                                     send a file's records; after a crash again with --resume
   kbatchd infer --config kbatchd.toml requests | psql app
@@ -189,6 +191,11 @@ def _parser() -> argparse.ArgumentParser:
     accept = _command(actions, "accept", "progress:accept", "accept a gap or a re-created topic, and go on behind it")
     accept.add_argument("route", metavar="ROUTE", help="a route's name")
     accept.add_argument("partition", nargs="*", metavar="PARTITION", type=_whole_number, help="all halted by default")
+    text = "take over progress, dead letters, gaps and ledger of a route or a pipeline that has another name now"
+    rename = _command(actions, "rename", "progress:rename", text)
+    rename.add_argument("route", nargs="*", metavar="ROUTE", help="a route's name in the file; default: all of them")
+    rename.add_argument("--from-pipeline", metavar="NAME", help="what the pipeline was called; default: the file's")
+    rename.add_argument("--from-route", metavar="NAME", help="what the one route was called; default: as it is now")
 
     text = "show how the pipeline is doing, from PostgreSQL and Kafka; the daemon need not run"
     status = _command(commands, "status", "status:run", text)

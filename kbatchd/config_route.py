@@ -68,6 +68,12 @@ class Route(RouteMapping):
         default="earliest",
         description='Where a topic is begun: "earliest", "latest" or a time such as 2026-01-31T08:00:00Z.',
     )
+    read_again: tuple[Name, ...] = Field(
+        default=(),
+        strict=False,
+        description="Others that have read the topic into the same table, as `pipeline/route`, and beside which this "
+        "route reads all of it again, on purpose.",
+    )
     on_gap: Literal["halt", "record"] = Field(
         default="halt",
         description='Offsets lost in Kafka: "halt" the partition, or "record" them in kbatchd.gaps and go on.',

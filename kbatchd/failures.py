@@ -11,6 +11,7 @@ Used by `kbatchd produce`, in its main thread.
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -43,6 +44,7 @@ class FailedFile:
         """Refuse a file that holds something, unless it is to be appended to, or replaced."""
         self.path = path
         self._fd: int | None = None
+        self._mode = 0
         self._append = append
         try:
             if replace:
@@ -67,18 +69,35 @@ class FailedFile:
         except OSError as error:
             raise self._unusable(error) from error
 
-    def write(self, name: str, failures: Iterable[Failure]) -> None:
-        """Add failures; when this returns, they are on the disk."""
+    def write(self, name: str, failures: Iterable[Failure], mode: int) -> None:
+        """Add failures; when this returns, they are on the disk. `mode` is the input's: nobody else may read them."""
         text = b"".join(_line(name, failure) for failure in failures)
         try:
             if self._fd is None:
                 how = os.O_APPEND if self._append else os.O_EXCL
-                self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o644)
+                self._fd = self._open(how, mode)
+            elif self._mode & ~mode:  # of several inputs the strictest counts
+                self._restrict(self._fd, mode)
             while text:
                 text = text[os.write(self._fd, text) :]
             os.fsync(self._fd)
         except OSError as error:
             raise self._unusable(error) from error
+
+    def _open(self, how: int, mode: int) -> int:
+        is_new = not self.path.exists()
+        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o600)
+        if is_new:
+            os.fchmod(fd, mode)  # whatever the umask says: whoever may read the input may read what failed of it
+            self._mode = mode
+        else:
+            self._mode = stat.S_IMODE(os.fstat(fd).st_mode)
+            self._restrict(fd, mode)
+        return fd
+
+    def _restrict(self, fd: int, mode: int) -> None:
+        self._mode &= mode
+        os.fchmod(fd, self._mode)
 
     def close(self) -> None:
         """Close it, if it was opened."""

@@ -6,18 +6,21 @@ checks' process and in the command's main thread.
 
 from __future__ import annotations
 
+import json
+import shlex
 from typing import TYPE_CHECKING
 
-from kbatchd import catalogue, migrations, progress
+from kbatchd import catalogue, migrations, progress, renaming
 from kbatchd.errors import ConfigError
 from kbatchd.postgres import MINIMUM_VERSION, Connection, Error
 from kbatchd.progress import Owner
 from kbatchd.targets import build_target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from kbatchd.config import Config, Route
+    from kbatchd.renaming import Name
     from kbatchd.topics import TopicDescription
 
 #: What the workers need of the schema kbatchd, beside what pruning does.
@@ -55,12 +58,18 @@ def server_faults(connection: Connection, config: Config) -> Iterator[str]:
         needed += [("batches", "SELECT"), ("batches", "DELETE")]
     if config.dead_letters_keep_days:
         needed += [("dead_letters", "SELECT"), ("dead_letters", "DELETE")]
+    yield from privilege_faults(connection, needed)
+
+
+def privilege_faults(connection: Connection, needed: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Say which rights in the schema kbatchd are missing, of those that somebody needs."""
+    relations, privileges = zip(*needed, strict=True)
     missing = connection.execute(
         """
         SELECT relation, privilege FROM unnest(%s::text[], %s::text[]) AS n(relation, privilege)
         WHERE NOT has_table_privilege('kbatchd.' || relation, privilege)
         """,
-        ([relation for relation, _ in needed], [privilege for _, privilege in needed]),
+        (list(relations), list(privileges)),
     ).fetchall()
     for relation, privilege in missing:
         grant = f"GRANT {privilege} ON kbatchd.{relation} TO {_user(connection)}"
@@ -93,6 +102,57 @@ def table_faults(connection: Connection, config: Config, route: Route) -> Iterat
     except Error as error:
         if error.sqlstate not in _NO_PROGRESS:
             raise
+
+
+def name_faults(connection: Connection, config: Config, route: Route, topic: TopicDescription) -> Iterator[str]:
+    """Say that a route would read again what another name has read: somebody has renamed it, or the pipeline."""
+    others = _strangers(connection, config, route, topic)
+    if others and not progress.is_begun(connection, owner(config, route, "")):
+        commands = "`, or `".join(_rename_command(config, route, other) for other in others)
+        yield (
+            f"route {route.name}: topic {route.topic} was read into table {route.table} by {_listed(others)} "
+            "(pipeline/route), which is not in this file, and all of it would go in again; "
+            f"if that was renamed: `{commands}`, and if all is to be read again: "
+            f"read_again = {_toml(others)} in the route"
+        )
+
+
+def name_warnings(connection: Connection, config: Config, route: Route, topic: TopicDescription) -> Iterator[str]:
+    """Say that somebody else reads the topic into the same table, beside a route that has begun it itself."""
+    others = _strangers(connection, config, route, topic)
+    if others and progress.is_begun(connection, owner(config, route, "")):
+        yield (
+            f"route {route.name}: topic {route.topic} is or was read into table {route.table} by {_listed(others)} "
+            "(pipeline/route) too, which is not in this file: what both have read is there twice; "
+            f"if that is meant: read_again = {_toml(others)} in the route"
+        )
+
+
+def _strangers(connection: Connection, config: Config, route: Route, topic: TopicDescription) -> list[Name]:
+    table = catalogue.read_table(connection, route.table)
+    names = [route.name for route in config.route]
+    try:
+        found = renaming.strangers(connection, owner(config, route, table.quoted), topic.topic_id, names)
+    except Error as error:
+        if error.sqlstate not in _NO_PROGRESS:
+            raise
+        return []
+    return [name for name in found if str(name) not in route.read_again]
+
+
+def _rename_command(config: Config, route: Route, other: Name) -> str:
+    words = ["kbatchd", "progress", "rename", "--config", "FILE", route.name]
+    words += ["--from-pipeline", other.pipeline] if other.pipeline != config.pipeline else []
+    words += ["--from-route", other.route] if other.route != route.name else []
+    return shlex.join(words)
+
+
+def _listed(names: Iterable[Name]) -> str:
+    return ", ".join(map(str, names))
+
+
+def _toml(names: Iterable[Name]) -> str:
+    return json.dumps([str(name) for name in names], ensure_ascii=False)
 
 
 def owner(config: Config, route: Route, target: str) -> Owner:

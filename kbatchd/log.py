@@ -26,6 +26,7 @@ from typing import Literal
 
 from kbatchd.folding import Folding
 from kbatchd.outlet import Outlet
+from kbatchd.printable import printable
 from kbatchd.systemd import stderr_is_journal
 
 #: journald's priorities, sd-daemon(3).
@@ -129,7 +130,7 @@ def complain(lines: Iterable[str]) -> None:
     """Write a command's faults to standard error, a line each: for people, so without time and keys."""
     mark = f"<{_PRIORITIES[logging.ERROR]}>" if stderr_is_journal() else ""
     for line in lines:
-        print(f"{mark}kbatchd: {line}", file=sys.stderr)
+        print(f"{mark}kbatchd: {printable(line)}", file=sys.stderr)
 
 
 class LineFormatter(logging.Formatter):

@@ -19,10 +19,11 @@ from kbatchd.model import Partition
 from kbatchd.postgres import connect, explained
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import TypeVar
 
     from kbatchd.config import Config, Route
+    from kbatchd.postgres import Connection
 
     T = TypeVar("T")
 
@@ -74,6 +75,7 @@ def check(config: Config) -> None:
             faults += tables[route.name]
         if faults or trouble:
             raise _joined([*([ConfigError(*faults)] if faults else []), *trouble])
+        _check_names(connection, config, descriptions)
         starts = []
         for route in config.route:
             owner = inspection.owner(config, route, catalogue.read_table(connection, route.table).quoted)
@@ -83,6 +85,19 @@ def check(config: Config) -> None:
         with connection.transaction():  # all topics are begun, or none
             for start in starts:
                 progress.register(connection, *start)
+
+
+def _check_names(
+    connection: Connection, config: Config, descriptions: Mapping[str, topics.TopicDescription | None]
+) -> None:
+    """Refuse to begin what another name has read; warn where both have."""
+    described = [(route, topic) for route in config.route if (topic := descriptions[route.topic])]
+    faults = [fault for route, topic in described for fault in inspection.name_faults(connection, config, route, topic)]
+    if faults:
+        raise ConfigError(*faults)
+    for route, topic in described:
+        for warning in inspection.name_warnings(connection, config, route, topic):
+            log.warning(warning, extra={"action": "read_twice"})
 
 
 def _ask_topics(

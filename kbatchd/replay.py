@@ -21,8 +21,9 @@ from kbatchd import catalogue, letters
 from kbatchd.errors import SinkError
 from kbatchd.insertion import Insertion, Outcome
 from kbatchd.letters import LetterRecord
+from kbatchd.message import Message
 from kbatchd.model import Refusal
-from kbatchd.targets import build_target, fill_batch
+from kbatchd.targets import build_target, deletes, fill_batch
 from kbatchd.upsert import Staging
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from kbatchd.batch_copy import Target
     from kbatchd.config import Route
     from kbatchd.letters import Letter
+    from kbatchd.mapping import Deletes
     from kbatchd.postgres import Connection
 
 
@@ -42,9 +44,12 @@ class Replay:
         """Read the table as it is now; ConfigError when it cannot be fed."""
         self._connection = connection
         self._cautious = route.mode == "upsert" and not overwrite
+        table = catalogue.read_table(connection, route.table)
+        #: Where letters that delete must wait for --overwrite: which ones do, and what else may be wrong with them.
+        self._deletes = deletes(route) if self._cautious and route.format == "json" else None
+        self._deleting = build_target(pipeline, route, "replay", table)[1] if self._deletes else None
         if self._cautious:
             route = route.model_copy(update={"insert_only": True, "delete_when": None})
-        table = catalogue.read_table(connection, route.table)
         target, self._encoder = build_target(pipeline, route, "replay", table)
         self._target = replace(
             target, max_dead_letters=0, max_internal=0
@@ -75,20 +80,49 @@ class Replay:
 
     def _insert(self, chosen: Sequence[Letter], corrected: bytes | None) -> Outcome:
         values = [letter.value if corrected is None else corrected for letter in chosen]
+        if self._cautious and (why := self._why_not_deleted(chosen[0], values[0])) is not None:
+            return self._keep(chosen[0], why, corrected)
         batch = fill_batch(self._encoder, [LetterRecord(letter) for letter in chosen], values)
         insertion = _Replaying(self._connection, batch, self._target, chosen, corrected, cautious=self._cautious)
         try:
             insertion.run()
         except _RowExists:
-            if corrected is None:
-                letters.keep_refused(self._connection, {chosen[0].id: _ROW_EXISTS})
-            return Outcome(dead_letters=1, reason=_ROW_EXISTS)
+            return self._keep(chosen[0], _ROW_EXISTS, corrected)
         return insertion.outcome
+
+    def _keep(self, letter: Letter, why: Refusal, corrected: bytes | None) -> Outcome:
+        """Leave a letter open; what is wrong with a corrected value is no reason of its own."""
+        if corrected is None:
+            letters.keep_refused(self._connection, {letter.id: why})
+        return Outcome(dead_letters=1, reason=why)
+
+    def _why_not_deleted(self, letter: Letter, value: bytes | None) -> Refusal | None:
+        """Say why a letter that deletes does not; None for one that does not delete."""
+        if self._deletes is None or self._deleting is None or not _is_delete(letter, value, self._deletes):
+            return None
+        refused = self._deleting.encode([LetterRecord(letter)], [value], []).refused
+        return refused[0][1] if refused else _ROW_DELETED
 
 
 _ROW_EXISTS = Refusal(
     "row_exists", None, "the table has a row of this key, perhaps of a newer record; --overwrite replaces it"
 )
+
+
+_ROW_DELETED = Refusal(
+    "row_exists", None, "it deletes the row of its key, perhaps one of a newer record; --overwrite lets it"
+)
+
+
+def _is_delete(letter: Letter, value: bytes | None, which: Deletes) -> bool:
+    if value is None:
+        return True
+    message = Message(value, LetterRecord(letter), 0)
+    try:
+        message.decode(suspect=False)
+    except (ValueError, RecursionError):
+        return False  # whatever it is, the encoder will say so
+    return which.by(message)
 
 
 class _RowExists(Exception):

@@ -68,6 +68,8 @@ class Input:
         self.is_file = path is not None and stat.S_ISREG(status.st_mode)
         #: None where nobody knows.
         self.size_bytes = status.st_size if self.is_file else None
+        #: Who may read and write it: what is copied from it is for nobody else.
+        self.mode = status.st_mode & 0o666
 
     def close(self) -> None:
         """Close it; standard input stays open."""

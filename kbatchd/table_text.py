@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from kbatchd.column_names import quoted
 from kbatchd.errors import ConfigError
 from kbatchd.paths import show_path
+from kbatchd.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,15 +48,16 @@ def create_table(inferred: Inferred, table: str) -> str:
         text = f"    {quoted(column.name)} {column.type}"
         text += " PRIMARY KEY" if column is primary else " NOT NULL" * column.not_null
         text += "," * (number + 1 < len(inferred.columns))
-        lines.append(text + (f"  -- {_comment(note)}" if (note := _note(column)) else ""))
+        lines.append(text + (f"  -- {printable(note)}" if (note := _note(column)) else ""))
     parts = [f"CREATE TABLE {table} (", *lines, ");"]
     if key is not None and primary is None:
-        parts.append(f"-- All different in the sample, and perhaps a key:  ALTER TABLE {_comment(table)} "
-                     f"ADD PRIMARY KEY ({_comment(quoted(key.name))});")  # fmt: skip
+        parts.append(f"-- All different in the sample, and perhaps a key:  ALTER TABLE {printable(table)} "
+                     f"ADD PRIMARY KEY ({printable(quoted(key.name))});")  # fmt: skip
     if inferred.repeated_key is not None:
-        name = _comment(inferred.repeated_key)
-        parts.append(f'-- {name} comes more than once: for one row each, make it the PRIMARY KEY, and add to the '
-                     f'route  mode = "upsert"  and  key = [{_comment(json.dumps(inferred.repeated_key))}]')  # fmt: skip
+        name = printable(inferred.repeated_key)
+        key_list = f"[{printable(json.dumps(inferred.repeated_key))}]"
+        parts.append(f"-- {name} comes more than once: for one row each, make it the PRIMARY KEY, and add to the "
+                     f'route  mode = "upsert"  and  key = {key_list}')  # fmt: skip
     return "\n".join((*parts, *_remarks(inferred))) + "\n"
 
 
@@ -85,16 +87,11 @@ def _toml(text: str) -> str:
 
 def commented(text: str) -> str:
     """Make each line a comment of SQL."""
-    return "".join(f"-- {_comment(line)}".rstrip() + "\n" for line in text.splitlines())
+    return "".join(f"-- {printable(line)}".rstrip() + "\n" for line in text.splitlines())
 
 
 def _remarks(inferred: Inferred) -> Iterator[str]:
     for name, why in inferred.left_out:
-        yield f"-- Left out: field {_comment(json.dumps(name))}: {why}"
+        yield f"-- Left out: field {printable(json.dumps(name))}: {why}"
     if inferred.refused:
         yield f"-- {inferred.refused} of the records are no JSON objects: they will be dead letters"
-
-
-def _comment(text: str) -> str:
-    """Keep a text from ending its line."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 def build_target(pipeline: str, route: Route, worker: str, table: catalogue.Table) -> tuple[Target, RowEncoder]:
     """Make the encoder and the target of a route's table as it is now; ConfigError when it cannot be fed."""
-    encoder = build_encoder(row_columns(table, route), route, deletes=_deletes(route))
+    encoder = build_encoder(row_columns(table, route), route, deletes=deletes(route))
     owner = Owner(pipeline, route.name, route.topic, table.quoted, worker)
     merge = build_merge(route, table, encoder.columns) if route.mode == "upsert" else None
     target = Target(owner, table, encoder.layouts, route.max_dead_letters, encoder.copy_format, merge)
     return target, encoder
 
 
-def _deletes(route: Route) -> Deletes | None:
+def deletes(route: Route) -> Deletes | None:
     """Say which records of a route delete; None: none."""
     if route.mode != "upsert" or route.insert_only:
         return None

@@ -13,6 +13,7 @@ from kbatchd.commands import missing_extras, print_table
 from kbatchd.config import load
 from kbatchd.errors import EX_CONFIG, EX_OK, ConfigError
 from kbatchd.findings import Finding, Level, fault
+from kbatchd.printable import printable
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -31,11 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         for finding in found:
             sys.stdout.buffer.write(orjson.dumps(finding._asdict(), option=orjson.OPT_APPEND_NEWLINE))
     elif found:
-        print_table(Finding._fields, [[_line(text) for text in finding] for finding in found])
+        print_table(Finding._fields, [[printable(text) for text in finding] for finding in found])
     else:
         print(f"{arguments.config}: no fault found")
     return EX_CONFIG if any(finding.level is Level.FAULT for finding in found) else EX_OK
-
-
-def _line(text: str) -> str:
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

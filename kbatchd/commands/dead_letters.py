@@ -18,6 +18,7 @@ from kbatchd.letters import Choice, Letter
 from kbatchd.migrations import check_version
 from kbatchd.model import Refusal
 from kbatchd.postgres import Connection, connect, explained
+from kbatchd.printable import printable, printable_json, printable_value
 from kbatchd.replay import Replay
 
 #: A table for people is read as a whole; NDJSON may be of any length.
@@ -39,7 +40,8 @@ def list_letters(arguments: argparse.Namespace) -> int:
         chosen = _chosen(connection, config, choice)
         if arguments.ndjson:
             for letter in chosen:
-                sys.stdout.buffer.write(orjson.dumps(letter.as_json(), option=orjson.OPT_APPEND_NEWLINE))
+                line = orjson.dumps(letter.as_json()).decode()
+                sys.stdout.buffer.write(f"{printable_json(line)}\n".encode())
             return code
         lines = [_line(letter) for letter, _ in zip(chosen, range(MAX_LISTED), strict=False)]
         more = next(chosen, None) is not None
@@ -69,8 +71,11 @@ def replay(arguments: argparse.Namespace) -> int:
     with connect(config.postgres, "kbatchd dead-letters replay") as connection, explained():
         check_version(connection)
         found, code = _find(connection, config, choice)
-        if corrected is not None and len(found) != 1:
-            raise ConfigError(f"--value is for one open letter, and {len(found)} are chosen; name one by its id")
+        if corrected is not None and (len(found) != 1 or len(choice.ids or ()) != 1):
+            raise ConfigError(
+                f"--value is for one open letter, named by its id: {len(choice.ids or ())} are named, and of the open "
+                f"ones {len(found)} are chosen"
+            )
         tally = _Tally()
         for route in letters.routes(connection, config.pipeline, choice):
             way = _make_replay(connection, config, route, overwrite=arguments.overwrite)
@@ -123,7 +128,7 @@ class _Tally:
         if not self._counts:
             print("no open dead letter is chosen")
         for name, (replayed, kept) in self._counts.items():
-            example = f"; for example {self._examples[name]}" if name in self._examples else ""
+            example = f"; for example {printable(str(self._examples[name]))}" if name in self._examples else ""
             print(f"route {name}: {_letters(replayed)} replayed" + (f", {kept} not{example}" if kept else ""))
         return EX_DATA if any(kept for _, kept in self._counts.values()) else EX_OK
 
@@ -143,7 +148,7 @@ def _make_replay(connection: Connection, config: Config, name: str, *, overwrite
 def _choice(arguments: argparse.Namespace, *, whole: bool = False) -> Choice:
     first, last = arguments.offsets or (None, None)
     return Choice(
-        ids=tuple(arguments.ids) or None,
+        ids=tuple(dict.fromkeys(arguments.ids)) or None,
         route=arguments.route,
         code=arguments.code,
         column=arguments.column,
@@ -200,10 +205,10 @@ def _cell(value: object) -> str:
     if value is None:
         return "-"
     text = value.isoformat(timespec="seconds") if hasattr(value, "isoformat") else str(value)
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return printable(text)
 
 
-#: What is shown last and as it is, whatever lines are in it.
+#: What is shown last, and over as many lines as its JSON has.
 _VALUES = ("value", "value_base64", "corrected", "corrected_base64")
 
 
@@ -218,4 +223,4 @@ def _whole(letter: Letter) -> Iterator[str]:
         yield f"{'value:':<13} none (a tombstone)"
     for name in _VALUES:
         if fields.get(name) is not None:
-            yield f"{name + ':':<13} {fields[name]}"
+            yield f"{name + ':':<13} {printable_value(str(fields[name]))}"

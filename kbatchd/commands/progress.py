@@ -1,15 +1,17 @@
-"""`kbatchd progress show|set|accept`: where partitions stand, and how somebody moves them by hand."""
+"""`kbatchd progress show|set|accept|rename`: where partitions stand, and how somebody moves them by hand."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-from kbatchd import log, offsets, progress, topics
+from kbatchd import catalogue, log, offsets, progress, renaming, topics
 from kbatchd.commands import load_config, print_table, route_named
 from kbatchd.config import Config, Route
 from kbatchd.errors import EX_OK, ConfigError, KbatchError
+from kbatchd.inspection import privilege_faults
 from kbatchd.migrations import check_version
 from kbatchd.model import Partition
 from kbatchd.postgres import connect, explained
@@ -83,6 +85,33 @@ def accept(arguments: argparse.Namespace) -> int:
             else:
                 progress.accept(connection, _owner(config, route), gap, row.epoch)
                 print(f"accepted {gap}")
+    return EX_OK
+
+
+def rename(arguments: argparse.Namespace) -> int:
+    """Take over what routes have read under a former name of theirs, or of the pipeline."""
+    config = load_config(arguments)
+    pipeline = arguments.from_pipeline or config.pipeline
+    names = arguments.route or [route.name for route in config.route]
+    if arguments.from_route is not None and len(names) != 1:
+        arguments.parser.error("--from-route is the former name of one route: name that route")
+    if pipeline == config.pipeline and arguments.from_route is None:
+        arguments.parser.error("say what was renamed: --from-pipeline NAME, or ROUTE --from-route NAME")
+    routes = [route_named(config, name) for name in dict.fromkeys(names)]
+    with connect(config.postgres, "kbatchd progress rename") as connection, explained():
+        check_version(connection)
+        if faults := list(privilege_faults(connection, renaming.PRIVILEGES)):
+            raise ConfigError(*faults)
+        pairs = []
+        for route in routes:
+            target = catalogue.read_table(connection, route.table).quoted
+            own = replace(_owner(config, route), target=target)
+            former = replace(own, pipeline=pipeline, route=arguments.from_route or route.name)
+            pairs.append((former, own))
+        if not arguments.route:  # the whole pipeline: a route may be newer than its name
+            pairs = [pair for pair in pairs if progress.is_begun(connection, pair[0])] or pairs
+        for (former, own), moved in zip(pairs, renaming.rename(connection, pairs), strict=True):
+            print(f"{former.pipeline}/{former.route} is {own.pipeline}/{own.route} now: {moved}")
     return EX_OK
 
 

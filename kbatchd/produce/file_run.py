@@ -11,7 +11,7 @@ import secrets
 from contextlib import closing
 from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kbatchd.errors import ConfigError, KbatchError
 from kbatchd.files import Place
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from kbatchd.produce.context import Context, Splitter
     from kbatchd.resumable.position import Position
     from kbatchd.streams import Input
+
+
+#: Said of a file that Kafka has no position of.
+_NOTHING: Final = (
+    "there is nothing to go on with: Kafka has no position of this file and route. Either none of it was sent, or that "
+    "is longer ago than positions are kept (the brokers' offsets.retention.minutes, 7 days by default). In the first "
+    "case leave --resume out, in the second send what is missing as another file, or all of it anew with --restart"
+)
 
 
 class _Altered(Exception):
@@ -77,6 +85,8 @@ class FileRun:
     def _begin(self, stored: Position | None) -> Begin | None:
         """Decide where to begin; None when there is nothing to do."""
         name, options = self._source.name, self._context.options
+        if stored is None and options.resume:
+            raise ConfigError(f"{name}: {_NOTHING}")
         # Of what has sent nothing yet there is nothing to go on with.
         if stored is None or stored.offset == 0 or options.restart:
             return self._from_beginning()

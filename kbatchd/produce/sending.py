@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: A wait that is longer must not hold a transaction open.
 _SHORT_SECONDS: Final = 0.05
+#: Of the failed file where there is no input.
+_GENERATED_MODE: Final = 0o600
 #: So many failures are written at the latest.
 _MOST_FAILURES: Final = 5_000
 
@@ -126,7 +128,8 @@ class Sending:
 
     def _commit(self, *, finished: bool = False) -> None:
         if self._failures:
-            self._failed_file.write(self._begin.entry, self._failures)
+            mode = self._source.mode if self._source is not None else _GENERATED_MODE
+            self._failed_file.write(self._begin.entry, self._failures, mode)
             self._failures = []
         position = Position(
             offset=self._place.offset,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import stat
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import psycopg
 import pytest
 
 from tests.fix_daemon import wait_until
-from tests.fix_produce import MakeProducing, Producing, failures, record, written
+from tests.fix_produce import MakeProducing, Producing, failed, failures, record, written
 
 if TYPE_CHECKING:
     from tests.fix_daemon import MakeDaemon
@@ -30,12 +31,12 @@ def test_a_file_is_sent_and_its_failures_are_named(producing: Producing, suffix:
     sent = {message.partition() or 0 for message in producing.messages()}
     assert [line.split(":")[0].strip() for line in outcome.out[1:]] == [f"{producing.topic}[{n}]" for n in sorted(sent)]
     assert producing.ids() == [number for number in range(COUNT) if number not in {7, 20}]
-    failed = failures(producing.directory / f"a{suffix}.failed")
-    assert [(each["record"], each["column"], each["code"]) for each in failed] == [
+    refused = failures(producing.directory / f"a{suffix}.failed")
+    assert [(each["record"], each["column"], each["code"]) for each in refused] == [
         (8, "id", "wrong_type"),
         (21, "id", "wrong_type"),
     ]
-    assert all(each["line"] and each["reason"] and each["value"] for each in failed)
+    assert all(each["line"] and each["reason"] and each["value"] for each in refused)
 
 
 def test_values_of_json_are_the_files_own_bytes(producing: Producing) -> None:
@@ -141,9 +142,9 @@ def test_fields_of_csv_are_typed_by_their_columns(producing: Producing) -> None:
         b'{"id":1,"name":"say \\"hi\\", twice","note":null,"data":{"a": [1.50]}}',
         b'{"id":2,"name":"","note":"x","data":null}',
     ]
-    failed = failures(producing.directory / "a.csv.failed")
-    assert [(each["line"], each["code"]) for each in failed] == [(4, "not_json"), (5, "wrong_width")]
-    assert failed[1]["value"] == "3,a"
+    refused = failures(producing.directory / "a.csv.failed")
+    assert [(each["line"], each["code"]) for each in refused] == [(4, "not_json"), (5, "wrong_width")]
+    assert refused[1]["value"] == "3,a"
 
 
 def test_fields_of_csv_go_where_the_route_says(make_producing: MakeProducing, make_daemon: MakeDaemon) -> None:
@@ -172,6 +173,29 @@ def test_what_nobody_makes_up_is_refused_at_once(make_producing: MakeProducing) 
     fault = "its mapping asks for more than --generate can make up: wrong_type: name: expected a string, got 1"
     assert fault in producing.refuses("--generate", "1")
     assert not producing.messages()
+
+
+def test_what_failed_is_for_those_who_may_read_the_input(producing: Producing) -> None:
+    for mode in (0o600, 0o640, 0o644, 0o400):
+        file = producing.file(f"{mode:o}.ndjson", written(".ndjson", range(4), bad=[1]))
+        file.chmod(mode)
+        before = os.umask(0o022)
+        try:
+            assert producing.run(file).code == 65
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE(failed(file).stat().st_mode) == mode
+
+    # One failed file for several inputs is for those who may read all of them.
+    files = [producing.file(f"{number}.ndjson", written(".ndjson", range(4), bad=[1])) for number in range(3)]
+    for file, mode in zip(files, (0o644, 0o600, 0o664), strict=True):
+        file.chmod(mode)
+    shared = producing.directory / "shared"
+    assert producing.run(*files, "--failed", shared).code == 65
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o600
+    # A pipe is nobody else's either.
+    assert producing.run("-", "--failed", producing.directory / "piped", given=b"no json\n").code == 65
+    assert stat.S_IMODE((producing.directory / "piped").stat().st_mode) == 0o600
 
 
 def test_a_file_is_not_sent_twice_by_mistake(producing: Producing) -> None:

@@ -5,6 +5,8 @@ pytest-randomly seeds `random` before each test and prints the seed; `--randomly
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import signal
 import subprocess
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from tests.fix_daemon import MakeDaemon, wait_until
 from tests.fix_produce import (
@@ -39,7 +42,11 @@ RATE = "5000"
 @pytest.mark.parametrize("suffix", [".ndjson", ".ndjson.gz", ".ndjson.zst", ".json", ".csv.gz"])
 def test_kills_at_random_moments(producing: Producing, suffix: str) -> None:
     file = producing.file(f"all{suffix}", written(suffix, range(COUNT), BAD))
-    kills = 0
+    first = producing.start(file, "--rate", RATE)
+    producing.wait_begun()
+    first.kill()
+    first.communicate()
+    kills = 1
     while True:
         process = producing.start(file, "--resume", "--rate", RATE)
         try:
@@ -83,6 +90,27 @@ def test_a_file_of_which_nothing_was_sent_may_be_mended(producing: Producing) ->
     file.write_bytes(written(".ndjson", range(3)))
     producing.sends(file, "--resume")
     assert producing.ids() == list(range(3))
+
+
+def test_nothing_to_resume_from(producing: Producing) -> None:
+    """A file that was never sent, and one whose position Kafka has forgotten: neither is sent by --resume."""
+    file = producing.file("a.ndjson", written(".ndjson", range(COUNT)))
+    assert "there is nothing to go on with" in producing.refuses(file, "--resume")
+    interrupt(producing, file)
+    sent = producing.ids()
+    forget_position(producing, file)
+    line = producing.refuses(file, "--resume")
+    assert "offsets.retention.minutes" in line
+    assert "--restart" in line
+    assert producing.ids() == sent
+
+
+def forget_position(producing: Producing, file: Path) -> None:
+    """Do what the brokers do after offsets.retention.minutes."""
+    identity = hashlib.sha256(json.dumps(["kbatchd", "r", str(file)]).encode()).hexdigest()[:32]
+    admin = AdminClient({"bootstrap.servers": producing.bootstrap_servers})
+    [future] = admin.delete_consumer_groups([f"kbatchd-produce-{identity}"]).values()
+    future.result()
 
 
 def test_of_two_runs_on_one_file_the_second_goes_on(producing: Producing) -> None:

@@ -248,6 +248,12 @@ class TestReplay:
         assert desk.ids() == [12]
         done = desk.run("replay", str(number), "--value", str(file))
         assert (done.returncode, desk.ids()) == (78, [12])
+        # Of two ids one is settled: whose value it is nobody can tell.
+        for ids in ((number, other), (other, number), (other, 4711)):
+            done = desk.run("replay", *map(str, ids), "--value", "-", stdin=b'{"id":14}')
+            assert (done.returncode, desk.ids()) == (78, [12])
+            assert b"--value is for one open letter" in done.stderr
+        assert desk.run("replay", "--route", "r", "--value", "-", stdin=b'{"id":14}').returncode == 78
         desk.ok("replay", str(other), "--value", "-", stdin=b'{"id":13}')
         assert desk.query("SELECT convert_from(value, 'UTF8'), convert_from(corrected, 'UTF8') "
                           "FROM kbatchd.dead_letters ORDER BY id") == [
@@ -271,6 +277,24 @@ class TestReplay:
         assert (second["value_base64"], second["corrected_base64"]) == ("/w==", "/g==")
         assert desk.ok("show", str(number))[-3:] == ['value:        {"id":"x"}', 'corrected:    {"id":', "12}"]
         assert desk.ok("show", str(other))[-2:] == ["value_base64: /w==", "corrected_base64: /g=="]
+
+    def test_nothing_in_a_record_is_obeyed_by_a_terminal(self, desk: Desk) -> None:
+        """ESC, BEL, CR, marks of direction, lines that look like ours: shown, not done; JSON stays over its lines."""
+        evil = "\x1b]0;owned\x07\x1b[2J\rid:  1\u202e\u2066\x9b31m\nstate:        replayed\u2028id:           7\x7f\x00"
+        names = ("key", "value", "corrected")
+        number = desk.letter(**dict.fromkeys(names, evil.encode()), message=evil.replace("\0", ""), column=evil[:-1])
+        desk.connection.execute(
+            "UPDATE kbatchd.dead_letters SET headers = %s::jsonb", (json.dumps([[evil[:-1], None]]),)
+        )
+        neat = desk.letter(b'{\r\n\t"id": 1,\n "name": "\xe2\x80\xae\x7f"\n}')
+        for command in (("list",), ("show", str(number)), ("show", str(neat)), ("list", "--ndjson"), ("replay",)):
+            output = desk.run(*command).stdout.decode()
+            assert not {each for each in output if not each.isprintable()} - {"\n", "\t"}, command
+            assert not [line for line in output.splitlines() if line.startswith("state:        replayed")]
+        shown = desk.ok("show", str(number))
+        assert [line.partition(":")[0] for line in shown].count("id") == 1
+        assert desk.ok("show", str(neat))[-3:] == ['\t"id": 1,', ' "name": "\\u202e\\x7f"', "}"]
+        assert json.loads(desk.ok("list", "--ndjson")[0])["value"] == evil
 
     def test_several_routes_one_of_them_gone(self, desk: Desk) -> None:
         desk.letter(b'{"id":1}')
@@ -354,6 +378,31 @@ class TestUpsert:
         assert keyed.states() == {old: "open", first: "open", second: "replayed", bad: "open"}
         codes = keyed.query("SELECT code FROM kbatchd.dead_letters WHERE state = 'open' ORDER BY id")
         assert codes == [("row_exists",), ("row_exists",), ("23514",)]
+
+    @pytest.mark.parametrize("copied_as_text", [False, True])
+    def test_a_letter_that_deletes(self, keyed: Desk, copied_as_text: bool) -> None:
+        if copied_as_text:
+            keyed.connection.execute("ALTER TABLE public.target ADD spans int4range")
+        mapping = (
+            'delete_when = {field = "op", equals = "d"}\n[route.columns]\nid = {source = "key"}\n[[route]]\nname = "o'
+        )
+        keyed.file.write_text(keyed.file.read_text().replace('[[route]]\nname = "o', mapping))
+        tombstone = keyed.letter(None, key=b"1", offset=1, code="no_value")
+        said = keyed.letter(b'{"op":"d"}', key=b"1", offset=2)
+        of_nothing = keyed.letter(b'{"op":"d","name":"x"}', key=b"2", offset=3)
+        without_key = keyed.letter(None, key=b"x", offset=4, code="no_value")
+        kept = keyed.letter(b'{"op":"u","name":"kept"}', key=b"3", offset=5)
+        assert keyed.refused()[0].startswith("route r: 1 dead letter replayed, 4 not")
+        assert self.rows(keyed) == [(1, "newer"), (3, "kept")]
+        assert keyed.states()[kept] == "replayed"
+        codes = dict(keyed.query("SELECT id, code FROM kbatchd.dead_letters WHERE state = 'open'"))
+        assert codes.pop(without_key) == "wrong_type"
+        assert codes == dict.fromkeys((tombstone, said, of_nothing), "row_exists")
+        messages = keyed.query("SELECT DISTINCT message FROM kbatchd.dead_letters WHERE code = 'row_exists'")
+        assert ["--overwrite" in message for (message,) in messages] == [True]
+
+        assert keyed.ok("replay", "--overwrite", "--code", "row_exists") == ["route r: 3 dead letters replayed"]
+        assert self.rows(keyed) == [(3, "kept")]
 
     def test_overwrite(self, keyed: Desk) -> None:
         keyed.letter(b'{"id":1,"name":"old"}', offset=1)

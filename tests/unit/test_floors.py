@@ -27,7 +27,8 @@ FLOORS = {
         "kbatchd.copying",
         "kbatchd.exact", "kbatchd.failures", "kbatchd.fields", "kbatchd.files", "kbatchd.ledger", "kbatchd.insertion",
         "kbatchd.letters", "kbatchd.migrations", "kbatchd.outage", "kbatchd.producer", "kbatchd.progress",
-        "kbatchd.reached", "kbatchd.resumable", "kbatchd.rows", "kbatchd.samples", "kbatchd.shape", "kbatchd.sink",
+        "kbatchd.reached", "kbatchd.renaming", "kbatchd.resumable", "kbatchd.rows", "kbatchd.samples", "kbatchd.shape",
+        "kbatchd.sink",
         "kbatchd.source", "kbatchd.streams", "kbatchd.tables", "kbatchd.targets",
         "kbatchd.offsets", "kbatchd.topics", "kbatchd.upsert"},
     1: {"kbatchd.catalogue", "kbatchd.config_mapping", "kbatchd.config_monitor", "kbatchd.notes",
@@ -38,6 +39,7 @@ FLOORS = {
         "kbatchd.log",
         "kbatchd.postgres", "kbatchd.rdkafka_log", "kbatchd.stats", "kbatchd.systemd"},
     0: {"kbatchd", "kbatchd.errors", "kbatchd.histograms", "kbatchd.model", "kbatchd.outlet", "kbatchd.paths",
+        "kbatchd.printable",
         "kbatchd.refused_login", "kbatchd.shipped", "kbatchd.toml_lines"},
 }  # fmt: skip
 
@@ -130,6 +132,7 @@ SAME_FLOOR = {
     ("kbatchd.letters", "kbatchd.sink"),
     ("kbatchd.reached", "kbatchd.progress"),
     ("kbatchd.source", "kbatchd.outage"),
+    ("kbatchd.renaming", "kbatchd.progress"),
     ("kbatchd.preflight", "kbatchd.inspection"),
     ("kbatchd.preflight", "kbatchd.properties"),
     ("kbatchd.checkup", "kbatchd.properties"),
