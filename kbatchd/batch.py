@@ -64,7 +64,8 @@ class Chunk:
 class Batch:
     """Rows, dead letters and offsets that commit in one transaction.
 
-    `next_offsets` is where each partition's progress will stand after it; `epochs` under which claim it was filled.
+    `next_offsets` is where each partition's progress will stand after it, `ends` which of these the brokers have named
+    as a partition's end (None: nobody knows); `epochs` under which claim it was filled.
     Row k (from 0) takes `row_sizes[k]` bytes of `buffer`, which is full up to `size`; its layout is `layouts[k]`, or 0
     where there are none.
     """
@@ -78,6 +79,7 @@ class Batch:
     refused: list[tuple[int, Refusal]] = field(default_factory=list)
     record_bytes: int = 0
     next_offsets: dict[Partition, int] = field(default_factory=dict)
+    ends: dict[Partition, int] | None = None
     epochs: dict[Partition, int] = field(default_factory=dict)
     reason: FlushReason | None = None
     closed_at: float = 0.0
@@ -199,6 +201,7 @@ class RouteBatches:
         batch = self._open(now)
         if batch is None:
             return False
+        batch.ends = (batch.ends or {}) | ahead
         self._advance(batch, ahead, epochs)
         return True
 
@@ -259,7 +262,7 @@ class RouteBatches:
 
     def _open(self, now: float) -> Batch | None:
         if self.open is None and not self._is_full:
-            self.open = Batch(opened_at=now)
+            self.open = Batch(opened_at=now, ends={})
         return self.open
 
     def _fit_out(self, batch: Batch, chunk: Chunk) -> bool:

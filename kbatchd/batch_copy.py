@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import psycopg
 from psycopg import sql
 
+from kbatchd import catalogue
+from kbatchd.books import Books, agree
 from kbatchd.copying import copy_in
 from kbatchd.model import CopyFormat, Refusal
 from kbatchd.postgres import Verdict, verdict
@@ -27,7 +29,6 @@ from kbatchd.postgres import Verdict, verdict
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from kbatchd import catalogue
     from kbatchd.batch import Batch
     from kbatchd.progress import Owner
     from kbatchd.upsert import Merge
@@ -38,6 +39,9 @@ COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 
 #: Each piece of a COPY's bytes takes a call of libpq.
 MAX_PIECES = 64
+
+#: Fewer rows running that the table's own code refuses, all for the same, may be the records' fault.
+MAX_ALIKE = 100
 
 #: What input functions of extensions say of a value, beside the codes that are for that: ltree and hstore a syntax
 #: error, PostGIS an internal one, others that of an external routine.
@@ -58,6 +62,10 @@ class Target:
     merge: Merge | None = None
     #: The same limit for dead letters that are kbatchd's own fault: it must not empty a topic into the bin. 0: none.
     max_internal: int = 100
+    #: Where a row has no partition to go to, the route waits for it; else the row is refused.
+    waits_for_partition: bool = False
+    #: So many rows running that are refused alike are no fault of theirs (`Verdict.DOUBT`); 0: always theirs.
+    max_alike: int = MAX_ALIKE
 
     @property
     def copied(self) -> tuple[str, str]:
@@ -81,6 +89,11 @@ class Blame(NamedTuple):
     #: The one that it names.
     row: int | None
     why: Refusal
+    verdict: Verdict
+    #: The rows before it are in. Else one of them may be what it was refused for.
+    is_sure: bool = True
+    #: The relation that has no partition for the row, where that is what it has.
+    relation: tuple[str, str] | None = None
 
 
 class BatchCopy:
@@ -94,6 +107,8 @@ class BatchCopy:
         self._statements: dict[int, bytes] = {}
         #: The rows of the last COPY, in its order: PostgreSQL's line n is the n-th of them.
         self._copied: Sequence[range] = ()
+        #: The first of the rows that other layouts' COPYs after that one are to bring.
+        self._to_come = 0
         #: What is to be said before the next try's COPY, in one turn with it.
         self._before = b""
 
@@ -113,23 +128,37 @@ class BatchCopy:
             return len(self._batch.row_sizes)
         return bisect_left(self.row_records, record)
 
-    def copy_all(self, rows: int, sent: Callable[[], None]) -> int:
-        """Copy the first so many rows at once, and merge them; return how many a merge has inserted or updated.
+    def copy_all(self, rows: int, sent: Callable[[], None]) -> Books:
+        """Copy the first so many rows at once, and merge them; return what has gone in.
 
         `sent` is called while PostgreSQL works on them.
         """
-        for layout, together in self._by_layout([range(rows)]):
-            self._copied = together
-            with self._connection.cursor().copy(self._statement(layout)) as copy:
-                copy.write(self._head)
-                for piece in self._pieces(together):
-                    copy.write(piece)
-                sent()
+        books = self._copy_in([range(rows)], sent)
         merge = self._target.merge
         if merge is None:
-            return 0
+            return books
         merge.lock(self._connection)
-        return merge.run(self._connection, is_first_try=True)
+        return merge.run(self._connection, books.rows, is_first_try=True)
+
+    def _copy_in(self, runs: Sequence[range], sent: Callable[[], None]) -> Books:
+        """Copy these rows, those of each layout together; Unbalanced unless all are where they go."""
+        books = Books()
+        groups = list(self._by_layout(runs))
+        for number, (layout, together) in enumerate(groups, 1):
+            self._copied = together
+            self._to_come = min((later[0].start for _, later in groups[number:]), default=len(self._batch.row_sizes))
+            statements, pieces = self._before + self._statement(layout), [self._head, *self._pieces(together)]
+            expected, found = sum(map(len, together)), copy_in(self._connection, statements, pieces, sent)
+            self._before = b""
+            skipped = expected - found
+            staged = self._target.merge is not None
+            if skipped and (staged or skipped < 0 or not self._may_skip()):
+                agree(f"rows that COPY has put into {self._target.table}", expected, found)
+            books += Books(expected, skipped)
+        return books
+
+    def _may_skip(self) -> bool:
+        return catalogue.may_skip_rows(self._connection, self._target.table.oid, catalogue.INSERTS)
 
     def begin_tries(self) -> None:
         """Make ready for `try_rows`, in a transaction that has copied nothing yet."""
@@ -138,51 +167,60 @@ class BatchCopy:
         # Deferred constraints speak at COMMIT, too late to tell the row: let each COPY hear them.
         self._before = b"SET CONSTRAINTS ALL IMMEDIATE; SAVEPOINT good; "
 
-    def try_rows(self, start: int, stop: int, without: Collection[int], sent: Callable[[], None]) -> Blame | None:
-        """Copy and merge a range of rows; return what PostgreSQL has against one of them, and nothing is in then.
+    def try_rows(self, start: int, stop: int, without: Collection[int], sent: Callable[[], None]) -> Blame | Books:
+        """Copy and merge a range of rows; or return what PostgreSQL has against one of them, and nothing is in then.
 
         The statements for the savepoint go with the next COPY. `sent` is as for `copy_all`.
         """
         runs = _runs(start, stop, without)
         if not runs:
-            return None
+            return Books()
         merge = self._target.merge
         try:
-            for layout, together in self._by_layout(runs):
-                self._copied = together
-                statements, pieces = self._before + self._statement(layout), [self._head, *self._pieces(together)]
-                copy_in(self._connection, statements, pieces, sent)
-                self._before = b""
+            books = self._copy_in(runs, sent)
             if merge is not None:
-                merge.run(self._connection)
+                books = merge.run(self._connection, books.rows)
                 merge.clear(self._connection)
         except psycopg.Error as error:
-            if not self.is_poison(error):
+            blame = self.blame(error)
+            if blame is None:
                 raise
             self._before = b"ROLLBACK TO SAVEPOINT good; "
             # Not the error itself: its traceback's frames would hold it and the batch, and a worker's collector is off.
-            return Blame(self.named_row(error), _refusal(error))
+            return blame
         self._before = b"RELEASE SAVEPOINT good; SAVEPOINT good; "
-        return None
+        return books
 
     def end_tries(self) -> None:
         """Keep what is in."""
         if self._before.startswith(b"ROLLBACK"):  # no row of the last window is left
             self._connection.execute(self._before)
 
-    def is_poison(self, error: psycopg.Error) -> bool:
-        """Tell whether a row is to blame."""
-        judged = verdict(error, broken=self._connection.broken)
-        if judged is Verdict.ASIDE and (error.sqlstate or "").startswith(_OF_INPUT_FUNCTIONS):
-            return re.search(rf"^{self._copy_head}\D+\d+, ", error.diag.context or "", re.MULTILINE) is not None
-        return judged is Verdict.POISON
+    def blame(self, error: psycopg.Error) -> Blame | None:
+        """Return what PostgreSQL has against a row; None where no row is to blame."""
+        judged, diag = verdict(error, broken=self._connection.broken), error.diag
+        of_column = rf"^{self._copy_head}\D+\d+, "
+        if (
+            judged is Verdict.ASIDE
+            and (error.sqlstate or "").startswith(_OF_INPUT_FUNCTIONS)
+            and re.search(of_column, diag.context or "", re.MULTILINE) is not None
+        ):
+            judged = Verdict.POISON
+        if judged not in {Verdict.POISON, Verdict.DOUBT, Verdict.NO_PARTITION}:
+            return None
+        relation = None
+        if judged is Verdict.NO_PARTITION:
+            table = self._target.table
+            relation = diag.schema_name or table.schema, diag.table_name or table.name
+        row = self._named_row(diag.context or "")
+        return Blame(row, _refusal(error), judged, row is None or row < self._to_come, relation)
 
-    def named_row(self, error: psycopg.Error) -> int | None:
+    def _named_row(self, context: str) -> int | None:
         """Return the row that the error's context names: `COPY requests, line 7, column id`.
 
         The words are in the server's language, the form is not. A trigger's own lines stand before it.
         """
-        match = re.search(rf"^{self._copy_head}\D+(\d+)", error.diag.context or "", re.MULTILINE)
+        match = re.search(rf"^{self._copy_head}\D+(\d+)", context, re.MULTILINE)
         line = int(match[1]) if match else 0
         return next(islice(chain.from_iterable(self._copied), line - 1, None), None) if line else None
 

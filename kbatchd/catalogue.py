@@ -7,6 +7,7 @@ after its COPY, which holds the table's lock: binary COPY takes a float8's bytes
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -49,9 +50,21 @@ _MERGEABLE = """
     (current_setting('server_version_num')::int >= 170000 AND c.relkind = 'r' AND NOT c.relhasrules AND NOT EXISTS
         (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal))"""
 
+#: Not partial, not of expressions, not deferrable: what else is unique cannot decide a conflict.
+_DECIDES = "i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL"
+#: The columns and collations of all such indexes: without its own, MERGE makes two rows of a key.
+_UNIQUE_INDEXES = f"""
+    (SELECT string_agg(DISTINCT concat_ws(':', i.indnkeyatts, i.indkey, i.indcollation), ';')
+    FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND {_DECIDES})"""  # noqa: S608 - made of constants
+#: A foreign server's partition of `c`: what goes there is another transaction's. Few databases have foreign tables.
+_FOREIGN_PARTITION = """
+    (SELECT min(f.ftrelid::regclass::text) FROM pg_catalog.pg_foreign_table f WHERE c.relkind = 'p'
+    AND c.oid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors(f.ftrelid)))"""
+
 #: Its one parameter is the table's quoted name (`Table.quoted`). It is resolved anew each time, and the oid is part of
 #: the result: a table that was dropped and made anew, or renamed, differs too. What users' types are made of is in it
-#: as well (labels, domains, attributes), and so is how rows may be merged. No row when there is no such table.
+#: as well (labels, domains, attributes), and so is what decides how rows may be merged, and whether all can be seen:
+#: with row-level security a merge passes over rows in silence. No row when there is no such table.
 FINGERPRINT_SQL: Final = f"""
 {_REACHED.format(table="pg_catalog.to_regclass(%s)", from_oid=_FIRST_USER_OID)}
 SELECT attrelid::text || ':' || md5(string_agg(
@@ -59,7 +72,8 @@ SELECT attrelid::text || ':' || md5(string_agg(
     || coalesce((SELECT string_agg(
         concat_ws(' ', t.oid, t.typbasetype, t.typtypmod, t.typnotnull, {_LABELS}, {_ATTRIBUTES}), ',' ORDER BY t.oid)
         FROM reached JOIN pg_catalog.pg_type t ON t.oid = reached.oid), '')
-    || (SELECT {_MERGEABLE}::text FROM pg_catalog.pg_class c WHERE c.oid = attrelid))
+    || (SELECT concat_ws(' ', {_MERGEABLE}, row_security_active(c.oid), {_UNIQUE_INDEXES}, {_FOREIGN_PARTITION})
+        FROM pg_catalog.pg_class c WHERE c.oid = attrelid))
 FROM target JOIN pg_catalog.pg_attribute ON attrelid = target.oid
 WHERE attnum > 0 AND NOT attisdropped
 GROUP BY attrelid
@@ -67,7 +81,8 @@ GROUP BY attrelid
 
 _TABLE_SQL: Final = f"""
 SELECT c.oid, n.nspname, c.relname, c.relkind::text,
-    has_any_column_privilege(c.oid, 'INSERT'), row_security_active(c.oid), current_user, {_MERGEABLE}
+    has_any_column_privilege(c.oid, 'INSERT'), row_security_active(c.oid), current_user, {_MERGEABLE},
+    coalesce(pg_catalog.pg_get_partkeydef(c.oid), ''), {_FOREIGN_PARTITION}
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = pg_catalog.to_regclass(%s)
 """  # noqa: S608 - made of constants
@@ -78,14 +93,27 @@ SELECT attname, attnum, atttypid::bigint, atttypmod, attndims, attnotnull, attge
 FROM pg_catalog.pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
 
-#: Not partial, not of expressions, not deferrable: what else is unique cannot decide a conflict.
-_UNIQUE_SQL: Final = """
-SELECT array_agg(a.attname::text)
-FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a
-    ON a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
-WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
+#: With whether one of its columns has another collation there: then two values may be one to the index alone.
+_UNIQUE_SQL: Final = f"""
+SELECT array_agg(a.attname::text), bool_or(k.compares <> a.attcollation)
+FROM pg_catalog.pg_index i
+    CROSS JOIN unnest(i.indkey::int2[], i.indcollation::oid[]) WITH ORDINALITY AS k(number, compares, place)
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number
+WHERE i.indrelid = %s AND {_DECIDES} AND k.place <= i.indnkeyatts
 GROUP BY i.indexrelid
+"""  # noqa: S608 - made of constants
+
+#: The bits of pg_trigger.tgtype: for each row, before, and the events.
+#: https://github.com/postgres/postgres/blob/REL_18_STABLE/src/include/catalog/pg_trigger.h
+_SKIPS_SQL: Final = """
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_trigger
+    WHERE tgtype & 3 = 3 AND tgtype & %(events)s <> 0 AND tgenabled <> 'D' AND (tgrelid = %(oid)s
+        OR tgrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree(%(oid)s))))
 """
+INSERTS: Final = 4
+DELETES: Final = 8
+UPDATES: Final = 16
 
 _RIGHTS_SQL: Final = """
 SELECT name FROM (VALUES
@@ -182,6 +210,10 @@ class Table:
     fingerprint: str
     #: The columns of each unique index that ON CONFLICT can use.
     unique_keys: frozenset[frozenset[str]] = frozenset()
+    #: Those of which an index has another collation than its column.
+    odd_keys: frozenset[frozenset[str]] = frozenset()
+    #: How it is partitioned, such as RANGE (day); "" if it is not.
+    partitioned_by: str = ""
     #: Who we are, and what we may do beside INSERT.
     user: str = ""
     rights: frozenset[str] = frozenset()
@@ -205,16 +237,24 @@ def read_table(connection: psycopg.Connection, name: str) -> Table:
             if row is None:
                 message = f"table {name} does not exist: create it, or correct the route's `table`"
                 raise ConfigError(message)
-            oid, schema, relation, kind, may_insert, row_security, user, mergeable = row
+            oid, schema, relation, kind, may_insert, row_security, user, mergeable, partitioned_by, foreign = row
             _check_relation(f"{schema}.{relation}", kind, user, may_insert=may_insert, row_security=row_security)
-            table = Table(oid, schema, relation, (), "", user=user, mergeable=mergeable)
+            if foreign is not None:
+                message = (
+                    f"table {schema}.{relation} has its partition {foreign} on another server, where nothing is "
+                    "exactly once: detach it, or name a table without it"
+                )
+                raise ConfigError(message)
+            table = Table(oid, schema, relation, (), "", user=user, mergeable=mergeable, partitioned_by=partitioned_by)
             # Before the columns: should they change in between, the next batch sees another fingerprint.
             table = replace(table, fingerprint=fingerprint(connection, table.quoted))
             types = {row[0]: _Type(*row) for row in cursor.execute(_TYPES_SQL, (oid,))}
+            keys = [(frozenset(names), is_odd) for names, is_odd in cursor.execute(_UNIQUE_SQL, (oid,))]
             return replace(
                 table,
                 columns=tuple(_column(types, *values) for values in cursor.execute(_COLUMNS_SQL, (oid,))),
-                unique_keys=frozenset(frozenset(names) for (names,) in cursor.execute(_UNIQUE_SQL, (oid,))),
+                unique_keys=frozenset(names for names, _ in keys),
+                odd_keys=frozenset(names for names, is_odd in keys if is_odd),
                 rights=frozenset(name for (name,) in cursor.execute(_RIGHTS_SQL, {"oid": oid})),
             )
     except (psycopg.errors.InvalidName, psycopg.errors.SyntaxError, psycopg.errors.FeatureNotSupported) as error:
@@ -251,6 +291,26 @@ def fingerprint(connection: psycopg.Connection, quoted_name: str) -> str:
     with connection.cursor(row_factory=tuple_row) as cursor:
         row = cursor.execute(FINGERPRINT_SQL, (quoted_name,)).fetchone()
     return "" if row is None else str(row[0])
+
+
+def missing_partition(relation: tuple[str, str], partitioned_by: str, message: str) -> str:
+    """Return the statement that makes a partition for the row of this message; what nobody can know of it are dots."""
+    strategy, *columns = re.findall(r"\w+", partitioned_by) or [""]
+    found = re.search(r"\(.*\) = \((.*)\)", message) if len(columns) == 1 else None
+    value = sql.Literal(found[1]).as_string(None).strip() if found else "..."
+    bounds = {"RANGE": f"FROM ({value}) TO (...)", "LIST": f"IN ({value})", "HASH": "WITH (MODULUS ..., REMAINDER ...)"}
+    parent = sql.Identifier(*relation).as_string(None)
+    return f"CREATE TABLE ... PARTITION OF {parent} FOR VALUES {bounds.get(strategy, '...')}"
+
+
+def may_skip_rows(connection: psycopg.Connection, oid: int, events: int) -> bool:
+    """Tell whether the table, or a partition of it, has a trigger that may return NULL for a row, before such an event.
+
+    Asked within a transaction that has written to the table, whose lock lets nobody change its triggers.
+    """
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        row = cursor.execute(_SKIPS_SQL, {"oid": oid, "events": events}).fetchone()
+    return row is not None and bool(row[0])
 
 
 class _Type(NamedTuple):

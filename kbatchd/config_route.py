@@ -78,6 +78,11 @@ class Route(RouteMapping):
         default="halt",
         description='Offsets lost in Kafka: "halt" the partition, or "record" them in kbatchd.gaps and go on.',
     )
+    on_missing_partition: Literal["wait", "dead_letter"] = Field(
+        default="wait",
+        description='A record that no partition of the table takes: the route has to "wait" for the partition, '
+        'or the record becomes a "dead_letter".',
+    )
     max_dead_letters: int = Field(
         default=10_000,
         ge=0,

@@ -7,7 +7,9 @@
     └── SinkError                  a flush did not commit
         ├── Fenced                 another session claimed the partitions
         ├── TableChanged           the columns are not those the encoder was built for
-        └── BreakerOpen            too many dead letters in a row
+        ├── BreakerOpen            too many dead letters in a row
+        ├── Unbalanced             PostgreSQL counts other than what was sent
+        └── NotTheRecords          rows are refused for something that is no record's fault
 
 Third-party exceptions become these in the one module that owns the library, always `raise ... from`.
 """
@@ -85,3 +87,11 @@ class TopicMadeAnew(SinkError):
 
 class BreakerOpen(SinkError):
     """A route has had `max_dead_letters` dead letters in a row."""
+
+
+class Unbalanced(SinkError):
+    """The books of a transaction do not balance: something was lost or doubled on its way, and all of it is undone."""
+
+
+class NotTheRecords(SinkError):
+    """Rows are refused for something that no record is to blame for: the route waits until somebody sees to it."""

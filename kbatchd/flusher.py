@@ -16,7 +16,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from kbatchd.claims import SWEEP_SECONDS, Claims
-from kbatchd.errors import BreakerOpen, ConfigError, Fenced, KbatchError, ServerUnavailable, TableChanged, TopicMadeAnew
+from kbatchd.errors import (
+    BreakerOpen,
+    ConfigError,
+    Fenced,
+    KbatchError,
+    ServerUnavailable,
+    SinkError,
+    TableChanged,
+    TopicMadeAnew,
+)
 from kbatchd.identity import Identity
 from kbatchd.postgres import Connection, Error, Verdict, connect, verdict
 from kbatchd.sink import Sink
@@ -218,6 +227,8 @@ class Flusher(threading.Thread):
         except BreakerOpen as breaker:
             log.error(str(breaker), extra={"action": "breaker_open"})
             claims.halt(list(lane.epochs))
+        except SinkError as error:  # nothing of it is in, and no record is to blame
+            self._put_aside(lane, error)
         except Error as error:
             if self._verdict(error) is Verdict.RECONNECT:
                 raise  # from here: raised again in _judge it would make a cycle with that frame, which nobody collects

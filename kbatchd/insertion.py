@@ -14,17 +14,20 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from kbatchd import catalogue
 from kbatchd.batch_copy import BatchCopy
-from kbatchd.errors import BreakerOpen, TableChanged
+from kbatchd.books import Books, agree
+from kbatchd.errors import BreakerOpen, NotTheRecords, TableChanged, Unbalanced
 from kbatchd.internal import INTERNAL
+from kbatchd.postgres import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from kbatchd.batch import Batch
-    from kbatchd.batch_copy import Target
+    from kbatchd.batch_copy import Blame, Target
     from kbatchd.model import Refusal
 
 #: Windows in one transaction before its prefix is committed. Each leaves a subtransaction, and more than 64 of them
@@ -43,6 +46,8 @@ class Outcome:
 
     rows: int = 0
     dead_letters: int = 0
+    #: Rows that a BEFORE trigger did not let in.
+    skipped: int = 0
     #: Why the first dead letter is one: an example for the log, no part of what was written.
     reason: Refusal | None = field(default=None, compare=False)
     #: The codes of the dead letters, for the statistics.
@@ -57,6 +62,18 @@ class Run:
     internal: int = 0
 
 
+@dataclass(slots=True)
+class Memory:
+    """What a route's next batch is to know of those before it."""
+
+    #: For the breaker.
+    in_a_row: Run = Run()
+    #: Expect poison every so many rows, and do not try the whole batch at once; 0: expect none.
+    gap: int = 0
+    #: The code for which the last rows were refused, where none has gone in since, and how many they were.
+    alike: tuple[str, int] = ("", 0)
+
+
 class Insertion:
     """One batch on its way in, around what PostgreSQL refuses: its records before `done` are committed.
 
@@ -64,29 +81,27 @@ class Insertion:
     """
 
     def __init__(
-        self,
-        connection: psycopg.Connection,
-        batch: Batch,
-        target: Target,
-        in_a_row: Run = Run(),
-        gap: int = 0,
+        self, connection: psycopg.Connection, batch: Batch, target: Target, memory: Memory | None = None
     ) -> None:
-        """`gap`: expect poison every so many rows, and do not try the whole batch at once; 0: expect none."""
         self.connection = connection
         self.batch = batch
         self.target = target
         self._copy = BatchCopy(connection, batch, target)
-        self.in_a_row = in_a_row
+        self.memory = Memory() if memory is None else memory
         self.outcome = Outcome()
         self.done = 0
+        #: What has gone in within the transaction at hand.
+        self.books = Books()
         #: Rows from one refused by PostgreSQL to the next, about; 0: none was refused.
-        self.gap = gap
+        self.gap = self.memory.gap
+        #: Rows running up to the last one tried that were refused alike, and their code.
+        self._alike = self.memory.alike
         #: The row after the last refused one.
         self.resumed = 0
         #: Before this row is one that PostgreSQL refuses and does not name.
         self.unnamed_before = 0
-        #: The rows that a merge of the whole batch has inserted or updated.
-        self.merged = 0
+        #: Records whose rows have no partition to go to.
+        self.without_partition: set[int] = set()
 
     def account(self, last: int, dead: Mapping[int, Refusal]) -> None:
         """Keep the books of the records from `done` to `last`, the dead ones by index, in their own transaction."""
@@ -97,16 +112,19 @@ class Insertion:
 
     def run(self) -> None:
         """Write everything in one transaction; where rows are poison, in several around them."""
-        last = self._breaker_at(len(self.batch.records))
-        if last == 0 and self.batch.records:
+        batch = self.batch
+        agree("records of the batch", len(batch.records), len(batch.row_sizes) + len(batch.refused))
+        agree("bytes of its rows", sum(batch.row_sizes), batch.size)
+        last = self._breaker_at(len(batch.records))
+        if last == 0 and batch.records:
             raise self._breaker_open()
-        if not self.gap or not self.batch.records:
+        if not self.gap or not batch.records:
             self._write_at_once(last)
         while self.done < last:
             if self._breaker_at(last) == self.done:
                 raise self._breaker_open()
             self._write(last, self._copy_around)
-        if last < len(self.batch.records):
+        if last < len(batch.records):
             raise self._breaker_open()
 
     def _write_at_once(self, last: int) -> None:
@@ -114,28 +132,39 @@ class Insertion:
         try:
             self._write(last, self._copy_all)
         except psycopg.Error as error:
-            if not self._copy.is_poison(error):
+            against = self._copy.blame(error)
+            if against is None:
                 raise
-            named = self._copy.named_row(error)
-            self.gap = max(1, (self._copy.rows_before(last) // 2) if named is None else named)
+        else:
+            return
+        if against.row is not None:
+            self._meet_no_partition(against.row, against)
+        self.gap = max(1, (self._copy.rows_before(last) // 2) if against.row is None else against.row)
 
     def _write(self, last: int, copy: Callable[[int], tuple[int, dict[int, Refusal]]]) -> None:
         """Commit the records from `done` to `last`, or as far as `copy` came."""
+        self.books, self._alike = Books(), self.memory.alike
         with self.connection.transaction():
             last, refused = copy(last)
             dead = {index: why for index, why in self.batch.refused if self.done <= index < last} | refused
             if last > self.done:  # the table as it is now may take what its former columns refused
                 self.check_columns()
+            agree("rows and dead letters of as many records", last - self.done, self.books.rows + len(dead))
             self.account(last, dead)
+            if self.connection.info.transaction_status != TransactionStatus.INTRANS:
+                raise Unbalanced("the transaction has failed, and PostgreSQL answers a COMMIT of it all the same")
         self.committed(last, dead)
 
     def committed(self, last: int, dead: Mapping[int, Refusal]) -> None:
         """Count what is in."""
         internal = [index for index, why in dead.items() if why.code == INTERNAL]
-        self.in_a_row = Run(
-            self._run_at_end(last, dead, self.in_a_row.any), self._run_at_end(last, internal, self.in_a_row.internal)
+        before = self.memory.in_a_row
+        self.memory.in_a_row = Run(
+            self._run_at_end(last, dead, before.any), self._run_at_end(last, internal, before.internal)
         )
-        self.outcome.rows += last - self.done - len(dead)
+        self.memory.alike = self._alike
+        self.outcome.rows += self.books.rows - self.books.skipped
+        self.outcome.skipped += self.books.skipped
         self.outcome.dead_letters += len(dead)
         self.outcome.codes.update(why.code for why in dead.values())
         self.outcome.reason = self.outcome.reason or next(iter(dead.values()), None)
@@ -145,7 +174,8 @@ class Insertion:
         """Copy all rows before record `last` at once: the way of nearly every batch."""
         rows = self._copy.rows_before(last)
         if rows:
-            self.merged = self._copy.copy_all(rows, self.sent)
+            self.books = self._copy.copy_all(rows, self.sent)
+            self._alike = "", 0
         return last, {}
 
     def _copy_around(self, last: int) -> tuple[int, dict[int, Refusal]]:
@@ -175,22 +205,69 @@ class Insertion:
         until = self._window_end(row, last)
         while True:
             against = self._copy.try_rows(row, until, blamed, self.sent)
-            if against is None:
+            if isinstance(against, Books):
+                self.books += against
                 self.gap = max(self.gap, until - self.resumed)
+                self._alike = self._alike_before(row, until, blamed)
                 return until, last, {self._copy.row_records[at]: why for at, why in blamed.items()}
             bad = row if until - row == 1 else against.row
             if bad is None:
                 blamed, self.unnamed_before = {}, until
+            elif bad > row and not against.is_sure:
+                until = bad  # first those that may be what it was refused for
             else:
+                self._meet_no_partition(bad, against)
                 self.gap = (self.gap + abs(bad - self.resumed)) // 2 + 1
                 self.resumed, self.unnamed_before = bad + 1, 0
                 blamed[bad] = against.why
                 blamed = {at: why for at, why in blamed.items() if at <= bad}
+                if against.verdict is Verdict.DOUBT:
+                    self._doubt(bad, self._alike_before(row, bad + 1, blamed))
                 last = self._breaker_at(last, refused | {self._copy.row_records[at]: why for at, why in blamed.items()})
                 if last == self.done:
                     raise self._breaker_open()
             until = min(until, self._window_end(row, last))
             blamed = {at: why for at, why in blamed.items() if at < until}
+
+    def _alike_before(self, row: int, until: int, blamed: Mapping[int, Refusal]) -> tuple[str, int]:
+        """Return for which code the last rows before `until` were refused, and how many; the window begins at `row`."""
+        at, code = until - 1, ""
+        while at >= row and at in blamed and code in {"", blamed[at].code}:
+            at, code = at - 1, blamed[at].code
+        before = self._alike[1] if at < row and code in {"", self._alike[0]} else 0
+        return code or self._alike[0], until - 1 - at + before
+
+    def _doubt(self, row: int, alike: tuple[str, int]) -> None:
+        """Raise NotTheRecords when so many rows are refused alike that the table's own code is to blame."""
+        code, count = alike
+        if self.target.max_alike and count >= self.target.max_alike:
+            raise NotTheRecords(
+                f"route {self.target.owner.route}: {count} rows running were refused alike ({code}), and none went in, "
+                f"up to {self._place(row)}: correct the table's triggers, checks and functions, which refuse them, and "
+                "the route goes on by itself; or pass over the records with `kbatchd progress set`"
+            )
+
+    def _meet_no_partition(self, row: int, against: Blame) -> None:
+        """Note that a row has no partition to go to; raise NotTheRecords where the route waits for it."""
+        if against.relation is None:
+            return
+        self.without_partition.add(self._copy.row_records[row])
+        if self.target.waits_for_partition:
+            raise NotTheRecords(
+                f"route {self.target.owner.route}: {self._place(row)} has no partition to go to "
+                f"({against.why.message}), and the route waits for it: {self._missing_partition(against)}, "
+                'or set on_missing_partition = "dead_letter"'
+            )
+
+    def _missing_partition(self, against: Blame) -> str:
+        table, relation = self.target.table, against.relation
+        assert relation is not None
+        by = table.partitioned_by if relation == (table.schema, table.name) else ""
+        return catalogue.missing_partition(relation, by, against.why.message)
+
+    def _place(self, row: int) -> str:
+        record = self.batch.records[self._copy.row_records[row]]
+        return f"{record.topic()}[{record.partition()}] at {record.offset()}"
 
     def _window_end(self, row: int, last: int) -> int:
         """Return where the rows from `row` on that are to be tried together end: halfway to an unnamed refused one."""
@@ -223,8 +300,8 @@ class Insertion:
             return last
         internal = [index for index, why in dead if why.code == INTERNAL]
         return min(
-            self._one_too_many(last, [index for index, _ in dead], self.in_a_row.any, target.max_dead_letters),
-            self._one_too_many(last, internal, self.in_a_row.internal, target.max_internal),
+            self._one_too_many(last, [index for index, _ in dead], self.memory.in_a_row.any, target.max_dead_letters),
+            self._one_too_many(last, internal, self.memory.in_a_row.internal, target.max_internal),
         )
 
     def _one_too_many(self, last: int, dead: Sequence[int], run: int, limit: int) -> int:
@@ -238,7 +315,7 @@ class Insertion:
 
     def _breaker_open(self) -> BreakerOpen:
         route, limit = self.target.owner.route, self.target.max_internal
-        if limit and self.in_a_row.internal >= limit:
+        if limit and self.memory.in_a_row.internal >= limit:
             return BreakerOpen(
                 f"route {route}: more than {limit} records in a row met a fault of kbatchd itself; look into "
                 f"kbatchd.dead_letters, code {INTERNAL}, please report it, and restart with a version without it"

@@ -41,6 +41,8 @@ class Letter:
     partition: int
     offset: int
     timestamp: datetime | None
+    #: Kafka's own, in milliseconds since 1970; None in letters of former versions, and where the record had none.
+    timestamp_ms: int | None
     key: bytes | None
     value: bytes | None
     headers: list[list[str | None]] | None
@@ -62,6 +64,7 @@ class Letter:
             "partition": self.partition,
             "offset": self.offset,
             "timestamp": self.timestamp,
+            "timestamp_ms": self.timestamp_ms,
             **_readable("key", self.key),
             **_readable("value", self.value),
             "headers": self.headers,
@@ -95,7 +98,9 @@ class LetterRecord:
 
     def timestamp(self) -> tuple[int, int]:
         """Return the timestamp's kind and its milliseconds since 1970."""
-        at = self._letter.timestamp
+        at, milliseconds = self._letter.timestamp, self._letter.timestamp_ms
+        if milliseconds is not None:
+            return _CREATE_TIME, milliseconds
         return _NO_TIMESTAMP if at is None else (_CREATE_TIME, round(at.timestamp() * 1000))
 
     def key(self) -> bytes | None:
@@ -145,7 +150,8 @@ _CHOSEN = """
 """
 
 _PAGE_SQL = """
-SELECT id, route, topic, partition, "offset", "timestamp", key, value, headers, code, "column", message, refused_at,
+SELECT id, route, topic, partition, "offset", "timestamp", timestamp_ms, key, value, headers, code, "column", message,
+    refused_at,
     state, settled_at, corrected
 FROM kbatchd.dead_letters
 WHERE {chosen} AND (%(after)s::bool IS NOT TRUE OR (route, topic, partition, "offset", id) {beyond}

@@ -78,6 +78,15 @@ _RELIED_ON = {
 #: The classes of PostgreSQL's own SQLSTATEs. Any other is the invention of a trigger or a constraint's function.
 _OWN_CLASSES = re.compile("0[0-389ABFLPZ]|10|2[0-8BDF]|3[489BDF]|4[024]|5[34578]|72|F0|HV|P0|XX")
 
+#: What a table's own code (a trigger, a CHECK's function, an index's expression) says of a row it cannot do with: no
+#: data found and too many rows for INTO STRICT, a failed ASSERT, a CASE without ELSE, a subquery of several rows, a
+#: function that ends without RETURN, a record that is not assigned yet, an error in another language.
+_OF_THE_TABLES_CODE = ("P0002", "P0003", "P0004", "20000", "21000", "2F005", "55000", "38")
+
+#: PostgreSQL's own functions that raise an error, as it names them itself, in every language.
+_RAISE = "exec_stmt_raise"
+_FIND_PARTITION = "ExecFindPartition"
+
 
 class Verdict(Enum):
     """What to do about a failed flush."""
@@ -85,26 +94,33 @@ class Verdict(Enum):
     RETRY = auto()  # the same batch again, on the same connection
     RECONNECT = auto()  # the outcome is unknown or the session is no good: claim anew and read again
     POISON = auto()  # a row is to blame
+    DOUBT = auto()  # a row is to blame, unless many in a row are refused alike and none goes in
+    NO_PARTITION = auto()  # a row has no partition to go to
     ASIDE = auto()  # the route is to blame: let the others go on
 
 
-def verdict(error: psycopg.Error, *, broken: bool) -> Verdict:
+def verdict(error: psycopg.Error, *, broken: bool) -> Verdict:  # noqa: PLR0911 - a table
     """Judge an error by its SQLSTATE; `broken` is `connection.broken`, which outranks it.
 
     After a killed backend sqlstate is None, since the server had no time to say anything.
     Classes: https://www.postgresql.org/docs/current/errcodes-appendix.html
     """
     state = error.sqlstate or ""
-    if broken or state.startswith(("08", "57P")) or state == "25006":
+    raised = error.diag.source_function == _RAISE  # whatever code it took: the table's own code has a row in its hands
+    if not raised and not broken and (state.startswith("53") or state in {"40001", "40P01", "55P03"}):
+        return Verdict.RETRY
+    if broken or (not raised and (state.startswith(("08", "57P")) or state == "25006")):
         return Verdict.RECONNECT
     if not state:
         return Verdict.RECONNECT if isinstance(error, psycopg.OperationalError) else Verdict.ASIDE
-    if state.startswith("53") or state in {"40001", "40P01", "55P03"}:
-        return Verdict.RETRY
+    if state == "23514" and error.diag.source_function == _FIND_PARTITION and error.diag.constraint_name is None:
+        return Verdict.NO_PARTITION
     # 22P03 and 22P04 mean that our bytes do not fit the table as it is now: no fault of a row.
-    if state.startswith(("22", "23", "44", "54")) and state not in {"22P03", "22P04"}:
+    if state.startswith(("22", "23", "44", "54", "P0001")) and state not in {"22P03", "22P04"}:
         return Verdict.POISON
-    return Verdict.POISON if state == "P0001" or not _OWN_CLASSES.match(state) else Verdict.ASIDE
+    if not _OWN_CLASSES.match(state):
+        return Verdict.POISON
+    return Verdict.DOUBT if raised or state.startswith(_OF_THE_TABLES_CODE) else Verdict.ASIDE
 
 
 def connect(settings: config.Postgres, application_name: str) -> psycopg.Connection:

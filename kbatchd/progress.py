@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 from psycopg.rows import class_row
 
+from kbatchd.books import agree
 from kbatchd.errors import ConfigError, Fenced, SinkError
 from kbatchd.model import Gap, GapKind, Partition
 
@@ -53,6 +54,21 @@ class Owner:
     topic: str
     target: str
     worker: str
+
+
+class Flushed(NamedTuple):
+    """What a transaction has written, for the ledger."""
+
+    rows: int = 0
+    dead_letters: int = 0
+    #: Rows that a BEFORE trigger did not let in.
+    skipped: int = 0
+    size_bytes: int = 0
+    #: From the batch's first record until it was closed.
+    fill_seconds: float = 0.0
+
+
+NOTHING = Flushed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,31 +260,29 @@ def write_ledger(
     owner: Owner,
     reason: str,
     spans: Mapping[Partition, tuple[int, int]],
-    *,
-    rows: int = 0,
-    dead_letters: int = 0,
-    size_bytes: int = 0,
-    fill_seconds: float = 0.0,
+    flushed: Flushed = NOTHING,
 ) -> None:
     """Add the line of this transaction to kbatchd.batches."""
-    connection.execute(
+    written = connection.execute(
         """
         INSERT INTO kbatchd.batches
-            (pipeline, route, worker, reason, rows, dead_letters, bytes, spans, fill_seconds)
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s::jsonb, %s)
+            (pipeline, route, worker, reason, rows, dead_letters, skipped, bytes, spans, fill_seconds)
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb, %s)
         """,
         (
             owner.pipeline,
             owner.route,
             owner.worker,
             reason,
-            rows,
-            dead_letters,
-            size_bytes,
+            flushed.rows,
+            flushed.dead_letters,
+            flushed.skipped,
+            flushed.size_bytes,
             orjson.dumps({owner.topic: {str(partition.number): span for partition, span in spans.items()}}).decode(),
-            fill_seconds,
+            flushed.fill_seconds,
         ),
-    )
+    ).rowcount
+    agree("lines of the ledger", 1, written)
 
 
 def accept(connection: psycopg.Connection, owner: Owner, gap: Gap, epoch: int) -> None:

@@ -51,9 +51,8 @@ class Replay:
         if self._cautious:
             route = route.model_copy(update={"insert_only": True, "delete_when": None})
         target, self._encoder = build_target(pipeline, route, "replay", table)
-        self._target = replace(
-            target, max_dead_letters=0, max_internal=0
-        )  # however many are refused again, it makes no more letters
+        # However many are refused again, it makes no more letters; and nothing waits.
+        self._target = replace(target, max_dead_letters=0, max_internal=0, max_alike=0, waits_for_partition=False)
         self._staging = Staging(connection)
 
     @property
@@ -149,7 +148,7 @@ class _Replaying(Insertion):
 
     def account(self, last: int, dead: Mapping[int, Refusal]) -> None:
         """Mark those that are in; give the others their new reason, if it is about their own value."""
-        if self._cautious and not dead and self.merged == 0:
+        if self._cautious and not dead and self.books.merged == 0:
             raise _RowExists
         into = [self._chosen[index].id for index in range(self.done, last) if index not in dead]
         if letters.settle_replayed(self.connection, into, self._corrected) != len(into):

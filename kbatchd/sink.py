@@ -16,8 +16,10 @@ import psycopg
 
 from kbatchd import progress
 from kbatchd.batch import Chunk
+from kbatchd.books import agree, agree_on_offsets
+from kbatchd.copying import Writer
 from kbatchd.headers import read_headers
-from kbatchd.insertion import Insertion, Outcome, Run
+from kbatchd.insertion import Insertion, Memory, Outcome
 from kbatchd.internal import describe, tell
 from kbatchd.upsert import Staging
 
@@ -33,7 +35,8 @@ _T = TypeVar("_T")
 
 _DEAD_LETTERS = """
     COPY kbatchd.dead_letters
-        (pipeline, route, topic, partition, "offset", "timestamp", key, value, headers, code, "column", message)
+        (pipeline, route, topic, partition, "offset", "timestamp", timestamp_ms, key, value, headers, code, "column",
+        message)
     FROM STDIN"""
 
 #: What PostgreSQL says of bytes or columns that are for the table as it was, and of a MERGE when it has a rule now.
@@ -51,11 +54,8 @@ class Sink:
         self._connection = connection
         self._on_sent = on_sent
         self._staging = Staging(connection)
-        #: Dead letters in a row by route, across batches, for the breaker.
-        self._in_a_row: dict[str, Run] = {}
-        #: Rows between two that PostgreSQL refuses, by route, where it did so in the last batch: so it will in the next
-        #: one, mostly.
-        self._gaps: dict[str, int] = {}
+        #: What each route's next batch is to know of its last one.
+        self._memories: dict[str, Memory] = {}
         #: What the last flush has written, also when it failed after a part.
         self.outcome = Outcome()
 
@@ -74,21 +74,13 @@ class Sink:
         - returns: rows and dead letters are in, progress has moved;
         - psycopg.Error: `postgres.verdict` tells whether to try again, or that the outcome is unknown;
         - Fenced: another session owns a partition. TableChanged: the rows were made for other columns;
+        - Unbalanced: something was lost on the way. NotTheRecords: no record is to blame, and the route must wait;
         - BreakerOpen: what came before the breaker is in; the route must halt.
 
         A poisoned batch takes several transactions. When one fails, those before it stay, and `positions` knows.
         """
-        route = target.owner.route
-        flush = _Flush(
-            self._connection,
-            batch,
-            target,
-            positions,
-            self._in_a_row.get(route, Run()),
-            self._gaps.get(route, 0),
-            self._on_sent,
-            confirm,
-        )
+        memory = self._memories.setdefault(target.owner.route, Memory())
+        flush = _Flush(self._connection, batch, target, memory, positions, self._on_sent, confirm)
         try:
             if target.merge is not None:
                 self._staging.prepare(target.merge)
@@ -99,8 +91,7 @@ class Sink:
             raise
         finally:
             self._on_sent()
-            self._in_a_row[route] = flush.in_a_row
-            self._gaps[route] = flush.gap if flush.gap < len(batch.row_sizes) else 0
+            memory.gap = flush.gap if flush.gap < len(batch.row_sizes) else 0
             self.outcome = flush.outcome
         return flush.outcome
 
@@ -113,13 +104,12 @@ class _Flush(Insertion):
         connection: psycopg.Connection,
         batch: Batch,
         target: Target,
+        memory: Memory,
         positions: dict[Partition, Position],
-        in_a_row: Run,
-        gap: int,
         on_sent: Callable[[], None],
         confirm: Callable[[], None],
     ) -> None:
-        super().__init__(connection, batch, target, in_a_row, gap)
+        super().__init__(connection, batch, target, memory)
         self.positions = positions
         self._on_sent = on_sent
         self._confirm = confirm
@@ -134,15 +124,20 @@ class _Flush(Insertion):
         if dead:
             self._write_dead_letters(dead)
         progress.advance(self.connection, owner, self.positions, next_offsets)
+        starts = {partition: self.positions[partition].next_offset for partition in next_offsets}
+        agree_on_offsets(batch.records[self.done : last], starts, next_offsets, self._ends(last))
         progress.write_ledger(
             self.connection,
             owner,
             str(batch.reason),
-            {p: (self.positions[p].next_offset, offset) for p, offset in next_offsets.items()},
-            rows=last - self.done - len(dead),
-            dead_letters=len(dead),
-            size_bytes=batch.size if last == len(batch.records) else 0,
-            fill_seconds=batch.closed_at - batch.opened_at,
+            {partition: (starts[partition], offset) for partition, offset in next_offsets.items()},
+            progress.Flushed(
+                rows=self.books.rows - self.books.skipped,
+                dead_letters=len(dead),
+                skipped=self.books.skipped,
+                size_bytes=batch.size if last == len(batch.records) else 0,
+                fill_seconds=batch.closed_at - batch.opened_at,
+            ),
         )
         self._confirm()
 
@@ -158,18 +153,23 @@ class _Flush(Insertion):
             return self.batch.next_offsets
         return Chunk(self.batch.records[self.done : last], ()).next_offsets()
 
+    def _ends(self, last: int) -> Mapping[Partition, int] | None:
+        return self.batch.ends if last == len(self.batch.records) else {}
+
     def _write_dead_letters(self, dead: Mapping[int, Refusal]) -> None:
         records = self.batch.records
-        with self.connection.cursor().copy(_DEAD_LETTERS) as copy:
+        cursor = self.connection.cursor()
+        with cursor.copy(_DEAD_LETTERS, writer=Writer(cursor)) as copy:
             for index in sorted(dead):
                 copy.write_row(_dead_letter(self.target.owner, records[index], dead[index]))
+        agree("dead letters written", len(dead), cursor.rowcount)
 
 
 def _dead_letter(owner: Owner, record: Record, why: Refusal) -> Sequence[object]:
     """Make the line of one dead letter, of what can be read of its record; what cannot is named in the message."""
     unread: list[str] = []
     topic, partition, offset = record.topic(), record.partition(), record.offset()
-    timestamp = _readable("timestamp", lambda: _timestamp(record), unread)
+    timestamps = _readable("timestamp", lambda: _timestamps(record), unread)
     key = _readable("key", lambda: _bytes(record.key()), unread)
     value = _readable("value", lambda: _bytes(record.value()), unread)
     headers = _readable("headers", lambda: _headers(record), unread)
@@ -179,7 +179,7 @@ def _dead_letter(owner: Owner, record: Record, why: Refusal) -> Sequence[object]
         topic,
         partition,
         offset,
-        timestamp,
+        *(timestamps or (None, None)),
         key,
         value,
         headers,
@@ -208,12 +208,15 @@ def _headers(record: Record) -> str | None:
     return orjson.dumps(pairs).decode() if pairs else None
 
 
-def _timestamp(record: Record) -> datetime | None:
-    _, milliseconds = record.timestamp()
+def _timestamps(record: Record) -> tuple[datetime | None, int | None]:
+    """Return it as a time, where that is within Python's, and the milliseconds that Kafka has: any 64-bit number."""
+    kind, milliseconds = record.timestamp()
+    if not kind and milliseconds < 0:
+        return None, None
     try:
-        return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds >= 0 else None
-    except (OverflowError, ValueError, OSError):  # a producer may send any 64-bit number
-        return None
+        return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds >= 0 else None, milliseconds
+    except (OverflowError, ValueError, OSError):
+        return None, milliseconds
 
 
 def _bytes(value: bytes | str | None) -> bytes | None:

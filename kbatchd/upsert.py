@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from psycopg import sql
 
 from kbatchd import catalogue
+from kbatchd.books import Books, agree
 from kbatchd.errors import ConfigError, TableChanged
 from kbatchd.model import DELETED
 
@@ -53,32 +54,57 @@ class Merge:
     merge: sql.Composed | None
     #: None where no record deletes.
     delete: sql.Composed | None
+    #: How many rows are staged, of how many keys, and how many of them delete.
+    count: sql.Composed
+    #: After the deletes: how many keys are to have a row, and how many have one that are to have none.
+    count_deletes: sql.Composed | None
+    #: How many keys have no row, where one that is there stays as it is.
+    count_absent: sql.Composed | None
 
     def lock(self, connection: psycopg.Connection) -> None:
         """Wait for our turn; it lasts until the transaction's end."""
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (self.lock_key,))
 
-    def run(self, connection: psycopg.Connection, *, is_first_try: bool = False) -> int:
-        """Merge what is staged, under the lock; return how many rows were inserted or updated.
+    def run(self, connection: psycopg.Connection, copied: int, *, is_first_try: bool = False) -> Books:
+        """Merge what is staged, so many rows, under the lock; Unbalanced where one of them is lost on the way.
 
         A first try may fail with a unique violation that no row is to blame for.
         """
-        if self.delete is not None and self._is_any_deleted(connection):
+        staged, keys, marked = _counts(connection, self.count)
+        agree(f"rows staged for {self.table}", copied, staged)
+        skipped = 0
+        if self.delete is not None and self.count_deletes is not None and marked:
             # Never prepared: a plan from when the table was small would scan it whole.
             connection.execute(self.delete, prepare=False)
+            keys, skipped = _counts(connection, self.count_deletes)
+            if skipped and not catalogue.may_skip_rows(connection, self.table.oid, catalogue.DELETES):
+                agree(f"rows of {self.table} that are there though their key's last record deletes them", 0, skipped)
         if not is_first_try or self.merge is None:
-            return connection.execute(self.insert, prepare=False).rowcount
-        cursor = connection.execute(self.merge, prepare=False)
-        cursor.nextset()  # behind a SET
-        return cursor.rowcount
+            changed = connection.execute(self.insert, prepare=False).rowcount
+        else:
+            cursor = connection.execute(self.merge, prepare=False)
+            cursor.nextset()  # behind a SET
+            changed = cursor.rowcount
+        if changed != keys:
+            skipped += self._missing(connection, keys, changed)
+        return Books(staged, skipped, changed)
 
     def clear(self, connection: psycopg.Connection) -> None:
         """Empty the staging table within the transaction; at its end it is emptied anyway."""
         connection.execute(sql.SQL("DELETE FROM {}").format(_temporary(self.staging)))
 
-    def _is_any_deleted(self, connection: psycopg.Connection) -> bool:
-        statement = sql.SQL("SELECT FROM {} WHERE {} LIMIT 1").format(_temporary(self.staging), sql.Identifier(DELETED))
-        return connection.execute(statement).fetchone() is not None
+    def _missing(self, connection: psycopg.Connection, keys: int, changed: int) -> int:
+        """Return how many keys a trigger has kept out; Unbalanced where there is none.
+
+        Where a row that is there stays as it is, only keys without one are missing.
+        """
+        missing = keys - changed
+        if self.count_absent is not None and missing > 0:
+            (missing,) = _counts(connection, self.count_absent)
+        events = catalogue.INSERTS | catalogue.UPDATES
+        if missing and (missing < 0 or not catalogue.may_skip_rows(connection, self.table.oid, events)):
+            agree(f"keys merged into {self.table}", keys, keys - missing)
+        return missing
 
 
 class Staging:
@@ -137,6 +163,8 @@ def build_merge(route: config.Route, table: catalogue.Table, columns: Sequence[s
         way=sql.SQL("ASC" if insert_only else "DESC"),
     )
     target = sql.Identifier(table.schema, table.name)
+    # As ON CONFLICT does, leave tables that inherit from this one alone; of a partitioned one it would be no row.
+    only = sql.SQL("{}" if table.partitioned_by else "ONLY {}").format(target)
     where = sql.SQL("WHERE NOT {}" if deletes else "").format(sql.Identifier(DELETED))
     kept = sql.SQL("SELECT {names} FROM ({winners}) AS winner {where}").format(
         names=names, winners=winners, where=where
@@ -151,7 +179,10 @@ def build_merge(route: config.Route, table: catalogue.Table, columns: Sequence[s
         create=_create(staging, target, names, deletes=deletes),
         insert=_insert(target, columns, kept, key, updates),
         merge=_merge(target, columns, kept, key[0], updates, _temporary(staging)) if merges else None,
-        delete=_delete(target, winners, key) if deletes else None,
+        delete=_delete(only, winners, key) if deletes else None,
+        count=_count(_temporary(staging), key, deletes=deletes),
+        count_deletes=_count_deletes(only, winners, key) if deletes else None,
+        count_absent=_count_absent(only, kept, key) if not updates else None,
     )
 
 
@@ -216,11 +247,45 @@ def _merge(
     )
 
 
-def _delete(target: sql.Identifier, winners: sql.Composed, key: Sequence[str]) -> sql.Composed:
-    same = [sql.SQL("old.{0} = winner.{0}").format(sql.Identifier(name)) for name in key]
-    return sql.SQL("DELETE FROM {target} AS old USING ({winners}) AS winner WHERE winner.{deleted} AND {same}").format(
-        target=target, winners=winners, deleted=sql.Identifier(DELETED), same=sql.SQL(" AND ").join(same)
+def _delete(only: sql.Composed, winners: sql.Composed, key: Sequence[str]) -> sql.Composed:
+    return sql.SQL("DELETE FROM {only} AS old USING ({winners}) AS winner WHERE winner.{deleted} AND {same}").format(
+        only=only, winners=winners, deleted=sql.Identifier(DELETED), same=_same(key)
     )
+
+
+def _count(staging: sql.Identifier, key: Sequence[str], *, deletes: bool) -> sql.Composed:
+    return sql.SQL(
+        "SELECT coalesce(sum(n), 0), count(*), coalesce(sum(d), 0) FROM "
+        "(SELECT count(*) AS n, {marked} AS d FROM {staging} GROUP BY {key}) AS keys"
+    ).format(
+        marked=sql.SQL("count(*) FILTER (WHERE {})").format(sql.Identifier(DELETED)) if deletes else sql.SQL("0"),
+        staging=staging,
+        key=_list(key),
+    )
+
+
+def _count_deletes(only: sql.Composed, winners: sql.Composed, key: Sequence[str]) -> sql.Composed:
+    return sql.SQL(
+        "SELECT count(*) FILTER (WHERE NOT {deleted}), "
+        "count(*) FILTER (WHERE {deleted} AND EXISTS (SELECT FROM {only} AS old WHERE {same})) "
+        "FROM ({winners}) AS winner"
+    ).format(deleted=sql.Identifier("winner", DELETED), only=only, same=_same(key), winners=winners)
+
+
+def _count_absent(only: sql.Composed, kept: sql.Composed, key: Sequence[str]) -> sql.Composed:
+    return sql.SQL(
+        "SELECT count(*) FROM ({kept}) AS winner WHERE NOT EXISTS (SELECT FROM {only} AS old WHERE {same})"
+    ).format(kept=kept, only=only, same=_same(key))
+
+
+def _same(key: Sequence[str]) -> sql.Composed:
+    return sql.SQL(" AND ").join(sql.SQL("old.{0} = winner.{0}").format(sql.Identifier(name)) for name in key)
+
+
+def _counts(connection: psycopg.Connection, statement: sql.Composed) -> tuple[int, ...]:
+    row = connection.execute(statement, prepare=False).fetchone()
+    assert row is not None
+    return tuple(map(int, row))
 
 
 def _assignments(columns: Sequence[str], source: str) -> sql.Composed:
@@ -242,6 +307,11 @@ def _key_faults(table: catalogue.Table, columns: Sequence[str], key: Sequence[st
                 f"table {table}: key column {name} may be NULL, and NULLs are never the same key: "
                 f"ALTER TABLE {table.quoted} ALTER COLUMN {quoted} SET NOT NULL"
             )
+    if frozenset(key) in table.odd_keys:
+        yield (
+            f"table {table}: a unique index on ({', '.join(key)}) has another collation than its column, and two keys "
+            "may be one to it alone: make the index anew without COLLATE"
+        )
     if known.keys() >= set(key) and frozenset(key) not in table.unique_keys:
         yield (
             f"table {table}: there is no unique index on ({', '.join(key)}), and no partial or deferrable one will do: "

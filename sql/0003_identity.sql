@@ -26,3 +26,8 @@ ALTER TABLE kbatchd.dead_letters
 
 COMMENT ON COLUMN kbatchd.dead_letters.topic_id IS 'The topic that the offset is of; NULL in lines of former versions.';
 COMMENT ON COLUMN kbatchd.dead_letters.timestamp_ms IS 'Kafka''s own, in milliseconds since 1970: any 64-bit number, also where "timestamp" is NULL.';
+
+ALTER TABLE kbatchd.batches
+    ADD COLUMN skipped integer NOT NULL DEFAULT 0;
+
+COMMENT ON COLUMN kbatchd.batches.skipped IS 'Rows that a BEFORE trigger of the table did not let in.';

@@ -159,7 +159,7 @@ class TestClean:
     def test_an_end_behind_the_last_record(self, make_route: Callable[..., Route]) -> None:
         route = make_route()
         batch = route.batch(sent([1]))
-        batch.next_offsets = {P0: 3, P1: 2}
+        batch.next_offsets = batch.ends = {P0: 3, P1: 2}
         route.sink.flush(batch, route.target, route.positions)
         assert route.next_offsets() == {0: 3, 1: 2}
 

@@ -15,6 +15,7 @@ from psycopg import sql
 from kbatchd import catalogue, progress
 from kbatchd.batch import Batch, Chunk
 from kbatchd.batch_copy import Target
+from kbatchd.books import Books
 from kbatchd.config import Route
 from kbatchd.errors import ConfigError, TableChanged
 from kbatchd.insertion import Outcome
@@ -327,7 +328,7 @@ class TestStatement:
                     sql.Identifier("pg_temp", merge.staging), sql.Identifier(DELETED)
                 )
             )
-            assert merge.run(connection, is_first_try=True) == 2
+            assert merge.run(connection, 3, is_first_try=True) == Books(rows=3, merged=2)
             assert connection.execute("SHOW enable_nestloop").fetchone() == ("on",)
         assert upserts.kept() == {1: 11, 2: 21}
 

@@ -11,6 +11,7 @@ from kbatchd.config import Postgres
 from kbatchd.postgres import Verdict, _conninfo, verdict
 
 RETRY, RECONNECT, POISON, ASIDE = Verdict.RETRY, Verdict.RECONNECT, Verdict.POISON, Verdict.ASIDE
+DOUBT = Verdict.DOUBT
 
 #: SQLSTATE, what it is, what to do. https://www.postgresql.org/docs/current/errcodes-appendix.html
 TABLE = [
@@ -57,11 +58,19 @@ TABLE = [
     ("42501", "insufficient privilege", ASIDE),
     ("42804", "datatype mismatch", ASIDE),
     ("0A000", "feature not supported", ASIDE),
-    ("55000", "object not in prerequisite state", ASIDE),
+    ("55000", "a record that is not assigned yet, in a trigger", DOUBT),
+    ("55006", "object in use", ASIDE),
     ("57014", "query canceled: statement_timeout", ASIDE),
     ("25P02", "in failed transaction", ASIDE),
-    ("P0002", "no data found in a trigger", ASIDE),
-    ("P0004", "assertion failure in a trigger", ASIDE),
+    ("P0000", "PL/pgSQL error", ASIDE),
+    ("P0002", "no data found in a trigger", DOUBT),
+    ("P0003", "too many rows in a trigger", DOUBT),
+    ("P0004", "assertion failure in a trigger", DOUBT),
+    ("20000", "case not found in a trigger", DOUBT),
+    ("21000", "more than one row returned by a subquery", DOUBT),
+    ("2F005", "a function without RETURN", DOUBT),
+    ("2F002", "modifying SQL data not permitted", ASIDE),
+    ("38000", "an exception in another language", DOUBT),
     ("40002", "transaction integrity constraint violation", ASIDE),
     ("XX000", "internal error", ASIDE),
     ("XX001", "data corrupted", ASIDE),
