@@ -162,7 +162,9 @@ class Checkup:
 
     def _table(self, connection: Connection, route: Route) -> Iterator[Finding]:
         where = f"route {route.name}"
-        found = [fault(where, text) for text in inspection.table_faults(connection, self._config, route)]
+        faults = [*inspection.table_faults(connection, self._config, route)]
+        faults += inspection.partition_faults(connection, self._config, route, self._topics.get(route.topic))
+        found = [fault(where, text) for text in faults]
         try:
             table = catalogue.read_table(connection, route.table)
         except ConfigError:  # it is among the faults

@@ -155,6 +155,20 @@ def _toml(names: Iterable[Name]) -> str:
     return json.dumps([str(name) for name in names], ensure_ascii=False)
 
 
+def partition_faults(
+    connection: Connection, config: Config, route: Route, topic: TopicDescription | None
+) -> Iterator[str]:
+    """Say that progress of some of the topic's partitions was lost."""
+    try:
+        lost = topic and progress.missing(connection, owner(config, route, route.table), topic.partitions)
+    except Error as error:
+        if error.sqlstate not in _NO_PROGRESS:
+            raise
+    else:
+        if lost:
+            yield lost
+
+
 def owner(config: Config, route: Route, target: str) -> Owner:
     """Name the owner of a route's progress for those who only look."""
     return Owner(config.pipeline, route.name, route.topic, target, "check")

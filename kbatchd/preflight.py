@@ -73,6 +73,7 @@ def check(config: Config) -> None:
         for route in config.route:
             faults += inspection.topic_faults(route, descriptions) if not trouble else ()
             faults += tables[route.name]
+            faults += inspection.partition_faults(connection, config, route, descriptions.get(route.topic))
         if faults or trouble:
             raise _joined([*([ConfigError(*faults)] if faults else []), *trouble])
         _check_names(connection, config, descriptions)

@@ -8,8 +8,9 @@ the flusher, by the start-up checks (`register`), by `kbatchd progress`, and, to
 from __future__ import annotations
 
 import hashlib
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, LiteralString, NamedTuple
 
 import orjson
 from psycopg.rows import class_row
@@ -19,10 +20,16 @@ from kbatchd.errors import ConfigError, Fenced, SinkError
 from kbatchd.model import Gap, GapKind, Partition
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
     from datetime import datetime
 
     import psycopg
+
+
+#: How many partitions are known, of a route's topic: more than are there where some were lost. NULL: none.
+_KNOWN: LiteralString = """
+    SELECT max(greatest(known.partition + 1, known.partitions)) FROM kbatchd.progress AS known
+    WHERE known.pipeline = %(pipeline)s AND known.route = %(route)s AND known.topic = %(topic)s"""
 
 
 class Position(NamedTuple):
@@ -102,16 +109,16 @@ def register(
     """Write the first progress of a topic, for all its partitions at once; do nothing if it has any already.
 
     A partition whose offset is None begins when its broker has said where: see `begin`, and starting.py. One that
-    appears later starts at 0, whatever `start` says: see `claim`. Durable: it decides where reading begins.
+    appears later starts at 0, whatever `start` says: see `claim`.
     """
-    with connection.transaction():
-        connection.execute("SET LOCAL synchronous_commit = on")
+    with _durable_transaction(connection):
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_lock_key(owner, -1),))
         connection.execute(
             f"""
-            INSERT INTO kbatchd.progress (pipeline, route, topic, partition, topic_id, target, next_offset, start)
+            INSERT INTO kbatchd.progress
+                (pipeline, route, topic, partition, topic_id, target, next_offset, start, partitions)
             SELECT %(pipeline)s, %(route)s, %(topic)s, s.partition, %(topic_id)s, %(target)s, s.next_offset,
-                   CASE WHEN s.next_offset IS NULL THEN %(start)s END
+                   CASE WHEN s.next_offset IS NULL THEN %(start)s END, max(s.partition) OVER () + 1
             FROM unnest(%(partitions)s::int[], %(offsets)s::bigint[]) AS s(partition, next_offset)
             WHERE NOT EXISTS ({_ANY})
             """,  # noqa: S608
@@ -141,9 +148,8 @@ def unbegun(connection: psycopg.Connection, owner: Owner, partitions: Iterable[i
 def begin(
     connection: psycopg.Connection, owner: Owner, offsets: Mapping[int, int], topic_ids: Mapping[int, str]
 ) -> None:
-    """Write down where partitions begin of which it was not known; those that have begun stay. Durable."""
-    with connection.transaction():
-        connection.execute("SET LOCAL synchronous_commit = on")
+    """Write down where partitions begin of which it was not known; those that have begun stay."""
+    with _durable_transaction(connection):
         connection.execute(
             """
             UPDATE kbatchd.progress AS p
@@ -182,37 +188,37 @@ def claim(
 ) -> tuple[dict[int, Position], list[Gap]]:
     """Make the partitions ours; return where each stands, and those whose topic was made anew since.
 
-    Commits durably whatever the session's synchronous_commit: an epoch that vanished in a crash could come twice.
+    Partitions beyond those known so far are new, and start at 0: all of them at once, whoever claims them, so that one
+    without progress among the known ones can only be lost. Durably: an epoch that vanished in a crash could come twice.
     """
-    with connection.transaction():
-        connection.execute("SET LOCAL synchronous_commit = on")
+    with _durable_transaction(connection):
         connection.execute(
-            """
+            f"""
             INSERT INTO kbatchd.progress (pipeline, route, topic, partition, topic_id, target, next_offset)
-            SELECT %(pipeline)s, %(route)s, %(topic)s, s.partition, s.topic_id, %(target)s, 0
-            FROM unnest(%(partitions)s::int[], %(topic_ids)s::text[]) AS s(partition, topic_id)
-            WHERE EXISTS (
-                SELECT FROM kbatchd.progress
-                WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s)
+            SELECT %(pipeline)s, %(route)s, %(topic)s, new.partition, %(topic_id)s, %(target)s, 0
+            FROM generate_series(({_KNOWN}), %(highest)s) AS new(partition)
             ON CONFLICT DO NOTHING
-            """,
-            {**_keys(owner), "partitions": list(topic_ids), "topic_ids": list(topic_ids.values())},
+            """,  # noqa: S608 - made of constants
+            {
+                **_keys(owner),
+                "topic_id": next(iter(topic_ids.values())),
+                "highest": max(topic_ids),
+            },
         )
         rows = connection.execute(
-            """
+            f"""
             UPDATE kbatchd.progress
-            SET epoch = epoch + 1, owner = %(worker)s, backend_pid = pg_backend_pid(), claimed_at = now()
+            SET epoch = epoch + 1, owner = %(worker)s, backend_pid = pg_backend_pid(), claimed_at = now(),
+                partitions = ({_KNOWN})
             WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s
               AND partition = ANY(%(partitions)s::int[])
             RETURNING partition, epoch, next_offset, topic_id, target
-            """,
+            """,  # noqa: S608 - made of constants
             {**_keys(owner), "partitions": list(topic_ids)},
         ).fetchall()
-        if len(rows) != len(topic_ids):
-            raise ConfigError(
-                f"route {owner.route}: the progress of topic {owner.topic} is gone from kbatchd.progress; "
-                "if that is meant, restart the daemon to begin anew at the route's `start`"
-            )
+        missing = topic_ids.keys() - {partition for partition, *_ in rows}
+        if missing:
+            raise ConfigError(_gone(owner, missing, all_of_it=not known_partitions(connection, owner)))
         _refuse_other_target(owner, {target for *_, target in rows})
     positions = {partition: Position(epoch, offset) for partition, epoch, offset, _, _ in rows}
     anew = [
@@ -290,7 +296,7 @@ def accept(connection: psycopg.Connection, owner: Owner, gap: Gap, epoch: int) -
 
     Raises Fenced when the partition is no longer under this epoch, or does not stand at the gap any more.
     """
-    with connection.transaction():
+    with _durable_transaction(connection):
         moved = connection.execute(
             """
             UPDATE kbatchd.progress
@@ -323,27 +329,48 @@ def accept(connection: psycopg.Connection, owner: Owner, gap: Gap, epoch: int) -
 
 
 def set_progress(connection: psycopg.Connection, owner: Owner, partition: Partition, next_offset: int) -> int | None:
-    """Move a partition by hand; return where it stood, None if it had not begun.
+    """Move a partition by hand; return where it stood, None if it had not begun, or its progress was lost.
 
     The epoch goes up, so a running worker reads anew from there.
     """
-    with connection.transaction():
+    keys = {**_keys(owner), "partition": partition.number, "next_offset": next_offset}
+    with _durable_transaction(connection):
         row = connection.execute(
             """
             UPDATE kbatchd.progress AS p
             SET next_offset = %(next_offset)s, epoch = p.epoch + 1, updated_at = now()
-            FROM kbatchd.progress AS old
+            FROM (
+                SELECT next_offset FROM kbatchd.progress
+                WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s AND partition = %(partition)s
+                FOR UPDATE  -- a flush may be about to move it
+            ) AS old
             WHERE p.pipeline = %(pipeline)s AND p.route = %(route)s AND p.topic = %(topic)s
               AND p.partition = %(partition)s
-              AND (old.pipeline, old.route, old.topic, old.partition) = (p.pipeline, p.route, p.topic, p.partition)
             RETURNING old.next_offset
             """,
-            {**_keys(owner), "partition": partition.number, "next_offset": next_offset},
+            keys,
         ).fetchone()
-        if row is None:
+        if row is None and not _add_lost(connection, keys):
             raise ConfigError(f"route {owner.route}: there is no progress of {partition}; see `kbatchd progress show`")
-        write_ledger(connection, owner, "set", {partition: (row[0], next_offset)})
-    return None if row[0] is None else int(row[0])
+        stood = None if row is None else row[0]
+        write_ledger(connection, owner, "set", {partition: (stood, next_offset)})
+    return None if stood is None else int(stood)
+
+
+def _add_lost(connection: psycopg.Connection, keys: Mapping[str, object]) -> bool:
+    """Give a partition that has lost its progress one again, beside that of the others."""
+    return bool(
+        connection.execute(
+            """
+            INSERT INTO kbatchd.progress (pipeline, route, topic, partition, topic_id, target, next_offset, partitions)
+            SELECT pipeline, route, topic, %(partition)s, topic_id, target, %(next_offset)s, partitions
+            FROM kbatchd.progress WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s
+              AND greatest(partitions, partition + 1) > %(partition)s
+            ORDER BY partition LIMIT 1
+            """,
+            keys,
+        ).rowcount
+    )
 
 
 def show(connection: psycopg.Connection, pipeline: str) -> list[ProgressRow]:
@@ -369,6 +396,49 @@ def moved_by_others(connection: psycopg.Connection, owner: Owner, epochs: Mappin
         {**_keys(owner), "partitions": list(epochs), "epochs": list(epochs.values())},
     )
     return {partition for (partition,) in cursor}
+
+
+def missing(connection: psycopg.Connection, owner: Owner, partitions: int) -> str | None:
+    """Say what is wrong when progress of some of the topic's partitions was lost; None if nothing is."""
+    known = known_partitions(connection, owner)
+    rows = connection.execute(
+        """
+        SELECT partition FROM kbatchd.progress
+        WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s
+        """,
+        _keys(owner),
+    )
+    lost = set(range(min(known, partitions))) - {partition for (partition,) in rows}
+    return _gone(owner, lost, all_of_it=False) if lost else None
+
+
+def known_partitions(connection: psycopg.Connection, owner: Owner) -> int:
+    """Return how many partitions progress knows of."""
+    row = connection.execute(_KNOWN, _keys(owner)).fetchone()
+    return int(row[0] or 0) if row else 0
+
+
+def _gone(owner: Owner, partitions: Collection[int], *, all_of_it: bool) -> str:
+    what = f"route {owner.route}: the progress of topic {owner.topic}"
+    if all_of_it:
+        return (
+            f"{what} is gone from kbatchd.progress; "
+            "if that is meant, restart the daemon to begin anew at the route's `start`"
+        )
+    numbers = ", ".join(map(str, sorted(partitions)))
+    return (
+        f"{what} is gone from kbatchd.progress for partition {numbers}, and that of others is there: read from 0, what "
+        "is in the table would be there twice; restore it, or say where to read on: "
+        f"`kbatchd progress set --config FILE {owner.route} PARTITION OFFSET`"
+    )
+
+
+@contextmanager
+def _durable_transaction(connection: psycopg.Connection) -> Iterator[None]:
+    """Commit to the disk whatever the session's synchronous_commit: where reading begins must not be forgotten."""
+    with connection.transaction():
+        connection.execute("SET LOCAL synchronous_commit = on")
+        yield
 
 
 def refuse_other_target(connection: psycopg.Connection, owner: Owner) -> None:

@@ -5,12 +5,14 @@ ALTER TABLE kbatchd.progress
     ADD COLUMN leader_epochs jsonb   NOT NULL DEFAULT '[]',
     ADD COLUMN host          text,
     ADD COLUMN pid           integer,
-    ADD COLUMN halted        text    CHECK (halted IN ('gap', 'breaker'));
+    ADD COLUMN halted        text    CHECK (halted IN ('gap', 'breaker')),
+    ADD COLUMN partitions    integer;
 
 COMMENT ON COLUMN kbatchd.progress.leader_epoch IS 'Of the last record read: reading begins with it, so that a truncated log is noticed. NULL: not known.';
 COMMENT ON COLUMN kbatchd.progress.leader_epochs IS 'A list of [leader epoch, first offset read under it], ascending: the youngest few.';
 COMMENT ON COLUMN kbatchd.progress.host IS 'Where the process runs that claimed it last, and its pid.';
 COMMENT ON COLUMN kbatchd.progress.halted IS 'Why the partition stands still until `kbatchd progress accept`; NULL: it does not.';
+COMMENT ON COLUMN kbatchd.progress.partitions IS 'How many partitions were known when it was claimed: of these none may be missing here.';
 
 ALTER TABLE kbatchd.progress
     ADD COLUMN start text,

@@ -51,11 +51,12 @@ def set_one(arguments: argparse.Namespace) -> int:
     partition = Partition(route.topic, arguments.partition)
     with connect(config.postgres, "kbatchd progress set") as connection, explained():
         check_version(connection)
-        rows = [row for row in progress.show(connection, config.pipeline) if row.route == route.name]
-        _chosen(route, rows, [partition.number])
+        owner = _owner(config, route)
+        if partition.number >= progress.known_partitions(connection, owner):
+            raise ConfigError(f"route {route.name}: there is no progress of {partition}; see `kbatchd progress show`")
         _refuse_outside(config, partition, arguments.next_offset)
-        before = progress.set_progress(connection, _owner(config, route), partition, arguments.next_offset)
-    was = "not known yet" if before is None else before
+        before = progress.set_progress(connection, owner, partition, arguments.next_offset)
+    was = "not known" if before is None else before
     print(f"{partition}: next_offset was {was}, is {arguments.next_offset}")
     return EX_OK
 

@@ -201,6 +201,16 @@ class TestTables:
         assert f"may not be written by {role}" in fault
         assert "GRANT INSERT ON public.target" in fault
 
+    def test_progress_of_one_partition_is_gone(self, connection: psycopg.Connection, make_config: MakeConfig) -> None:
+        """Begun at 0, what it has brought would be there twice."""
+        config = make_config({"name": "r"})
+        check(config)
+        connection.execute("UPDATE kbatchd.progress SET next_offset = 55")
+        connection.execute("DELETE FROM kbatchd.progress WHERE partition = 1")
+        assert "for partition 1, and that of others is there" in the_fault(config)
+        assert run_preflight(config) == EX_CONFIG
+        assert len(progress(connection)) == 1
+
 
 class TestOwnSchema:
     def test_it_is_missing(self, empty_database: str, make_config: MakeConfig) -> None:

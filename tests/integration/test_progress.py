@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,12 @@ from kbatchd import progress
 from kbatchd.errors import ConfigError, Fenced
 from kbatchd.model import Gap, GapKind, Partition
 from kbatchd.progress import Owner, Position
+from tests.fix_daemon import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from kbatchd.devstack.postgres import Postgres
 
 TOPIC = "requests"
 P0, P1 = Partition(TOPIC, 0), Partition(TOPIC, 1)
@@ -249,6 +253,101 @@ class TestSet:
         with pytest.raises(ConfigError, match=r"there is no progress of requests\[7\]"):
             progress.set_progress(ours, OURS, Partition(TOPIC, 7), 0)
         assert ours.execute("SELECT count(*) FROM kbatchd.batches").fetchone() == (0,)
+
+    def test_where_it_stood_is_what_a_flush_has_left(
+        self, ours: psycopg.Connection, theirs: psycopg.Connection
+    ) -> None:
+        """It waits for the flush that is about to move it, and the ledger has no hole."""
+        positions = claim(ours)
+        with ThreadPoolExecutor() as threads:
+            with ours.transaction():
+                progress.advance(ours, OURS, positions, {P1: 20})
+                stood = threads.submit(progress.set_progress, theirs, OURS, P1, 3)
+                waits = "SELECT 1 WHERE pg_backend_pid() = ANY (pg_blocking_pids(%s))"
+                pid = theirs.info.backend_pid
+                wait_until(lambda: ours.execute(waits, (pid,)).fetchone(), 10, "the other to wait")
+            assert stood.result() == 20
+        assert stored(ours)[1] == (3, 2)
+        assert ours.execute("SELECT spans FROM kbatchd.batches").fetchone() == ({TOPIC: {"1": [20, 3]}},)
+
+
+class TestDurable:
+    """What decides where reading begins is on the disk when it is committed, whatever the session says."""
+
+    @pytest.mark.parametrize("what", ["register", "claim", "accept", "set"])
+    def test_at_once(self, ours: psycopg.Connection, what: str) -> None:
+        epoch = claim(ours)[P1].epoch
+        ours.execute("SET synchronous_commit = off")
+        gap = Gap(P1, GapKind.RETENTION, 10, 25, 25, "id")
+        acts: dict[str, Callable[[], object]] = {
+            "register": lambda: progress.register(ours, replace(OURS, route="new"), "id", {0: 50}),
+            "claim": lambda: claim(ours),
+            "accept": lambda: progress.accept(ours, OURS, gap, epoch),
+            "set": lambda: progress.set_progress(ours, OURS, P1, 3),
+        }
+        (before,) = ours.execute("SELECT pg_current_wal_insert_lsn()").fetchone() or ("",)
+        with ours.transaction():  # the start-up checks begin all their topics in one
+            acts[what]()
+        assert ours.execute("SELECT pg_current_wal_flush_lsn() > %s::pg_lsn", (before,)).fetchone() == (True,)
+        assert ours.execute("SHOW synchronous_commit").fetchone() == ("off",)
+
+    def test_the_first_progress_outlives_a_crash(self, own_postgres: Postgres, own_database: str) -> None:
+        """`start = "latest"`: begun anew, it would be behind what came meanwhile."""
+        with psycopg.connect(own_database, autocommit=True) as connection:
+            connection.execute("SET synchronous_commit = off")
+            progress.register(connection, OURS, "id", {0: 1_000})
+            own_postgres.kill()
+        own_postgres.start()
+        with psycopg.connect(own_database, autocommit=True) as connection:
+            progress.register(connection, OURS, "id", {0: 1_050})
+            assert stored(connection) == {0: (1_000, 0)}
+
+
+class TestLost:
+    """Progress of one partition is gone, and that of its neighbours is there."""
+
+    @pytest.mark.parametrize("number", [0, 1, 2])
+    def test_it_is_not_begun_anew(self, ours: psycopg.Connection, number: int) -> None:
+        claim(ours, OURS, 1, 2)  # the topic has grown
+        ours.execute("DELETE FROM kbatchd.progress WHERE partition = %s", (number,))
+        with pytest.raises(ConfigError, match=rf"for partition {number}, .*progress set --config FILE route PARTITION"):
+            claim(ours, OURS, 0, 1, 2)
+        assert set(stored(ours)) == {0, 1, 2} - {number}
+        message = progress.missing(ours, OURS, 3)
+        assert message is not None
+        assert f"for partition {number}," in message
+
+    def test_the_others_of_it_go_on(self, ours: psycopg.Connection) -> None:
+        ours.execute("DELETE FROM kbatchd.progress WHERE partition = 0")
+        assert claim(ours, OURS, 1) == {P1: Position(1, 10)}
+
+    def test_those_that_were_added_start_at_0(self, ours: psycopg.Connection) -> None:
+        """Whoever claims first, and also where he claims none of them but the last."""
+        assert progress.missing(ours, OURS, 6) is None
+        assert claim(ours, OURS, 1, 5) == {P1: Position(1, 10), Partition(TOPIC, 5): Position(1, 0)}
+        assert progress.missing(ours, OURS, 6) is None
+        assert claim(ours, OURS, 0, 2, 4)[Partition(TOPIC, 4)] == Position(1, 0)
+        assert claim(ours, OURS, 3) == {Partition(TOPIC, 3): Position(1, 0)}
+        assert stored(ours, "topic_id, target")[3] == ("id", OURS.target)
+
+    def test_two_daemons_meet_the_same_growth(self, ours: psycopg.Connection, theirs: psycopg.Connection) -> None:
+        with ThreadPoolExecutor() as threads:
+            claims = [threads.submit(claim, ours, OURS, 0, 2, 4), threads.submit(claim, theirs, THEIRS, 1, 3, 5)]
+            claimed = claims[0].result() | claims[1].result()
+        assert {number: position.next_offset for (_, number), position in claimed.items()} == {
+            0: 0, 1: 10, 2: 0, 3: 0, 4: 0, 5: 0,
+        }  # fmt: skip
+
+    def test_partitions_that_the_topic_has_not_any_more(self, ours: psycopg.Connection) -> None:
+        """Made anew with fewer, and somebody has tidied up."""
+        ours.execute("DELETE FROM kbatchd.progress WHERE partition = 1")
+        assert progress.missing(ours, OURS, 1) is None
+
+    def test_somebody_says_where_to_read_on(self, ours: psycopg.Connection) -> None:
+        ours.execute("DELETE FROM kbatchd.progress WHERE partition = 0")
+        assert progress.set_progress(ours, OURS, P0, 7) is None
+        assert claim(ours) == {P0: Position(1, 7), P1: Position(1, 10)}
+        assert stored(ours, "topic_id, target")[0] == ("id", OURS.target)
 
 
 class TestLooking:
