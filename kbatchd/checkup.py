@@ -34,8 +34,6 @@ RECORDS = 1_000
 
 _ROLE_SQL = "SELECT current_setting('transaction_read_only') = 'on', quote_ident(current_user)"
 
-_RELATION_SQL = "SELECT relpersistence = 'u' FROM pg_catalog.pg_class WHERE oid = %s"
-
 #: Sequences behind the defaults of columns that no record feeds.
 _SEQUENCES_SQL = """
 SELECT s.oid::regclass::text
@@ -173,10 +171,8 @@ class Checkup:
         found += _sequence_faults(connection, where, route, table)
         found += self._names(connection, where, route)
         yield from found
-        unlogged = connection.execute(_RELATION_SQL, (table.oid,)).fetchone()
-        if unlogged and unlogged[0]:
-            what = f"table {table} is UNLOGGED: a crash of PostgreSQL empties it, and its records are not read again"
-            yield Finding(Level.WARNING, where, what, f"ALTER TABLE {table.quoted} SET LOGGED")
+        for text in inspection.table_warnings(connection, table):
+            yield fault(where, text)._replace(level=Level.WARNING)
         if all(finding.level is Level.WARNING for finding in found):
             yield from self._records(connection, where, route)
 

@@ -100,8 +100,8 @@ class Insertion:
         self.resumed = 0
         #: Before this row is one that PostgreSQL refuses and does not name.
         self.unnamed_before = 0
-        #: Records whose rows have no partition to go to.
-        self.without_partition: set[int] = set()
+        #: Records whose rows have no partition to go to, with the statement that makes one.
+        self.without_partition: dict[int, str] = {}
 
     def account(self, last: int, dead: Mapping[int, Refusal]) -> None:
         """Keep the books of the records from `done` to `last`, the dead ones by index, in their own transaction."""
@@ -187,11 +187,12 @@ class Insertion:
         self._copy.begin_tries()
         refused: dict[int, Refusal] = {}
         row = self._copy.rows_before(self.done)
-        for _ in range(MAX_WINDOWS):
-            if row == self._copy.rows_before(last):
-                break
+        windows = 0
+        # Not in the middle of rows that are refused alike: who is to blame for them is not known yet.
+        while row < self._copy.rows_before(last) and (windows < MAX_WINDOWS or self._alike[1]):
             row, last, blamed = self._copy_window(row, last, refused)
             refused |= blamed
+            windows += 1
         self._copy.end_tries()
         return (last if row == self._copy.rows_before(last) else self._copy.row_records[row]), refused
 
@@ -201,7 +202,7 @@ class Insertion:
         Whom PostgreSQL names is to blame only if the rows before it are in: one of them, refused at the end of the
         COPY, may be what the named one was refused for. So whoever comes first clears those after it.
         """
-        blamed: dict[int, Refusal] = {}
+        blamed: dict[int, Blame] = {}
         until = self._window_end(row, last)
         while True:
             against = self._copy.try_rows(row, until, blamed, self.sent)
@@ -209,7 +210,7 @@ class Insertion:
                 self.books += against
                 self.gap = max(self.gap, until - self.resumed)
                 self._alike = self._alike_before(row, until, blamed)
-                return until, last, {self._copy.row_records[at]: why for at, why in blamed.items()}
+                return until, last, self._refusals(blamed)
             bad = row if until - row == 1 else against.row
             if bad is None:
                 blamed, self.unnamed_before = {}, until
@@ -219,21 +220,26 @@ class Insertion:
                 self._meet_no_partition(bad, against)
                 self.gap = (self.gap + abs(bad - self.resumed)) // 2 + 1
                 self.resumed, self.unnamed_before = bad + 1, 0
-                blamed[bad] = against.why
-                blamed = {at: why for at, why in blamed.items() if at <= bad}
-                if against.verdict is Verdict.DOUBT:
-                    self._doubt(bad, self._alike_before(row, bad + 1, blamed))
-                last = self._breaker_at(last, refused | {self._copy.row_records[at]: why for at, why in blamed.items()})
+                blamed[bad] = against
+                blamed = {at: blame for at, blame in blamed.items() if at <= bad}
+                self._doubt(bad, self._alike_before(row, bad + 1, blamed))
+                last = self._breaker_at(last, refused | self._refusals(blamed))
                 if last == self.done:
                     raise self._breaker_open()
             until = min(until, self._window_end(row, last))
-            blamed = {at: why for at, why in blamed.items() if at < until}
+            blamed = {at: blame for at, blame in blamed.items() if at < until}
 
-    def _alike_before(self, row: int, until: int, blamed: Mapping[int, Refusal]) -> tuple[str, int]:
-        """Return for which code the last rows before `until` were refused, and how many; the window begins at `row`."""
+    def _refusals(self, blamed: Mapping[int, Blame]) -> dict[int, Refusal]:
+        return {self._copy.row_records[row]: blame.why for row, blame in blamed.items()}
+
+    def _alike_before(self, row: int, until: int, blamed: Mapping[int, Blame]) -> tuple[str, int]:
+        """Return for which code the last rows before `until` were refused, and how many; the window begins at `row`.
+
+        Only what may be the fault of the table's own code counts.
+        """
         at, code = until - 1, ""
-        while at >= row and at in blamed and code in {"", blamed[at].code}:
-            at, code = at - 1, blamed[at].code
+        while at >= row and at in blamed and blamed[at].verdict is Verdict.DOUBT and code in {"", blamed[at].why.code}:
+            at, code = at - 1, blamed[at].why.code
         before = self._alike[1] if at < row and code in {"", self._alike[0]} else 0
         return code or self._alike[0], until - 1 - at + before
 
@@ -251,19 +257,16 @@ class Insertion:
         """Note that a row has no partition to go to; raise NotTheRecords where the route waits for it."""
         if against.relation is None:
             return
-        self.without_partition.add(self._copy.row_records[row])
+        table = self.target.table
+        by = table.partitioned_by if against.relation == (table.schema, table.name) else ""
+        remedy = catalogue.missing_partition(against.relation, by, against.why.message)
+        self.without_partition[self._copy.row_records[row]] = remedy
         if self.target.waits_for_partition:
             raise NotTheRecords(
                 f"route {self.target.owner.route}: {self._place(row)} has no partition to go to "
-                f"({against.why.message}), and the route waits for it: {self._missing_partition(against)}, "
+                f"({against.why.message}), and the route waits for it: {remedy}, "
                 'or set on_missing_partition = "dead_letter"'
             )
-
-    def _missing_partition(self, against: Blame) -> str:
-        table, relation = self.target.table, against.relation
-        assert relation is not None
-        by = table.partitioned_by if relation == (table.schema, table.name) else ""
-        return catalogue.missing_partition(relation, by, against.why.message)
 
     def _place(self, row: int) -> str:
         record = self.batch.records[self._copy.row_records[row]]

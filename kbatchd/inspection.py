@@ -37,6 +37,21 @@ _PRIVILEGES = (
 _NO_PROGRESS = {"3F000", "42P01", "42501"}
 
 
+#: Tables that a crash of PostgreSQL empties: the table itself, or partitions of it.
+_UNLOGGED_SQL = """
+SELECT c.oid::pg_catalog.regclass::text FROM pg_catalog.pg_class c
+WHERE c.relpersistence = 'u'
+    AND (c.oid = %(oid)s OR c.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree(%(oid)s) WHERE isleaf))
+ORDER BY 1
+"""
+
+#: Rules ON INSERT, by name. https://www.postgresql.org/docs/current/catalog-pg-rewrite.html
+_RULES_SQL = """
+SELECT rulename::text FROM pg_catalog.pg_rewrite
+WHERE ev_class = %(oid)s AND ev_type = '3' AND ev_enabled <> 'D' ORDER BY 1
+"""
+
+
 def server_faults(connection: Connection, config: Config) -> Iterator[str]:
     """Say what is wrong with the server, the schema kbatchd, and our rights in it."""
     if connection.info.server_version < MINIMUM_VERSION:
@@ -153,6 +168,17 @@ def _listed(names: Iterable[Name]) -> str:
 
 def _toml(names: Iterable[Name]) -> str:
     return json.dumps([str(name) for name in names], ensure_ascii=False)
+
+
+def table_warnings(connection: Connection, table: catalogue.Table) -> Iterator[str]:
+    """Say what will hurt later of a table that can be written, or of its partitions."""
+    for (name,) in connection.execute(_UNLOGGED_SQL, {"oid": table.oid}):
+        yield (
+            f"table {name} is UNLOGGED: a crash of PostgreSQL empties it, and its records are not read again; "
+            f"ALTER TABLE {name} SET LOGGED"
+        )
+    for (name,) in connection.execute(_RULES_SQL, {"oid": table.oid}):
+        yield f"table {table} has the rule {name} ON INSERT, which COPY passes over; make a trigger of it, or drop it"
 
 
 def partition_faults(

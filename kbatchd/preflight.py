@@ -79,7 +79,10 @@ def check(config: Config) -> None:
         _check_names(connection, config, descriptions)
         starts = []
         for route in config.route:
-            owner = inspection.owner(config, route, catalogue.read_table(connection, route.table).quoted)
+            table = catalogue.read_table(connection, route.table)
+            for text in inspection.table_warnings(connection, table):
+                log.warning(text, extra={"action": "check_warning", "route": route.name})
+            owner = inspection.owner(config, route, table.quoted)
             description = descriptions[route.topic]
             if description and not progress.is_begun(connection, owner):
                 starts.append((owner, *_starts(admin, route, description, deadline)))

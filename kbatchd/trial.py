@@ -7,6 +7,7 @@ refuses; then everything is rolled back. Nothing stays but the numbers that sequ
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from kbatchd.model import Record, Refusal
     from kbatchd.postgres import Connection
 
+_SQLSTATE = re.compile("[0-9A-Z]{5}")
+
 #: A record that is in the table already meets its own row.
 _ALREADY_THERE = {"23505", "23P01"}
 
@@ -48,11 +51,17 @@ _REMEDIES = {
     "23514": "mend the records or the constraint; for a partitioned table, make the partition that is missing",
     "22001": "give the column a wider type",
     "22003": "give the column a wider type",
-    "P0001": "look at the table's triggers, which refuse these rows",
+}
+_REMEDY = "change the column's type, or mend the producer"
+
+#: Of what a trigger, a CHECK's function or an index's expression says, whatever the code.
+_REMEDY_OF_CODE = "look at the table's triggers, checks and functions, which refuse these rows"
+
+#: Of errors that are about no row.
+_REMEDIES_OF_TABLE = {
     "42501": "GRANT what is named to the daemon's role; a sequence needs USAGE",
     "55P03": "somebody holds a lock on the table; run the check again",
 }
-_REMEDY = "change the column's type, or mend the producer"
 
 
 def run(
@@ -67,17 +76,21 @@ def run(
     target, encoder = build_target(pipeline, route, "check", catalogue.read_table(connection, route.table))
     values = [record.value() for record in records]
     batch = fill_batch(encoder, records, values)
-    trial = _Trial(connection, batch, replace(target, max_dead_letters=0, max_internal=0))
+    # It finds all that is refused, and stops for nothing.
+    patient = replace(target, max_dead_letters=0, max_internal=0, max_alike=0, waits_for_partition=False)
+    trial = _Trial(connection, batch, patient)
     try:
         if target.merge is not None:
             Staging(connection).prepare(target.merge)
         trial.run()
     except psycopg.Error as error:
         text = error.diag.message_primary or " ".join(str(error).split())
-        remedy = _REMEDIES.get(error.sqlstate or "", "mend the table")
+        remedy = _REMEDIES_OF_TABLE.get(error.sqlstate or "", "mend the table")
         yield Finding(Level.FAULT, where, f"rows cannot be copied to {target.table}: {text}", remedy)
     except SinkError as error:
         yield Finding(Level.FAULT, where, str(error), "run the check again")
+    if target.waits_for_partition:
+        yield from _without_partition(where, records, trial)
     yield from _refusals(where, records, trial.refused, next_offsets)
     yield from _unfed(where, route, target.layouts[0], values)
     if route.mode == "upsert":
@@ -111,11 +124,26 @@ def _refusals(
     total = sum(map(len, groups.values()))
     level = Level.FAULT if total == len(records) else Level.WARNING
     for (code, column), indexes in groups.items():
-        first, why = records[indexes[0]], refused[indexes[0]]
+        why = refused[indexes[0]]
         share = f"{len(indexes)} of {len(records)} records would be dead letters"
         what = f"{share}: {code}{(column and f', column {column}') or ''}: {why.message}"
-        place = f"{first.topic()}[{first.partition()}] at {first.offset()}"
-        yield Finding(level, where, f"{what} (the first: {place})", _REMEDIES.get(code, _REMEDY))
+        remedy = _REMEDIES.get(code, _REMEDY_OF_CODE if _SQLSTATE.match(code) else _REMEDY)
+        yield Finding(level, where, f"{what} (the first: {_place(records[indexes[0]])})", remedy)
+
+
+def _without_partition(where: str, records: Sequence[Record], trial: _Trial) -> Iterator[Finding]:
+    """Tell of the records for which the route would wait; they are no dead letters."""
+    reasons = {index: trial.refused.pop(index) for index in trial.without_partition if index in trial.refused}
+    if reasons:
+        first = min(reasons)
+        what = f"{len(reasons)} of {len(records)} records have no partition to go to, and the route would wait"
+        remedy = f'{trial.without_partition[first]}, or set on_missing_partition = "dead_letter"'
+        place = _place(records[first])
+        yield Finding(Level.FAULT, where, f"{what}: {reasons[first].message} (the first: {place})", remedy)
+
+
+def _place(record: Record) -> str:
+    return f"{record.topic()}[{record.partition()}] at {record.offset()}"
 
 
 def _unfed(where: str, route: Route, columns: Sequence[str], values: Sequence[bytes | None]) -> Iterator[Finding]:
