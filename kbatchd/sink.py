@@ -39,8 +39,9 @@ _DEAD_LETTERS = """
         message)
     FROM STDIN"""
 
-#: What PostgreSQL says of bytes or columns that are for the table as it was, and of a MERGE when it has a rule now.
-_OF_ANOTHER_TABLE = {"08P01", "22P03", "22P04", "42703", "42804", "0A000"}
+#: What PostgreSQL says of bytes or columns that are for the table as it was, of a MERGE when it has a rule now, and of
+#: rows when it has row-level security or no unique index now.
+_OF_ANOTHER_TABLE = {"08P01", "22P03", "22P04", "42703", "42804", "42P10", "42501", "0A000"}
 
 
 class Sink:

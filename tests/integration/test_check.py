@@ -230,6 +230,20 @@ FAULTS: dict[str, tuple[Callable[[Seed], Any], str, str, str]] = {
     "progress of another table": (lambda seed: seed.progress(0, target='"public"."former"'), "fault",
                                   "its progress was made for table", "another name"),
     "unlogged": (sql("ALTER TABLE public.target SET UNLOGGED"), "warning", "is UNLOGGED", "SET LOGGED"),
+    "an unlogged partition": (sql(
+        "DROP TABLE public.target; CREATE TABLE public.target (id bigint NOT NULL, name text) PARTITION BY RANGE (id);"
+        "CREATE UNLOGGED TABLE public.low PARTITION OF public.target FOR VALUES FROM (0) TO (200)"), "warning",
+        "table low is UNLOGGED", "ALTER TABLE low SET LOGGED"),
+    "a partition on another server": (sql(
+        "DROP TABLE public.target; CREATE TABLE public.target (id bigint NOT NULL, name text) PARTITION BY RANGE (id);"
+        "CREATE TABLE public.low PARTITION OF public.target FOR VALUES FROM (0) TO (200);"
+        "CREATE FOREIGN DATA WRAPPER far; CREATE SERVER far FOREIGN DATA WRAPPER far;"
+        "CREATE FOREIGN TABLE public.high PARTITION OF public.target FOR VALUES FROM (200) TO (300) SERVER far"), "fault",
+        "public.target has its partition high on another server", "detach it"),
+    "a rule": (sql("CREATE RULE r AS ON INSERT TO public.target DO ALSO NOTIFY r"), "warning",
+               "has the rule r ON INSERT, which COPY passes over", "trigger"),
+    "progress of a partition that is lost": (lambda seed: [seed.progress(3, partition=n) for n in (0, 1, 3)], "fault",
+                                             "is gone from kbatchd.progress for partition 2", "progress set"),
     "no right on a sequence": (lambda seed: (
         seed.sql("ALTER TABLE public.target ADD serial bigserial"), seed.route.update(omit=["serial"]),
         seed.as_role(*ALL_RIGHTS)), "fault", "sequence target_serial_seq", "GRANT USAGE ON SEQUENCE"),
@@ -250,6 +264,9 @@ FAULTS: dict[str, tuple[Callable[[Seed], Any], str, str, str]] = {
     # Upserts.
     "no unique index": (lambda seed: key_of(seed, unique=False), "fault", "no unique index on (name)",
                         "CREATE UNIQUE INDEX"),
+    "another collation": (both(lambda seed: key_of(seed, unique=False),
+                               sql('CREATE UNIQUE INDEX ON public.target (name COLLATE "C")')), "fault",
+                          "has another collation than its column", "without COLLATE"),
     "a key that may be NULL": (lambda seed: key_of(seed, not_null=False), "fault", "key column name may be NULL",
                                "SET NOT NULL"),
     "no right to update": (lambda seed: (key_of(seed), seed.as_role(*ALL_RIGHTS, "SELECT ON public.target")), "fault",
@@ -261,7 +278,7 @@ FAULTS: dict[str, tuple[Callable[[Seed], Any], str, str, str]] = {
     "a topic made anew": (lambda seed: seed.progress(0, topic_id="another"), "fault", "was made anew", "progress accept"),
     "a truncated topic": (lambda seed: seed.progress(1000), "fault", "ends at 10", "progress accept"),
     "records deleted unread": (retention, "fault", "offsets 2 to 4 were deleted", "progress accept"),
-    "partitions that are gone": (lambda seed: seed.progress(3, partition=9), "warning", "knows of partition 9",
+    "partitions that are gone": (lambda seed: [seed.progress(3, partition=n) for n in (0, 1, 2, 3, 9)], "warning", "knows of partition 9",
                                  "made anew"),
     "a compacted topic": (lambda seed: seed.route.update(topic=seed.make_topic(1, cleanup_policy="compact")), "warning",
                           "is compacted", "upsert"),
@@ -278,8 +295,19 @@ FAULTS: dict[str, tuple[Callable[[Seed], Any], str, str, str]] = {
     "a constraint": (sql("ALTER TABLE public.target ADD CHECK (id <> 7)"), "warning", "1 of 40 records", "constraint"),
     "a partition of the table": (both(
         sql("DROP TABLE public.target; CREATE TABLE public.target (id bigint NOT NULL, name text) PARTITION BY RANGE (id);"
-            "CREATE TABLE public.low PARTITION OF public.target FOR VALUES FROM (0) TO (20)")), "warning",
+            "CREATE TABLE public.low PARTITION OF public.target FOR VALUES FROM (0) TO (20)")), "fault",
+        "20 of 40 records have no partition to go to, and the route would wait", "FOR VALUES FROM ('20') TO (...)"),
+    "a partition of the table, as dead letters": (both(
+        sql("DROP TABLE public.target; CREATE TABLE public.target (id bigint NOT NULL, name text) PARTITION BY RANGE (id);"
+            "CREATE TABLE public.low PARTITION OF public.target FOR VALUES FROM (0) TO (20)"),
+        change("route", on_missing_partition="dead_letter")), "warning",
         "20 of 40 records would be dead letters: 23514", "partition that is missing"),
+    "a trigger with a code": (lambda seed: trigger(
+        seed, "IF new.id = 3 THEN RAISE 'not three' USING ERRCODE = '42501'; END IF;"), "warning",
+        "1 of 40 records would be dead letters: 42501: not three", "triggers, checks and functions"),
+    "a trigger that finds nothing": (lambda seed: trigger(
+        seed, "SELECT new.name INTO STRICT new.name WHERE new.id <> 3;"), "warning",
+        "1 of 40 records would be dead letters: P0002", "triggers, checks and functions"),
     "a trigger": (lambda seed: trigger(seed, "IF new.id = 3 THEN RAISE 'not three'; END IF;"), "warning", "not three",
                   "triggers"),
     "a trigger without its right": (lambda seed: (

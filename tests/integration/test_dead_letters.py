@@ -330,6 +330,20 @@ class TestReplay:
             desk.ok("replay")
         assert desk.ids() == list(range(1000))
 
+    def test_a_timestamp_that_no_time_can_hold(self, desk: Desk) -> None:
+        """Kafka's is any 64-bit number: the row has what it would have had at once."""
+        desk.connection.execute("ALTER TABLE public.target ADD at timestamptz, ADD ms bigint")
+        mapping = '[route.columns]\nat = { source = "timestamp" }\nms = { source = "timestamp" }\n'
+        desk.file.write_text(
+            desk.file.read_text().replace('[[route]]\nname = "other"', mapping + '[[route]]\nname = "other"')
+        )
+        desk.letter(b'{"id":1,"name":"x"}', timestamp_ms=300_000_000_000_000)
+        desk.letter(b'{"id":2,"name":"x"}', timestamp="2026-01-31T08:00:00Z")  # of a former version
+        desk.letter(b'{"id":3,"name":"x"}', timestamp_ms=None)
+        desk.ok("replay", "--route", "r")
+        rows = desk.query("SELECT id, extract(year FROM at AT TIME ZONE 'UTC')::int, ms FROM public.target ORDER BY id")
+        assert rows == [(1, 11476, 300_000_000_000_000), (2, 2026, 1_769_846_400_000), (3, None, None)]
+
     def test_a_table_altered_since_takes_its_new_columns(self, desk: Desk) -> None:
         desk.letter(b'{"id":99999999999999999999}', code="out_of_range")
         desk.refused()

@@ -15,18 +15,20 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from kbatchd import catalogue, progress
+from kbatchd import catalogue, config, progress
 from kbatchd.batch import Batch, BufferPool, Chunk, RouteBatches
 from kbatchd.batch_copy import Target
+from kbatchd.config import Postgres
 from kbatchd.config_mapping import RouteMapping
 from kbatchd.errors import BreakerOpen, Fenced, TableChanged
 from kbatchd.insertion import MAX_WINDOWS, MIN_WINDOW_ROWS, Outcome
 from kbatchd.mapping import row_columns
 from kbatchd.model import CopyFormat, FlushReason, Partition
-from kbatchd.postgres import Verdict, verdict
+from kbatchd.postgres import Verdict, connect, verdict
 from kbatchd.progress import Owner, Position
 from kbatchd.rows import RowEncoder, build_encoder
 from kbatchd.sink import Sink
+from kbatchd.targets import build_target, fill_batch
 from tests.fix_daemon import wait_until
 from tests.records import TOPIC, Sent
 
@@ -204,6 +206,8 @@ class TestRefusedByTheEncoder:
             ("n\\0l", b"x"),
             ("ü", "ü".encode()),
         ]
+        stamps = route.connection.execute('SELECT timestamp_ms FROM kbatchd.dead_letters ORDER BY "offset"').fetchall()
+        assert stamps == [(1_700_000_000_123,), (-1,), (2**62,)]  # beyond what a time can hold, too
         assert first[7] == "not_json"
         assert second[3:8] == (None, None, None, None, "no_value")
         assert third[3:7] == (None, b"", b"", None)
@@ -693,6 +697,22 @@ class TestLayouts:
         route.sink.flush(self.batch(rows, CopyFormat.TEXT), route.target, route.positions)
         assert route.dead() == [(0, 3, "42601", "a"), (0, 70, "42601", "a")]
         assert len(route.ids()) == 98
+
+
+def test_arrays_of_a_text_route_keep_their_nulls(database: str, connection: psycopg.Connection) -> None:
+    """A role or a database may have `array_nulls = off`, which takes NULL for a word."""
+    connection.execute("CREATE TABLE public.target (id bigint NOT NULL, span int4range, words text[], numbers int[])")
+    connection.execute(f"ALTER DATABASE {connection.info.dbname} SET array_nulls = off".encode())
+    settings = Postgres(dsn=database, allow_insecure=True)
+    with connect(settings, "test") as ours:
+        table = catalogue.read_table(ours, "public.target")
+        target, encoder = build_target("pipe", config.Route(topic=TOPIC, table="public.target"), "worker-0", table)
+        assert target.copy_format is CopyFormat.TEXT
+        records = [Sent(0, b'{"id":1,"span":"[1,2)","words":["a",null,"null"],"numbers":[1,null]}')]
+        Sink(ours, lambda: None).flush(fill_batch(encoder, records, [records[0].body]), target, {})
+    assert connection.execute("SELECT words, numbers FROM public.target").fetchall() == [
+        (["a", None, "null"], [1, None])
+    ]
 
 
 class TestBreakerIsExact:

@@ -385,6 +385,91 @@ class TestStatement:
         assert found[0] == found[1]
         assert found[0][0]
 
+    def test_a_delete_leaves_tables_that_inherit_alone_too(self, upserts: Upserts) -> None:
+        upserts.flush(Row(1, 10), Row(2, 20))
+        upserts.connection.execute("CREATE TABLE public.heir () INHERITS (public.kept)")
+        upserts.connection.execute("INSERT INTO public.heir VALUES (1, -1), (3, -3)")
+        upserts.flush(Row(1, deleted=True), Row(3, deleted=True))
+        rows = upserts.connection.execute("SELECT tableoid::regclass::text, id FROM public.kept ORDER BY id").fetchall()
+        assert rows == [("heir", 1), ("kept", 2), ("heir", 3)]
+
+    def test_a_delete_finds_its_row_in_whichever_partition(self, connection: psycopg.Connection) -> None:
+        connection.execute(
+            "DROP TABLE public.kept;"
+            "CREATE TABLE public.kept (id bigint PRIMARY KEY, v int, note text) PARTITION BY HASH (id);"
+            "CREATE TABLE public.even PARTITION OF public.kept FOR VALUES WITH (MODULUS 2, REMAINDER 0);"
+            "CREATE TABLE public.odd PARTITION OF public.kept FOR VALUES WITH (MODULUS 2, REMAINDER 1)"
+        )
+        upserts = Upserts(connection)
+        upserts.flush(*[Row(n, n) for n in range(8)])
+        upserts.flush(*[Row(n, deleted=True) for n in range(7)])
+        assert upserts.kept() == {7: 7}
+
+
+class TestChangedWhileItRuns:
+    """What a merge would pass over in silence."""
+
+    def test_row_level_security(self, upserts: Upserts, database: str) -> None:
+        """Rows that cannot be seen are not deleted, and nothing is said."""
+        upserts.flush(*[Row(n, n) for n in range(3)])
+        role = f"r_{random.randrange(10**9)}"
+        with psycopg.connect(database, autocommit=True) as admin:
+            admin.execute(
+                f"CREATE ROLE {role}; GRANT USAGE ON SCHEMA kbatchd, public TO {role};"
+                f"GRANT ALL ON ALL TABLES IN SCHEMA kbatchd, public TO {role}".encode()
+            )
+            upserts.connection.execute(f"SET ROLE {role}".encode())
+            try:
+                upserts.sink = Sink(upserts.connection, lambda: None)  # its staging table is to be the role's
+                upserts.connection.execute("DISCARD TEMP")
+                upserts.flush(Row(0, deleted=True))
+                admin.execute("ALTER TABLE public.kept ENABLE ROW LEVEL SECURITY")
+                with pytest.raises(TableChanged):
+                    upserts.flush(*[Row(n, deleted=True) for n in range(3)])
+                with pytest.raises(ConfigError, match="row-level security"):
+                    upserts.build()
+                assert upserts.positions[P0].next_offset == 4
+                assert admin.execute("SELECT count(*) FROM public.kept").fetchone() == (2,)
+            finally:
+                upserts.connection.execute("RESET ROLE; DISCARD TEMP")
+                admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+
+    def test_the_unique_index_is_dropped(self, connection: psycopg.Connection) -> None:
+        """MERGE would make two rows of a key."""
+        connection.execute(
+            "DROP TABLE public.kept; CREATE TABLE public.kept (id bigint NOT NULL, v int, note text);"
+            "CREATE UNIQUE INDEX kept_id ON public.kept (id)"
+        )
+        for may_merge in (True, False):
+            upserts = Upserts(connection, may_merge=may_merge)
+            upserts.flush(Row(1, 10))
+            connection.execute("DROP INDEX public.kept_id")
+            with pytest.raises(TableChanged):
+                upserts.flush(Row(1, 11), Row(2, 20))
+            assert upserts.kept() == {1: 10}
+            with pytest.raises(ConfigError, match="no unique index"):
+                upserts.build()
+            connection.execute("CREATE UNIQUE INDEX kept_id ON public.kept (id)")
+            upserts.flush(Row(1, 11), Row(2, 20))  # the index need not be the same one
+            assert upserts.kept() == {1: 11, 2: 20}
+            connection.execute("TRUNCATE public.kept, kbatchd.progress")
+
+    def test_a_partition_on_another_server(self, connection: psycopg.Connection) -> None:
+        connection.execute(
+            "DROP TABLE public.kept;"
+            "CREATE TABLE public.kept (id bigint, v int, note text) PARTITION BY RANGE (id);"
+            "CREATE TABLE public.low PARTITION OF public.kept FOR VALUES FROM (0) TO (9);"
+            "CREATE UNIQUE INDEX ON public.low (id);"
+            "CREATE FOREIGN DATA WRAPPER far; CREATE SERVER far FOREIGN DATA WRAPPER far"
+        )
+        before = catalogue.read_table(connection, "public.kept")
+        connection.execute(
+            "CREATE FOREIGN TABLE public.high PARTITION OF public.kept FOR VALUES FROM (9) TO (20) SERVER far"
+        )
+        assert catalogue.fingerprint(connection, before.quoted) != before.fingerprint
+        with pytest.raises(ConfigError, match="its partition high on another server"):
+            catalogue.read_table(connection, "public.kept")
+
 
 class TestStaging:
     def test_it_is_made_once_and_left_empty(self, upserts: Upserts) -> None:
@@ -442,6 +527,16 @@ class TestKeys:
             ("id bigint NOT NULL, v int", ("id",), "there is no unique index on (id)"),
             ("id bigint NOT NULL, v int NOT NULL, UNIQUE (id, v)", ("id",), "there is no unique index on (id)"),
             ("id bigint PRIMARY KEY DEFERRABLE, v int", ("id",), "there is no unique index on (id)"),
+            (
+                'id text NOT NULL, v int); CREATE UNIQUE INDEX ON public.odd (id COLLATE "C"',
+                ("id",),
+                "a unique index on (id) has another collation than its column",
+            ),
+            (
+                'id text PRIMARY KEY, v int); CREATE UNIQUE INDEX ON public.odd (id COLLATE "C"',
+                ("id",),
+                "a unique index on (id) has another collation than its column",
+            ),
             ("id bigint PRIMARY KEY, v int", ("ident",), "key names column ident, which is not there"),
         ],
     )
