@@ -46,25 +46,26 @@ def copy_in(
     does. `sent` is called while PostgreSQL works on the rows.
     """
     pgconn = connection.pgconn
-    result = pgconn.exec_(statements)
-    if result.status != ExecStatus.COPY_IN:
-        raise error_from_result(result, connection.info.encoding)
-    try:
-        for piece in pieces:
-            put(pgconn, piece)
-    except BaseException:
-        _end(pgconn, b"not all rows could be sent")
-        _receive(pgconn)
-        raise
-    _end(pgconn)
-    sent()
+    pgconn.send_query(statements)
+    _send(pgconn)
     results = _receive(pgconn)
+    if results and results[-1].status == ExecStatus.COPY_IN:
+        try:
+            for piece in pieces:
+                put(pgconn, piece)
+        except BaseException:
+            _end(pgconn, b"not all rows could be sent")
+            _receive(pgconn)
+            raise
+        _end(pgconn)
+        sent()
+        results = _receive(pgconn)
     for result in results:
         if result.status != ExecStatus.COMMAND_OK:
             raise error_from_result(result, connection.info.encoding)
     if not results:
         raise psycopg.OperationalError("PostgreSQL has not answered a COPY")
-    return results[0].command_tuples or 0
+    return results[-1].command_tuples or 0
 
 
 def put(pgconn: PGconn, data: Data) -> None:
@@ -113,7 +114,7 @@ def _send(pgconn: PGconn) -> None:
 
 
 def _receive(pgconn: PGconn) -> list[PGresult]:
-    """Wait for the end of a statement. libpq would wait itself, but with the interpreter's lock in its hand."""
+    """Wait until PostgreSQL has done all, or wants rows; libpq would wait with the interpreter's lock in its hand."""
     results: list[PGresult] = []
     while True:
         while pgconn.is_busy():
@@ -123,6 +124,8 @@ def _receive(pgconn: PGconn) -> list[PGresult]:
         if result is None:
             return results
         results.append(result)
+        if result.status == ExecStatus.COPY_IN:
+            return results
 
 
 def _wait(pgconn: PGconn, events: int) -> int:

@@ -209,7 +209,6 @@ def _set_up(connection: psycopg.Connection, settings: config.Postgres) -> None:
         **({"transaction_timeout": "0"} if connection.info.server_version >= _TRANSACTION_TIMEOUT_VERSION else {}),
         "lock_timeout": f"{round(settings.lock_timeout_seconds * 1000)}ms",
         "synchronous_commit": settings.synchronous_commit,
-        "array_nulls": "on",  # else NULL in an array's text is the word
         "default_transaction_isolation": "read committed",
     }
     connection.execute(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, LiteralString, NamedTuple
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 import orjson
 from psycopg.rows import class_row
@@ -352,7 +352,7 @@ def set_progress(connection: psycopg.Connection, owner: Owner, partition: Partit
         ).fetchone()
         if row is None and not _add_lost(connection, keys):
             raise ConfigError(f"route {owner.route}: there is no progress of {partition}; see `kbatchd progress show`")
-        stood = None if row is None else row[0]
+        stood: Any = None if row is None else row[0]
         write_ledger(connection, owner, "set", {partition: (stood, next_offset)})
     return None if stood is None else int(stood)
 

@@ -9,6 +9,7 @@ import pytest
 from confluent_kafka import Producer
 
 from tests.fix_daemon import MakeDaemon, wait_until
+from tests.fix_load import TABLE as TABLE_OF_NUMBERS
 from tests.fix_load import Delivery, MakeDelivery, value
 
 #: One table with everything that can refuse a row, by name (as COPY's context line does) or without.
@@ -173,6 +174,41 @@ def test_nothing_but_poison_with_the_breaker_off(
     assert delivery.query("SELECT count(*) FROM kbatchd.dead_letters") == [(count,)]
     delivery.assert_exactly_once()
     assert daemon.workers() == workers
+
+
+@pytest.mark.parametrize("on_missing_partition", ["wait", "dead_letter"])
+def test_a_row_without_a_partition(
+    make_delivery: MakeDelivery, make_daemon: MakeDaemon, on_missing_partition: str
+) -> None:
+    """Nothing is wrong with the record: its route waits, and says for what; or one record need not stop it."""
+    # Given: partitions of the table for all records but the last ten of each partition.
+    delivery = make_delivery(2, "public.unused")
+    delivery = Delivery(delivery.bootstrap_servers, delivery.topic, 2, delivery.dsn, "public.split")
+    delivery.execute(
+        f"{TABLE_OF_NUMBERS.format('public.split')} PARTITION BY RANGE (seq);"
+        "CREATE TABLE public.split_low PARTITION OF public.split FOR VALUES FROM (0) TO (90)"
+    )
+    delivery.send(200)
+
+    route = {**delivery.route, "on_missing_partition": on_missing_partition}
+    daemon = make_daemon(route, batch={"linger_seconds": 0.2}, workers={"count": 1}).start()
+
+    if on_missing_partition == "wait":
+        daemon.wait_for_log("has no partition to go to", 30, count=2)
+        (line, *_) = daemon.logged("has no partition to go to")
+        assert "action=aside" in line
+        assert f"{delivery.topic}[" in line
+        assert "FOR VALUES FROM ('9" in line
+        assert "on_missing_partition" in line
+        assert delivery.query("SELECT count(*) FROM kbatchd.dead_letters") == [(0,)]
+        delivery.execute("CREATE TABLE public.split_high PARTITION OF public.split FOR VALUES FROM (90) TO (1000)")
+        delivery.wait_drained()
+        delivery.assert_exactly_once()
+    else:
+        delivery.wait_drained()
+        dead = delivery.query('SELECT partition, "offset", code FROM kbatchd.dead_letters ORDER BY 1, 2')
+        assert dead == [(partition, offset, "23514") for partition in (0, 1) for offset in range(90, 100)]
+    assert daemon.stop() == 0
 
 
 def test_by_default_the_10001st_in_a_row_halts_the_route(make_delivery: MakeDelivery, make_daemon: MakeDaemon) -> None:

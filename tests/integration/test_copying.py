@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -103,3 +104,37 @@ def test_both_sides_have_much_to_say(transaction: psycopg.Connection) -> None:
     copy_in(transaction, COPY, [rows])
     assert told == [4_000] * 8_000
     assert transaction.execute("SELECT count(*) FROM public.t").fetchone() == (8_000,)
+
+
+def test_while_it_waits_for_the_tables_lock_others_run(transaction: psycopg.Connection, empty_database: str) -> None:
+    """This thread sees that it waits, and lets it go on."""
+    transaction.commit()
+    with psycopg.connect(empty_database, autocommit=True) as other, ThreadPoolExecutor() as threads:
+        other.execute("BEGIN; LOCK TABLE public.t")
+        transaction.execute("BEGIN")
+        copied = threads.submit(copy_in, transaction, COPY, [b"1\tone\n"])
+        waits = "SELECT 1 WHERE pg_backend_pid() = ANY (pg_blocking_pids(%s))"
+        pid = transaction.info.backend_pid
+        wait_until(lambda: other.execute(waits, (pid,)).fetchone(), 10, "the COPY to wait")
+        other.execute("COMMIT")
+        assert copied.result() == 1
+
+
+def test_all_that_a_small_buffer_leaves_is_sent(transaction: psycopg.Connection) -> None:
+    """Pieces of all sizes, more than any buffer holds, in one COPY; the count is PostgreSQL's."""
+    pieces = [b"%d\t%s\n" % (number, b"x" * (number * 37 % 300_000)) for number in range(1, 301)]
+    assert copy_in(transaction, COPY, pieces) == 300
+    assert transaction.execute("SELECT sum(length(note)) FROM public.t").fetchone() == (
+        sum(number * 37 % 300_000 for number in range(1, 301)),
+    )
+
+
+def test_what_cannot_be_sent_leaves_the_session_usable(transaction: psycopg.Connection) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"1\tone\n"
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        copy_in(transaction, COPY, pieces())
+    transaction.execute("ROLLBACK TO SAVEPOINT good")
+    assert rows(transaction) == []

@@ -211,6 +211,21 @@ class TestTables:
         assert run_preflight(config) == EX_CONFIG
         assert len(progress(connection)) == 1
 
+    def test_what_will_hurt_later_is_told(
+        self, connection: psycopg.Connection, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It is no fault, and the root of a partitioned table does not show it."""
+        connection.execute(
+            "CREATE TABLE public.split (id bigint) PARTITION BY RANGE (id);"
+            "CREATE UNLOGGED TABLE public.low PARTITION OF public.split FOR VALUES FROM (0) TO (100);"
+            "CREATE RULE r AS ON INSERT TO public.split DO ALSO NOTIFY r"
+        )
+        with caplog.at_level(logging.WARNING):
+            assert run_preflight(make_config({"name": "r", "table": "public.split"})) == EX_OK
+        told = [record.getMessage() for record in caplog.records]
+        assert any("low is UNLOGGED" in text for text in told)
+        assert any("the rule r ON INSERT, which COPY passes over" in text for text in told)
+
 
 class TestOwnSchema:
     def test_it_is_missing(self, empty_database: str, make_config: MakeConfig) -> None:
