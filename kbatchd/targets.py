@@ -30,8 +30,15 @@ def build_target(pipeline: str, route: Route, worker: str, table: catalogue.Tabl
     encoder = build_encoder(row_columns(table, route), route, deletes=deletes(route))
     owner = Owner(pipeline, route.name, route.topic, table.quoted, worker)
     merge = build_merge(route, table, encoder.columns) if route.mode == "upsert" else None
-    waits = route.on_missing_partition == "wait"
-    target = Target(owner, table, encoder.layouts, route.max_dead_letters, encoder.copy_format, merge, waits)
+    target = Target(
+        owner,
+        table,
+        encoder.layouts,
+        route.max_dead_letters,
+        copy_format=encoder.copy_format,
+        merge=merge,
+        waits_for_partition=route.on_missing_partition == "wait",
+    )
     return target, encoder
 
 
