@@ -37,6 +37,8 @@ Headers = list[tuple[str, str | bytes | None]]
 #: What exactness needs; the file's [kafka.librdkafka] cannot change these.
 _OURS: dict[str, str | int | float | bool] = {
     "enable.idempotence": True,  # with acks=all: a retry within librdkafka is no second record, and none overtakes
+    # Else librdkafka's producers ask brokers to: a topic that was deleted would come back, with one partition.
+    "allow.auto.create.topics": False,
     "acks": "all",
     "statistics.interval.ms": 250,  # tells whether a broker is up; 40 us each time
 }
@@ -49,6 +51,8 @@ _DEFAULTS: dict[str, str | int | float | bool] = {
     "reconnect.backoff.max.ms": 500,
     "socket.keepalive.enable": True,
     "topic.metadata.refresh.interval.ms": 10_000,
+    # A topic that the brokers do not know is given up after this, not after 30 s: a client waits for the answer.
+    "topic.metadata.propagation.max.ms": 2_000,
     "log.connection.close": False,
 }
 
@@ -121,6 +125,10 @@ _CERTAIN = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
     KafkaError.POLICY_VIOLATION,
+    # There is no such topic (any more).
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001 - librdkafka's own codes have this name
+    KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -10,10 +11,10 @@ from typing import NamedTuple
 from kbatchd import catalogue, log, offsets, progress, renaming, topics
 from kbatchd.commands import load_config, print_table, route_named
 from kbatchd.config import Config, Route
-from kbatchd.errors import EX_OK, ConfigError, KbatchError
+from kbatchd.errors import EX_OK, ConfigError, KbatchError, ServerUnavailable, SourceError
 from kbatchd.inspection import privilege_faults
 from kbatchd.migrations import check_version
-from kbatchd.model import Partition
+from kbatchd.model import Gap, Partition
 from kbatchd.postgres import connect, explained
 from kbatchd.progress import Owner, ProgressRow
 from kbatchd.watch import diagnose
@@ -80,7 +81,7 @@ def accept(arguments: argparse.Namespace) -> int:
             if row.next_offset is None:
                 print(f"{partition}: there is nothing to accept: its broker has not said yet where it begins")
                 continue
-            gap = diagnose(admin, partition, {route.name: (row.next_offset, row.topic_id)}).get(route.name)
+            gap = _diagnose(admin, partition, row.next_offset, row.topic_id, config.startup_timeout_seconds)
             if gap is None:
                 print(f"{partition}: there is nothing to accept")
             else:
@@ -116,6 +117,20 @@ def rename(arguments: argparse.Namespace) -> int:
     return EX_OK
 
 
+def _diagnose(
+    admin: topics.Admin, partition: Partition, next_offset: int, topic_id: str, patience_seconds: float
+) -> Gap | None:
+    """Find out why an offset cannot be read, if so; what the brokers do not answer is asked again."""
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            return diagnose(admin, partition, {"": (next_offset, topic_id)}).get("")
+        except (ServerUnavailable, SourceError) as error:
+            if time.monotonic() + offsets.PAUSE_SECONDS > deadline:
+                raise ServerUnavailable(f"{partition}: {error}; nothing is accepted") from error
+            time.sleep(offsets.PAUSE_SECONDS)
+
+
 def _owner(config: Config, route: Route) -> Owner:
     return Owner(config.pipeline, route.name, route.topic, route.table, "kbatchd progress")
 
@@ -130,7 +145,10 @@ def _chosen(route: Route, rows: Sequence[ProgressRow], numbers: Sequence[int]) -
 
 def _refuse_outside(config: Config, partition: Partition, next_offset: int) -> None:
     """Refuse an offset that is not in the topic: from there nothing could be read."""
-    low, high = offsets.watermarks(topics.make_admin(config.kafka), [partition]).all()[partition]
+    admin = topics.make_admin(config.kafka)
+    low, high = offsets.patiently(
+        lambda asked: offsets.watermarks(admin, asked), [partition], config.startup_timeout_seconds
+    ).all()[partition]
     if not low <= next_offset <= high:
         raise ConfigError(f"{partition}: offset {next_offset} is not in the topic, which has {low} to {high}")
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 #: What exactness needs; the file's [kafka.librdkafka] cannot change these.
 _OURS: Final[dict[str, str | int | float | bool]] = {
     "enable.idempotence": True,  # with acks=all: a retry within librdkafka is no second record, and none overtakes
+    # Else librdkafka's producers ask brokers to: a topic that was deleted would come back, with one partition.
+    "allow.auto.create.topics": False,
     "acks": "all",
 }
 
