@@ -98,6 +98,12 @@ class Stage:
 
     def send(self, oracle: Oracle, records: int, partition: int = 0, *, sound: bool = True) -> list[int]:
         """Send so many records past the proxy; return their numbers when all are acknowledged."""
+        seqs = self.take_numbers(records)
+        self.send_values(oracle.topic, [value(seq, sound=sound) for seq in seqs], partition)
+        return seqs
+
+    def send_values(self, topic: str, values: Sequence[bytes], partition: int = 0) -> None:
+        """Send these, and wait until they are acknowledged."""
         producer = Producer({"bootstrap.servers": self.brokers.direct, "log_level": 0})
         failures: list[KafkaError] = []
 
@@ -105,12 +111,10 @@ class Stage:
             if error is not None:
                 failures.append(error)
 
-        seqs = [next(self._seqs) for _ in range(records)]
-        for seq in seqs:
-            producer.produce(oracle.topic, value(seq, sound=sound), partition=partition, on_delivery=note)
+        for each in values:
+            producer.produce(topic, each, partition=partition, on_delivery=note)
         assert producer.flush(60) == 0, "the producer could not deliver"
         assert not failures, failures[0].str()
-        return seqs
 
     def take_numbers(self, records: int) -> list[int]:
         """Return numbers for records that somebody else sends."""
@@ -174,8 +178,8 @@ class Stage:
 
 
 def has_said(daemon: Daemon, known_halts: int = 0) -> bool:
-    """Tell whether the daemon has ended, or has halted one more partition."""
-    return daemon.has_ended() or len(daemon.logged("action=halt")) > known_halts
+    """Tell whether the daemon has ended, has halted one more partition, or has put a route on hold."""
+    return daemon.has_ended() or len(daemon.logged("action=halt")) > known_halts or bool(daemon.logged("action=aside"))
 
 
 def route(oracle: Oracle, **keys: object) -> dict[str, object]:
