@@ -7,7 +7,6 @@ and nothing is left out, in silence.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import orjson
 import psycopg
@@ -17,9 +16,6 @@ from tests.faults.oracle import Unbalanced, value
 from tests.faults.postgres_wire import following, statement
 from tests.faults.stage import Stage, fail_unless, has_said
 from tests.fix_daemon import wait_until
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def one_partition_missing(stage: Stage) -> None:
@@ -74,11 +70,11 @@ def set_while_a_flush_is_under_way(stage: Stage) -> None:
     stage.check()
 
 
-def a_file_sent_again(stage: Stage, directory: Path) -> None:
+def a_file_sent_again(stage: Stage) -> None:
     """`produce --resume`, when Kafka has forgotten how far the file was sent: refused."""
     oracle = stage.oracle()
     daemon = stage.daemon().start()
-    file = directory / "records.ndjson"
+    file = daemon.config.with_name("records.ndjson")
     file.write_bytes(b"".join(value(seq) + b"\n" for seq in stage.take_numbers(500)))
     sent = stage.command(daemon, "produce", oracle.topic, str(file))
     fail_unless(sent.returncode == 0, sent.stderr)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
@@ -51,6 +51,7 @@ class Stage:
     postgres: Postgres | None = None
     program: Sequence[str] = HONEST
     oracles: list[Oracle] = field(default_factory=list)
+    daemons: list[Daemon] = field(default_factory=list)
     _seqs: Iterator[int] = field(default_factory=count)
 
     @property
@@ -79,7 +80,22 @@ class Stage:
         given["postgres"] = {"dsn": self.through, **given.get("postgres", {})}
         given["workers"] = {"count": 1, **given.get("workers", {})}
         every = routes or tuple(map(route, self.oracles))
-        return self.make_daemon(*every, program=self.program, config=None, **given)
+        return self._kept(self.make_daemon(*every, program=self.program, config=None, **given))
+
+    def another(self, daemon: Daemon) -> Daemon:
+        """Return another daemon with the same file."""
+        return self._kept(self.make_daemon(config=daemon.config, program=self.program))
+
+    def _kept(self, daemon: Daemon) -> Daemon:
+        self.daemons.append(daemon)
+        return daemon
+
+    def clear(self) -> None:
+        """End the daemons and the rules: what is here stays as it is, for another stage on the same servers."""
+        for daemon in self.daemons:
+            daemon.clean_up()
+        for wire in (*self.brokers.wires, self.postgres_wire):
+            wire.clear()
 
     @property
     def through(self) -> str:
@@ -186,9 +202,6 @@ def route(oracle: Oracle, **keys: object) -> dict[str, object]:
     """Return what the file says of an oracle's topic and table."""
     name = {"name": oracle.route} if oracle.route else {}
     return {"topic": oracle.topic, "table": oracle.table, "columns": COLUMNS, **name, **keys}
-
-
-Scenario = Callable[[Stage], None]
 
 
 def fail_unless(condition: object, what: str) -> None:
