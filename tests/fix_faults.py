@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.faults.brokers import Brokers
 from tests.faults.postgres_wire import PostgresWire
-from tests.faults.stage import Stage
+from tests.faults.stage import HONEST, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from kbatchd.devstack.postgres import Postgres
@@ -73,25 +73,37 @@ def own_postgres_wire(own_database: str) -> Iterator[PostgresWire]:
         yield wire
 
 
+class MakeStage(Protocol):
+    """Makes stages, one after the other, on the same servers."""
+
+    def __call__(self, *, of_two: bool = False, program: Sequence[str] = HONEST) -> Stage:
+        """`of_two`: with two brokers; they start when they are first wanted."""
+
+
 @pytest.fixture
-def stage(
-    broker: Brokers,
+def make_stage(
     own_postgres: Postgres,
     own_database: str,
     own_postgres_wire: PostgresWire,
     make_daemon: MakeDaemon,
-) -> Stage:
+    request: pytest.FixtureRequest,
+) -> MakeStage:
+    """Make stages with brokers and a PostgreSQL of the test's own, each behind its proxy."""
+
+    def make(*, of_two: bool = False, program: Sequence[str] = HONEST) -> Stage:
+        brokers: Brokers = request.getfixturevalue("two_brokers" if of_two else "broker")
+        return Stage(brokers, own_database, own_postgres_wire, make_daemon, own_postgres, program)
+
+    return make
+
+
+@pytest.fixture
+def stage(make_stage: MakeStage) -> Stage:
     """One broker and one PostgreSQL of the test's own, each behind its proxy, and the honest daemon."""
-    return Stage(broker, own_database, own_postgres_wire, make_daemon, own_postgres)
+    return make_stage()
 
 
 @pytest.fixture
-def stage_of_two(
-    two_brokers: Brokers,
-    own_postgres: Postgres,
-    own_database: str,
-    own_postgres_wire: PostgresWire,
-    make_daemon: MakeDaemon,
-) -> Stage:
+def stage_of_two(make_stage: MakeStage) -> Stage:
     """A stage whose topic has two replicas."""
-    return Stage(two_brokers, own_database, own_postgres_wire, make_daemon, own_postgres)
+    return make_stage(of_two=True)

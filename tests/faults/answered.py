@@ -65,7 +65,7 @@ def a_recreated_topic_that_halted(stage: Stage) -> None:
 
 
 def a_recreated_topic_that_was_accepted(stage: Stage) -> None:
-    """The former topic has a dead letter at 5, and a gap at its end, 11: offsets that the new topic's good rows have."""
+    """The former topic has a dead letter at 5 and ends at 11: the new topic has good rows there."""
     oracle = stage.oracle()
     daemon, port = with_gateway(stage, oracle, on_gap="record")
     daemon.start().wait_ready()

@@ -60,14 +60,14 @@ class Edition(NamedTuple):
     """A topic at one moment."""
 
     topic_id: str
-    #: The first offset of each partition that is still there.
+    #: The first offset of each partition that is still there, and the end, behind markers of transactions.
     begins: dict[int, int]
+    stops: dict[int, int]
     records: list[Kept]
 
     def ends(self) -> dict[int, tuple[str, int]]:
         """Return what progress says, by partition, when all is in."""
-        ends = self.begins | {record.partition: record.offset + 1 for record in self.records}
-        return {number: (self.topic_id, end) for number, end in ends.items()}
+        return {number: (self.topic_id, stop) for number, stop in self.stops.items()}
 
 
 class Gap(NamedTuple):
@@ -155,16 +155,17 @@ class Oracle:
         admin = AdminClient(settings)
         described = admin.describe_topics(TopicCollection([self.topic]))[self.topic].result()
         consumer = Consumer({**settings, "group.id": "oracle"})
-        begins = {}
-        for each in described.partitions:
-            low, _ = consumer.get_watermark_offsets(TopicPartition(self.topic, each.id), timeout=30)
-            begins[each.id] = int(low)
+        marks = {
+            each.id: consumer.get_watermark_offsets(TopicPartition(self.topic, each.id), timeout=30)
+            for each in described.partitions
+        }
         consumer.close()
         records = [
             Kept(m.partition() or 0, m.offset() or 0, m.leader_epoch(), orjson.loads(m.value() or b"")["seq"])
             for m in read_topic(self.bootstrap_servers, self.topic)
         ]
-        return Edition(str(described.topic_id), begins, records)
+        begins, stops = ({number: mark[at] for number, mark in marks.items()} for at in (0, 1))
+        return Edition(str(described.topic_id), begins, stops, records)
 
     def remember(self) -> Edition:
         """Keep what is in the topic, before it is deleted or cut off."""
@@ -259,7 +260,7 @@ class Oracle:
             ).fetchall()
         return Books(
             stored,
-            {number: (topic_id, offset) for number, topic_id, offset in progress},
+            {number: (topic_id, offset or 0) for number, topic_id, offset in progress},
             Counter((topic_id, number, offset) for topic_id, number, offset in dead),
             [Gap(*gap) for gap in gaps],
             [Move(*move) for move in moves],

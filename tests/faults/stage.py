@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
@@ -51,6 +51,7 @@ class Stage:
     postgres: Postgres | None = None
     program: Sequence[str] = HONEST
     oracles: list[Oracle] = field(default_factory=list)
+    daemons: list[Daemon] = field(default_factory=list)
     _seqs: Iterator[int] = field(default_factory=count)
 
     @property
@@ -79,7 +80,22 @@ class Stage:
         given["postgres"] = {"dsn": self.through, **given.get("postgres", {})}
         given["workers"] = {"count": 1, **given.get("workers", {})}
         every = routes or tuple(map(route, self.oracles))
-        return self.make_daemon(*every, program=self.program, config=None, **given)
+        return self._kept(self.make_daemon(*every, program=self.program, config=None, **given))
+
+    def another(self, daemon: Daemon) -> Daemon:
+        """Return another daemon with the same file."""
+        return self._kept(self.make_daemon(config=daemon.config, program=self.program))
+
+    def _kept(self, daemon: Daemon) -> Daemon:
+        self.daemons.append(daemon)
+        return daemon
+
+    def clear(self) -> None:
+        """End the daemons and the rules: what is here stays as it is, for another stage on the same servers."""
+        for daemon in self.daemons:
+            daemon.clean_up()
+        for wire in (*self.brokers.wires, self.postgres_wire):
+            wire.clear()
 
     @property
     def through(self) -> str:
@@ -98,6 +114,12 @@ class Stage:
 
     def send(self, oracle: Oracle, records: int, partition: int = 0, *, sound: bool = True) -> list[int]:
         """Send so many records past the proxy; return their numbers when all are acknowledged."""
+        seqs = self.take_numbers(records)
+        self.send_values(oracle.topic, [value(seq, sound=sound) for seq in seqs], partition)
+        return seqs
+
+    def send_values(self, topic: str, values: Sequence[bytes], partition: int = 0) -> None:
+        """Send these, and wait until they are acknowledged."""
         producer = Producer({"bootstrap.servers": self.brokers.direct, "log_level": 0})
         failures: list[KafkaError] = []
 
@@ -105,12 +127,10 @@ class Stage:
             if error is not None:
                 failures.append(error)
 
-        seqs = [next(self._seqs) for _ in range(records)]
-        for seq in seqs:
-            producer.produce(oracle.topic, value(seq, sound=sound), partition=partition, on_delivery=note)
+        for each in values:
+            producer.produce(topic, each, partition=partition, on_delivery=note)
         assert producer.flush(60) == 0, "the producer could not deliver"
         assert not failures, failures[0].str()
-        return seqs
 
     def take_numbers(self, records: int) -> list[int]:
         """Return numbers for records that somebody else sends."""
@@ -174,17 +194,14 @@ class Stage:
 
 
 def has_said(daemon: Daemon, known_halts: int = 0) -> bool:
-    """Tell whether the daemon has ended, or has halted one more partition."""
-    return daemon.has_ended() or len(daemon.logged("action=halt")) > known_halts
+    """Tell whether the daemon has ended, has halted one more partition, or has put a route on hold."""
+    return daemon.has_ended() or len(daemon.logged("action=halt")) > known_halts or bool(daemon.logged("action=aside"))
 
 
 def route(oracle: Oracle, **keys: object) -> dict[str, object]:
     """Return what the file says of an oracle's topic and table."""
     name = {"name": oracle.route} if oracle.route else {}
     return {"topic": oracle.topic, "table": oracle.table, "columns": COLUMNS, **name, **keys}
-
-
-Scenario = Callable[[Stage], None]
 
 
 def fail_unless(condition: object, what: str) -> None:

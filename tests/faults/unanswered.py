@@ -102,6 +102,27 @@ def at_a_reload_with_a_new_route(stage: Stage, kind: Api, way: str) -> None:
     stage.check()
 
 
+def at_a_rebalance(stage: Stage, kind: Api, way: str) -> None:
+    """A second daemon joins the group while records come, the first one is killed, and comes back."""
+    oracle = stage.oracle(partitions=4)
+    group = {**IMPATIENT, "assignment": "group", "librdkafka.session.timeout.ms": 6_000}
+    first = stage.daemon(kafka=group).start()
+    for partition in range(4):
+        stage.send(oracle, 100, partition)
+    stage.settle(first)
+    rule = stage.wire.add(WAYS[way](kind))
+    second = stage.another(first).start()
+    for partition in range(4):
+        stage.send(oracle, 100, partition)
+    rule.wait()
+    stage.settle(second)
+    first.kill()
+    for partition in range(4):
+        stage.send(oracle, 100, partition)
+    stage.settle(second)
+    stage.check()
+
+
 def one_stale_answer_at_accept(stage: Stage) -> None:
     """A broker that lags says once that the topic ends below what was read."""
     oracle = stage.oracle()
