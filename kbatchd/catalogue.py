@@ -40,6 +40,11 @@ _ATTRIBUTES = """
     (SELECT json_agg(json_build_array(a.attname, a.atttypid::bigint, a.atttypmod, a.attndims) ORDER BY a.attnum)
     FROM pg_catalog.pg_attribute a
     WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped)"""
+#: What a range, or a multirange, is of; where that is a domain, the domain's base.
+_RANGE_OF = """
+    coalesce((SELECT coalesce(b.typname, s.typname)::text FROM pg_catalog.pg_range r
+    JOIN pg_catalog.pg_type s ON s.oid = r.rngsubtype LEFT JOIN pg_catalog.pg_type b ON b.oid = s.typbasetype
+    WHERE t.oid IN (r.rngtypid, r.rngmultitypid)), '')"""
 #: Types below this oid are PostgreSQL's own, and do not change.
 _FIRST_USER_OID = 16384
 
@@ -129,7 +134,7 @@ SELECT t.oid::bigint, CASE WHEN n.nspname = 'pg_catalog' AND t.typtype = 'b' THE
         ELSE format_type(t.oid, NULL) END,
     t.typtype::text, t.typbasetype::bigint, t.typtypmod, t.typnotnull, t.typndims,
     (SELECT e.oid::bigint FROM pg_catalog.pg_type e WHERE e.typarray = t.oid), t.typdelim::text,
-    {_LABELS}, {_ATTRIBUTES}
+    {_LABELS}, {_ATTRIBUTES}, {_RANGE_OF}
 FROM reached JOIN pg_catalog.pg_type t ON t.oid = reached.oid JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
 """  # noqa: S608 - made of constants
 
@@ -172,6 +177,8 @@ class Column:
     labels: tuple[str, ...] = ()
     #: A composite type's attributes.
     attributes: tuple[Column, ...] = ()
+    #: The type of a range's, or a multirange's, bounds.
+    range_of: str = ""
     #: The type as PostgreSQL shows it, where `type_name` does not say it.
     shown_type: str = ""
 
@@ -327,6 +334,7 @@ class _Type(NamedTuple):
     delimiter: str
     labels: list[str]
     attributes: list[tuple[str, int, int, int]] | None
+    range_of: str
 
 
 def _column(
@@ -352,7 +360,7 @@ def _column(
         element = _column(types, name, number, kind.element, typmod, 0)
         delimiter = types[kind.element].delimiter
         return replace(column, type_name="array", dimensions=dimensions, element=element, delimiter=delimiter)
-    return column
+    return replace(column, range_of=kind.range_of)
 
 
 def _numbered(attributes: Sequence[tuple[str, int, int, int]]) -> Iterator[tuple[str, int, int, int, int]]:

@@ -161,6 +161,7 @@ def encode_enum(x: object, column: Column, raw: str | None) -> bytes:
 
 #: PostgreSQL's address families: AF_INET, and that plus 1.
 _FAMILIES = ((2, socket.AF_INET, 32), (3, socket.AF_INET6, 128))
+_PREFIXES = (re.compile(r"[0-9]{1,9}"), re.compile(r"0|[1-9][0-9]{0,2}"))
 
 
 def encode_network(*, cidr: bool) -> Encode:
@@ -177,7 +178,8 @@ def encode_network(*, cidr: bool) -> Encode:
             size = int(bits) if slash else width
         except (OSError, ValueError) as error:
             raise Refused("not_an_address", f"{show(x)} is not an address") from error
-        if slash and not (bits.isascii() and bits.isdigit() and size <= width):
+        # PostgreSQL takes leading zeros behind an IPv4 address, and none behind an IPv6 one.
+        if slash and not (_PREFIXES[":" in address].fullmatch(bits) and size <= width):
             raise Refused("not_an_address", f"{show(x)} is not an address: it has no such network")
         if cidr and int.from_bytes(packed) & ((1 << (width - size)) - 1):
             raise Refused("not_an_address", f"{show(x)} is not a network: it has bits set to the right of the mask")

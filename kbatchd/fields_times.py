@@ -35,7 +35,8 @@ _FIRST_DAY, _END_DAY = -2_451_545, 2_145_031_949
 _END_TIMESTAMP_DAY = 106_751_983
 
 _DAY = r"([0-9]{4}|[1-9][0-9]{4,6})-([0-9]{2})-([0-9]{2})"
-_CLOCK = r"([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:\.([0-9]*))?)?"
+#: PostgreSQL reads a time in 128 characters, and refuses longer ones.
+_CLOCK = r"([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:\.([0-9]{0,60}))?)?"
 #: Z, or the sign, hours, and minutes (+hhmm, or +hh:mm[:ss]).
 _OFFSET = r"(?:([Zz])|([+-])([0-9]{2})(?:([0-9]{2})|:([0-9]{2})(?::([0-9]{2}))?)?)?"
 _DATE = re.compile(f"{_DAY}( BC)?")
@@ -82,6 +83,11 @@ def encode_date(x: object, column: Column, raw: str | None) -> bytes:  # noqa: A
         if not _FIRST_DAY <= days < _END_DAY:
             raise Refused("out_of_range", f"{show(x)} is out of range for type date")
     return struct.pack(">i", days)
+
+
+def is_day(text: str) -> bool:
+    """Say whether a text has the form of a date."""
+    return _DATE.fullmatch(text) is not None
 
 
 class _BadTime(ValueError):
@@ -206,25 +212,29 @@ def encode_timetz(x: object, column: Column, raw: str | None) -> bytes:  # noqa:
     return struct.pack(">qi", clock, -offset)
 
 
-#: An ISO 8601 duration; and PostgreSQL's own form, as `1 year 2 mons -3 days +04:05:06.7`.
-_WHOLE = r"([+-]?[0-9]{1,9})"
-_SECONDS = r"([+-]?)([0-9]{1,9})(?:\.([0-9]{0,6}))?"
+#: An ISO 8601 duration; and PostgreSQL's own form, as `1 year 2 mons -3 days +04:05:06.7`, here with a blank before it.
+_SECONDS = r"([0-9]{1,9})(?:\.([0-9]{0,6}))?"
+_PART = r"(-?[0-9]{1,9})"
 _DURATION = re.compile(
-    rf"P(?=.)(?:{_WHOLE}Y)?(?:{_WHOLE}M)?(?:{_WHOLE}W)?(?:{_WHOLE}D)?"
-    rf"(?:T(?=.)(?:{_WHOLE}H)?(?:{_WHOLE}M)?(?:{_SECONDS}S)?)?"
+    rf"P(?=.)(?:{_PART}Y)?(?:{_PART}M)?(?:{_PART}W)?(?:{_PART}D)?"
+    rf"(?:T(?=.)(?:{_PART}H)?(?:{_PART}M)?(?:(-?){_SECONDS}S)?)?"
 )
-_VERBOSE = re.compile(
-    rf"(?=.)(?:{_WHOLE} years?)?(?: ?{_WHOLE} mons?(?:ths?)?)?(?: ?{_WHOLE} weeks?)?(?: ?{_WHOLE} days?)?"
-    rf"(?: ?([+-]?)([0-9]{{2,9}}):([0-9]{{2}})(?::([0-9]{{2}})(?:\.([0-9]{{0,6}}))?)?)?"
+_WORDY_PART = r" ([+-]?[0-9]{1,9})"
+_WORDY = re.compile(
+    rf"(?=.)(?:{_WORDY_PART} years?)?(?:{_WORDY_PART} mon(?:s|ths?)?)?(?:{_WORDY_PART} weeks?)?(?:{_WORDY_PART} days?)?"
+    rf"(?: ([+-]?)([0-9]{{2,9}}):([0-9]{{2}})(?::([0-9]{{2}})(?:\.([0-9]{{0,6}}))?)?)?"
 )
+#: The fields of `interval minute to second`, in the upper half of its typmod: it reads 04:05 as minutes and seconds.
+_MINUTE_TO_SECOND = 1 << 11 | 1 << 12
 
 
-def encode_interval(x: object, column: Column, raw: str | None) -> bytes:  # noqa: ARG001
+def encode_interval(x: object, column: Column, raw: str | None) -> bytes:
     """Take an ISO 8601 duration, or the form in which PostgreSQL writes intervals."""
     if type(x) is not str:
         raise wrong_type("a string", x, raw)
     try:
-        microseconds, days, months = _parse_interval(x)
+        in_minutes = column.typmod >= 0 and column.typmod >> 16 == _MINUTE_TO_SECOND
+        microseconds, days, months = _parse_interval(x, in_minutes=in_minutes)
     except _BadTime as error:
         what = f"{show(x)} is not an interval: expected P1Y2M3DT4H5M6.7S, or 1 year 2 mons 3 days 04:05:06.7"
         raise Refused("not_an_interval", what) from error
@@ -234,14 +244,16 @@ def encode_interval(x: object, column: Column, raw: str | None) -> bytes:  # noq
         raise Refused("out_of_range", f"{show(x)} is out of range for type interval") from error
 
 
-def _parse_interval(text: str) -> tuple[int, int, int]:
-    """Return microseconds, days and months."""
+def _parse_interval(text: str, *, in_minutes: bool) -> tuple[int, int, int]:
+    """Return microseconds, days and months; `in_minutes`: two numbers with a colon are minutes and seconds."""
     if match := _DURATION.fullmatch(text):
         years, months, weeks, days, hours, minutes, sign, seconds, fraction = match.groups("")
         clock = (int(hours or 0) * 3600 + int(minutes or 0) * 60) * _MICROSECONDS
         clock += _signed(sign, int(seconds or 0) * _MICROSECONDS + int(fraction.ljust(6, "0")))
-    elif (match := _VERBOSE.fullmatch(text)) and text[:1] != " ":
+    elif match := _WORDY.fullmatch(f" {text}"):
         years, months, weeks, days, sign, hours, minutes, seconds, fraction = match.groups("")
+        if in_minutes and minutes and not seconds:
+            hours, minutes, seconds = "", hours, minutes
         if int(minutes or 0) > _MAX_MINUTE or int(seconds or 0) > _MAX_SECOND:
             raise _BadTime
         whole = int(hours or 0) * 3600 + int(minutes or 0) * 60 + int(seconds or 0)

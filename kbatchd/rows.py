@@ -29,6 +29,7 @@ Made by the flusher's thread when it has read the table, used by the worker's po
     not_a_timestamp  ... no RFC 3339 timestamp; without an offset for timestamptz; with one but zero for timestamp
     not_an_interval  ... no ISO 8601 duration and not PostgreSQL's own form
     not_an_address   ... no inet or cidr address
+    not_a_range      ... no range, or one whose times are not as those of their own type must be
     not_a_label      ... none of an enum's labels
     not_base64       ... not base64, for a bytea column
     internal         whatever else was raised while the record was encoded: a fault of kbatchd (internal.py)

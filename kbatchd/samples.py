@@ -97,7 +97,7 @@ _LITERALS: Final = {
     "int8range": ('"[%d,%d)"', "n, n + 1"),
     "numrange": ('"[%d.25,%d.75)"', "n, n"),
     "daterange": (f'"[{_DAY[0]},2027-01-01)"', _DAY[1]),
-    "tsrange": (f'"[{_DAY[0]}{_CLOCK[0]},2027-01-01)"', f"{_DAY[1]}, {_CLOCK[1]}"),
+    "tsrange": (f'"[{_DAY[0]}{_CLOCK[0]},2027-01-01T00:00:00)"', f"{_DAY[1]}, {_CLOCK[1]}"),
     "tstzrange": (f'"[{_DAY[0]}{_CLOCK[0]}Z,2027-01-01T00:00:00Z)"', f"{_DAY[1]}, {_CLOCK[1]}"),
 }
 

@@ -10,22 +10,23 @@ Called by the row encoder in the worker's poll loop. Pure functions, no I/O.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 import orjson
 
 from kbatchd.careful_lane import RowFormat, encode_binary
+from kbatchd.catalogue import Column
 from kbatchd.column_types import type_of
 from kbatchd.exact import field_slices, item_slices
-from kbatchd.fields import Refused, wrong_type
-from kbatchd.fields_times import time_text
+from kbatchd.fields import Refused, show, wrong_type
+from kbatchd.fields_times import is_day, time_text
 from kbatchd.mapping import JSONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kbatchd.careful_lane import FieldEncoder, NeedsText
-    from kbatchd.catalogue import Column
     from kbatchd.mapping import Feed
 
 _NULL = b"\\N"
@@ -72,15 +73,81 @@ def literal_text(x: object, raw: str | None, column: Column) -> str:  # noqa: PL
         return kind.text(x, raw, kind.careful(x, column, raw))
     if isinstance(x, bytes):
         return f"\\x{x.hex()}"
+    if isinstance(x, str) and "\0" in x:
+        raise Refused("null_byte", f"{column.type} cannot hold a NUL")
+    if _is_of_times(column) and (isinstance(x, str) or column.range_of):
+        return _times_text(x if isinstance(x, str) else _json_text(x, raw), column)
     if isinstance(x, str):
-        if "\0" in x:
-            raise Refused("null_byte", f"{column.type} cannot hold a NUL")
         return x
     if column.type_name == "composite" and isinstance(x, (list, dict)):
         return _composite_text(x, raw, column)
     if column.type_name.rpartition(".")[2] == "hstore" and isinstance(x, dict):
         return _hstore_text(x, raw)
     return _json_text(x, raw)
+
+
+#: Types whose input functions let the server's settings decide, where the text itself does not.
+_TIMES: Final = frozenset({"date", "time", "timetz", "timestamp", "timestamptz", "interval"})
+
+
+def _is_of_times(column: Column) -> bool:
+    """Say whether there are times in the values of a type that has no binary form here."""
+    parts = (*column.attributes, *filter(None, [column.element]))
+    return column.type_name in _TIMES or column.range_of in _TIMES or any(map(_is_of_times, parts))
+
+
+def _times_text(text: str, column: Column) -> str:
+    """Write a range's, a multirange's or a composite's literal anew, each time in it checked as a column's own is."""
+    if column.range_of:
+        return _range_text(text, column)
+    if column.type_name != "composite":
+        raise wrong_type("an array", text)
+    fields = _COMPOSITE_FIELD.findall(text[1:]) if _COMPOSITE.fullmatch(text) else []
+    if len(fields) != len(column.attributes):
+        raise wrong_type(f"{len(column.attributes)} attributes of {column.type}", text)
+    written = [
+        "" if not field else _quoted(literal_text(_unquoted(field), None, attribute))
+        for field, attribute in zip(fields, column.attributes, strict=True)
+    ]
+    return "(" + ",".join(written) + ")"
+
+
+_QUOTED = r'"(?:[^"\\]|\\.|"")*+"'
+_FIELD = rf"((?:[^,()\"\\]|\\.|{_QUOTED})*+)"
+_COMPOSITE_FIELD = re.compile(rf"{_FIELD}[,)]", re.DOTALL)
+_COMPOSITE = re.compile(rf"\((?:{_FIELD},)*+{_FIELD}\)", re.DOTALL)
+_BOUND = rf"({_QUOTED}|[^,()\[\]\"\\]*+)"
+_RANGE = re.compile(rf"([\[(]){_BOUND},{_BOUND}([\])])|(empty)", re.DOTALL | re.IGNORECASE)
+_MULTIRANGE = re.compile(rf"\{{(?:(?:{_RANGE.pattern})(?:,(?!\}})|(?=\}})))*+\}}", re.DOTALL | re.IGNORECASE)
+_PIECE = re.compile(r'\\(.)|"((?:[^"\\]|\\.|"")*+)"', re.DOTALL)
+_ESCAPED = re.compile(r'\\(.)|""', re.DOTALL)
+
+
+def _unquoted(text: str) -> str:
+    """Read a bound or an attribute as PostgreSQL does: a doubled quote within quotes is one."""
+    if "\\" not in text and '"' not in text:
+        return text
+    return _PIECE.sub(lambda match: match[1] or _ESCAPED.sub(lambda inner: inner[1] or '"', match[2] or ""), text)
+
+
+def _range_text(text: str, column: Column) -> str:
+    of = Column(column.name, column.number, column.range_of, -1, not_null=True)
+
+    def written(match: re.Match[str]) -> str:
+        if match[5]:
+            return "empty"
+        lower, upper = (bound and _quoted(_bound_text(_unquoted(bound), of)) for bound in (match[2], match[3]))
+        return f"{match[1]}{lower},{upper}{match[4]}"
+
+    if not (_RANGE.fullmatch(text) or _MULTIRANGE.fullmatch(text)):
+        raise Refused("not_a_range", f"{show(text)} is not a range: expected [lower,upper), each of them a {of.type}")
+    return _RANGE.sub(written, text)
+
+
+def _bound_text(text: str, of: Column) -> str:
+    if of.type_name == "timestamp" and is_day(text):  # a day's beginning, whatever the server's settings
+        return text
+    return literal_text(text, None, of)
 
 
 def _json_text(x: object, raw: str | None) -> str:

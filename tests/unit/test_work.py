@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 
 from kbatchd import exact
@@ -135,14 +136,14 @@ def test_json_is_decoded_once_for_all_columns(source: str, monkeypatch: pytest.M
     if source == "string":
         said = {f"c{n}": {"field": "s", "json_text": True} for n in range(MANY)}
     decoded = []
-    real = exact.orjson.loads
+    real = orjson.loads
 
     def counted(data: bytes) -> object:
         decoded.append(len(data))
         return real(data)
 
     encoder = build_encoder(columns("jsonb" if source == "string" else "int4", MANY), mapped(said))
-    monkeypatch.setattr("kbatchd.message.orjson", type("orjson", (), {**vars(exact.orjson), "loads": counted}))
+    monkeypatch.setattr("kbatchd.message.orjson", type("orjson", (), {**vars(orjson), "loads": counted}))
     value = b'{"s":"%b"}' % text.replace(b'"', b'\\"') if source == "string" else text if source == "value" else b"{}"
     record = Sent(1, name=text, attached=[("h", text)])
     rows: list[bytes] = []
