@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from kbatchd.config import Gateway, Route
     from kbatchd.gateway.database import Database
     from kbatchd.gateway.exchange import Exchange
+    from kbatchd.gateway.logs import Logs
     from kbatchd.gateway.tokens import Tokens
     from kbatchd.model import OffsetRange, Refusal
     from kbatchd.producer import Headers, RecordProducer, Sending
@@ -83,11 +85,18 @@ class App:
     """Answers requests. `tables` may change at any time; `pages` are whole answers by path, to GET."""
 
     def __init__(
-        self, gateway: Gateway, routes: Sequence[Route], producer: RecordProducer, database: Database, tokens: Tokens
+        self,
+        gateway: Gateway,
+        routes: Sequence[Route],
+        producer: RecordProducer,
+        database: Database,
+        logs: Logs,
+        tokens: Tokens,
     ) -> None:
         self._gateway = gateway
         self._producer = producer
         self._database = database
+        self._logs = logs
         self._tokens = tokens
         #: Requests that wait for the table.
         self._waiting = 0
@@ -259,6 +268,7 @@ class App:
         else:
             records, keys = self._checked(order, body, fields)
         ranges: list[OffsetRange] = []
+        since, before = time.monotonic(), self._logs.look(order.entry.route.topic)
         if records.values:
             try:
                 ranges = await self._producer.send(
@@ -272,7 +282,8 @@ class App:
         if order.wait_seconds is not None and ranges:
             self._waiting += 1
             try:
-                outcome = await self._database.committed(order.entry.route, ranges, order.wait_seconds)
+                log = self._logs.acknowledged(before, [at for at, _, _ in ranges])
+                outcome = await self._database.committed(order.entry.route, ranges, order.wait_seconds, since, log)
             finally:
                 self._waiting -= 1
         return answers.accepted(order.entry.head, records, ranges, outcome)

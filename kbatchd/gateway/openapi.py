@@ -66,7 +66,8 @@ PROBLEMS: Final[dict[HTTPStatus, dict[str, str]]] = {
         "not-acknowledged": "Kafka did not acknowledge all. The records of `acknowledged` are there; of the others "
         "nobody knows: sent again, they may be there twice.",
         "stopped": "The gateway stops. Whether the records are there is not known.",
-        "lost": "With ack=db: Kafka has lost records that it had acknowledged.",
+        "lost": "With ack=db: Kafka has lost records that it had acknowledged: its topic was recreated, its log truncated, "
+        "or they were deleted before they were read.",
     },
 }
 
@@ -228,7 +229,7 @@ def _operation(route: Route, one: object, name: str, problems: Iterable[str]) ->
         "responses": {
             "200": _accepted("With ack=db: every record is in the table."),
             "202": _accepted(
-                "Kafka has acknowledged every record; with ack=db, the time was up before the table had it."
+                "Kafka has acknowledged every record; with ack=db, it was not known to be in the table when the time was up."
             ),
             **{status: {"$ref": f"#/components/responses/{status}"} for status in problems},
         },
