@@ -12,6 +12,7 @@ import orjson
 
 from kbatchd.gateway.database import Outcome
 from kbatchd.gateway.problems import Problem
+from kbatchd.producer import KafkaAway, RecordTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from kbatchd.bodies import Records
     from kbatchd.gateway.problems import Answer
     from kbatchd.model import OffsetRange, Refusal
-    from kbatchd.producer import NotAcknowledged
+    from kbatchd.producer import NotAcknowledged, NotSent
     from kbatchd.reached import DeadLetter
 
 #: So many refused records are named in an answer, 1 MB of it; all are counted.
@@ -91,6 +92,16 @@ def _dead(letters: Sequence[DeadLetter]) -> Problem:
     return Problem(
         HTTPStatus.UNPROCESSABLE_ENTITY, "dead-letter", f"{len(errors)} records became dead letters", {"errors": errors}
     )
+
+
+def not_sent(error: NotSent, records: Records) -> Problem:
+    """Make the answer to records of which Kafka has seen none."""
+    detail = f"{error}; nothing was sent"
+    if isinstance(error, RecordTooLarge):
+        members = {"line": records.lines[error.index]}
+        return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "record-too-large", detail, members)
+    kind = "kafka-away" if isinstance(error, KafkaAway) else "queue-full"
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, kind, detail, None, RETRY_AFTER)
 
 
 def not_acknowledged(error: NotAcknowledged) -> Problem:

@@ -22,14 +22,15 @@ from urllib.parse import parse_qs
 
 import orjson
 
-from kbatchd import bodies
-from kbatchd.bodies import Malformed, Records, TooLarge
+from kbatchd.bodies import Records
 from kbatchd.door import Door
 from kbatchd.errors import ConfigError
 from kbatchd.gateway import answers, pages
+from kbatchd.gateway.contents import Content, content_of, keys_of, records_of
 from kbatchd.gateway.database import Outcome
+from kbatchd.gateway.origins import PREFLIGHT, SAFE_METHODS, Origins
 from kbatchd.gateway.problems import Answer, Problem
-from kbatchd.producer import RECORDS_PER_TURN, KafkaAway, NotAcknowledged, NotSent, RecordTooLarge
+from kbatchd.producer import RECORDS_PER_TURN, KafkaAway, NotAcknowledged, NotSent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from kbatchd.gateway.exchange import Exchange
     from kbatchd.gateway.logs import Logs
     from kbatchd.gateway.tokens import Tokens
-    from kbatchd.model import OffsetRange, Refusal
+    from kbatchd.model import OffsetRange
     from kbatchd.producer import Headers, RecordProducer, Sending
     from kbatchd.reached import DeadLetter
     from kbatchd.tables import Tables
@@ -50,11 +51,6 @@ if TYPE_CHECKING:
 #: From this size on a body is checked in another thread, and every packed one: that takes 14 ms a MB at worst.
 LARGE_BODY_BYTES = 131_072
 
-#: How many records that thread checks before the event loop may have its turn: 1 to 2 ms.
-CHECKED_PER_TURN = 500
-
-_JSON = b"application/json"
-_NDJSON = {b"application/x-ndjson", b"application/ndjson", b"application/jsonl"}
 _WAIT = re.compile(rb"(?:^|[,;])\s*wait\s*=\s*(\d{1,9})\s*(?:$|[,;])")
 
 
@@ -75,8 +71,7 @@ class _Order(NamedTuple):
     """What a request's head asks for."""
 
     entry: _Entry
-    split: Split
-    encoding: str
+    content: Content
     #: How long the answer shall wait for the table; None: not at all.
     wait_seconds: float | None
 
@@ -98,6 +93,12 @@ class App:
         self._database = database
         self._logs = logs
         self._tokens = tokens
+        self._origins = Origins(
+            gateway.address[0],
+            listed=gateway.cors_origins,
+            hosts=gateway.hosts,
+            tls=gateway.tls_certificate_file is not None,
+        )
         #: Requests that wait for the table.
         self._waiting = 0
         self._entries = {f"/v1/{route.name}": self._entry(route) for route in routes}
@@ -129,7 +130,7 @@ class App:
                 self._answer(exchange, self._page(exchange))
                 return True
             body = exchange.body()
-            if order.encoding or order.wait_seconds is not None or len(body) >= LARGE_BODY_BYTES:
+            if order.content.encoding or order.wait_seconds is not None or len(body) >= LARGE_BODY_BYTES:
                 return False
             self._refuse_larger(len(body))
             records, keys = self._checked(order, body, exchange.fields)
@@ -141,7 +142,7 @@ class App:
         except KafkaAway:
             return False  # it may be back in a moment
         except NotSent as error:
-            self._answer(exchange, _not_sent(error, records).answer())
+            self._answer(exchange, answers.not_sent(error, records).answer())
         except Problem as problem:
             self._answer(exchange, problem.answer())
         return True
@@ -170,14 +171,15 @@ class App:
         self._answer(exchange, answer)
 
     def _answer(self, exchange: Exchange, answer: Answer) -> None:
-        if self._gateway.cors_origins and b"origin" in exchange.fields:
+        if self._origins.listed and b"origin" in exchange.fields:
             status, headers, body = answer
-            answer = status, [*headers, *self._cors(exchange.fields[b"origin"])], body
+            answer = status, [*headers, *self._origins.cors(exchange.fields[b"origin"])], body
         exchange.answer(answer)
 
     def _order(self, exchange: Exchange) -> _Order | None:
         """Read the head; None: it asks for a page."""
         fields = exchange.fields
+        self._check_sender(exchange.method, fields)
         entry = self._entries.get(exchange.path)
         if entry is None or exchange.method != "POST":
             return None
@@ -186,9 +188,16 @@ class App:
         if wait_seconds is not None and self._waiting >= self._gateway.max_waiting_requests:
             detail = "too many requests wait for the table; nothing was sent"
             raise Problem(HTTPStatus.TOO_MANY_REQUESTS, "too-many-waiting", detail, None, answers.RETRY_AFTER)
-        split = _SPLITTERS.get(fields.get(b"content-type", _JSON)) or _splitter(fields[b"content-type"])
-        encoding = _encoding(fields) if b"content-encoding" in fields else ""
-        return _Order(entry, split, encoding, wait_seconds)
+        return _Order(entry, content_of(fields), wait_seconds)
+
+    def _check_sender(self, method: str, fields: Fields) -> None:
+        """Refuse what a web page sends that has no business here."""
+        if not self._origins.names_us(fields):
+            detail = "this is not a name of the gateway's: ask for localhost, or list the name in gateway.hosts"
+            raise Problem(HTTPStatus.FORBIDDEN, "foreign-host", detail)
+        if method not in SAFE_METHODS and not self._origins.may_send(fields):
+            detail = "sent by a web page of another origin, and not taken: list that origin in gateway.cors_origins"
+            raise Problem(HTTPStatus.FORBIDDEN, "foreign-origin", detail)
 
     def _page(self, exchange: Exchange) -> Answer:
         path, method, headers = exchange.path, exchange.method, exchange.fields
@@ -208,20 +217,11 @@ class App:
 
     def _refuse_method(self, method: str, headers: Fields, allowed: bytes) -> Answer:
         if method == "OPTIONS":
-            preflight = b"access-control-request-method" in headers and self._gateway.cors_origins
-            return 204, [(b"allow", allowed), *(_PREFLIGHT if preflight else ())], b""
+            preflight = b"access-control-request-method" in headers and self._origins.listed
+            return 204, [(b"allow", allowed), *(PREFLIGHT if preflight else ())], b""
         raise Problem(
             HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", "records are sent by POST", headers={b"allow": allowed}
         )
-
-    def _cors(self, origin: bytes) -> list[tuple[bytes, bytes]]:
-        origins = self._gateway.cors_origins
-        if "*" in origins:
-            return [(b"access-control-allow-origin", b"*")]
-        vary = [(b"vary", b"origin")]
-        if origin.decode("latin-1") in origins:
-            return [(b"access-control-allow-origin", origin), *vary]
-        return vary
 
     def _wait_seconds(self, query: bytes, headers: Fields) -> float | None:
         """Tell how long the answer shall wait for the table; None: not at all."""
@@ -257,13 +257,13 @@ class App:
         if door is None:
             detail = f"route {order.entry.route.name}: {order.entry.why}"
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "table-unknown", detail, None, answers.RETRY_AFTER)
-        records = _checked(door, order, body, self._gateway.max_queued_records, self._gateway.max_body_bytes)
-        return records, _keys(door, records, headers.get(b"record-key"))
+        records = records_of(door, order.content, body, self._gateway.max_queued_records, self._gateway.max_body_bytes)
+        return records, keys_of(door, records, headers.get(b"record-key"))
 
     async def _take(self, order: _Order, exchange: Exchange) -> Answer:
         """Check the records, send them, wait for what is to be waited for, and answer where they are."""
         body, fields = await self._body(exchange), exchange.fields
-        if order.encoding or len(body) >= LARGE_BODY_BYTES:
+        if order.content.encoding or len(body) >= LARGE_BODY_BYTES:
             records, keys = await asyncio.to_thread(self._checked, order, body, fields)
         else:
             records, keys = self._checked(order, body, fields)
@@ -275,7 +275,7 @@ class App:
                     order.entry.route.topic, records.values, keys, _record_headers(fields)
                 )
             except NotSent as error:
-                raise _not_sent(error, records) from error
+                raise answers.not_sent(error, records) from error
             except NotAcknowledged as error:
                 raise answers.not_acknowledged(error) from error
         outcome: Outcome | list[DeadLetter] | None = None
@@ -287,88 +287,6 @@ class App:
             finally:
                 self._waiting -= 1
         return answers.accepted(order.entry.head, records, ranges, outcome)
-
-
-def _not_sent(error: NotSent, records: Records) -> Problem:
-    """Make the answer to records of which Kafka has seen none."""
-    detail = f"{error}; nothing was sent"
-    if isinstance(error, RecordTooLarge):
-        members = {"line": records.lines[error.index]}
-        return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "record-too-large", detail, members)
-    kind = "kafka-away" if isinstance(error, KafkaAway) else "queue-full"
-    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, kind, detail, None, answers.RETRY_AFTER)
-
-
-_PREFLIGHT = (
-    (b"access-control-allow-methods", b"POST"),
-    (
-        b"access-control-allow-headers",
-        b"authorization, content-type, content-encoding, record-key, idempotency-key, traceparent, prefer",
-    ),
-    (b"access-control-max-age", b"600"),
-)
-
-
-_SPLITTERS: dict[bytes, Split] = {_JSON: bodies.split, **dict.fromkeys(_NDJSON, bodies.split_lines)}
-
-
-def _splitter(content_type: bytes) -> Split:
-    """Find how a body of this type is split, whatever its parameters and its case."""
-    split = _SPLITTERS.get(content_type.partition(b";")[0].strip().lower())
-    if split is not None:
-        return split
-    detail = "the content type may be application/json or application/x-ndjson"
-    accepted = {b"accept-post": b"application/json, application/x-ndjson"}
-    raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "content-type", detail, None, accepted)
-
-
-def _encoding(headers: Fields) -> str:
-    encoding = headers[b"content-encoding"].lower().decode("latin-1")
-    if encoding in {"gzip", "zstd"}:
-        return encoding
-    if encoding == "identity":
-        return ""
-    detail = "the body's content encoding may be gzip or zstd"
-    accepted = {b"accept-encoding": b"gzip, zstd"}
-    raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "content-encoding", detail, None, accepted)
-
-
-def _checked(door: Door, order: _Order, content: bytes, max_records: int, max_bytes: int) -> Records:
-    """Unpack, split and check; raise 400, 413 or 422. Of a large body in a thread of its own."""
-    try:
-        if order.encoding:
-            content = bodies.unpack(content, order.encoding, max_bytes)
-        records = order.split(content, max_records)
-        refusals = _check(door, records.values)
-        if refusals and order.split is bodies.split and any(why.code == "not_json" for _, why in refusals):
-            # An array: the places were guessed wrong, or it is no JSON either.
-            records = bodies.split_exactly(content, max_records)
-            refusals = _check(door, records.values)
-    except Malformed as error:
-        raise Problem(HTTPStatus.BAD_REQUEST, "malformed", str(error)) from error
-    except TooLarge as error:
-        raise answers.too_large(str(error)) from error
-    if refusals:
-        raise answers.refused(refusals, records)
-    return records
-
-
-def _check(door: Door, values: Sequence[bytes]) -> list[tuple[int, Refusal]]:
-    if len(values) <= CHECKED_PER_TURN:
-        return door.check(values)
-    refusals: list[tuple[int, Refusal]] = []
-    for start in range(0, len(values), CHECKED_PER_TURN):
-        refusals += [(start + index, why) for index, why in door.check(values[start : start + CHECKED_PER_TURN])]
-    return refusals
-
-
-def _keys(door: Door, records: Records, given: bytes | None) -> Sequence[bytes | None]:
-    if given is not None:
-        return [given] * len(records.values)
-    keys, refusals = door.keys(records.values)
-    if refusals:
-        raise answers.refused(refusals, records)
-    return keys
 
 
 def _record_headers(headers: Fields) -> Headers | None:

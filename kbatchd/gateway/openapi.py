@@ -32,7 +32,11 @@ PROBLEMS: Final[dict[HTTPStatus, dict[str, str]]] = {
         "bad-request": "The request is not HTTP/1.1. The connection is closed.",
     },
     HTTPStatus.UNAUTHORIZED: {"unauthorized": "There is no token, or it is not a valid one."},
-    HTTPStatus.FORBIDDEN: {"forbidden": "The token is for other routes."},
+    HTTPStatus.FORBIDDEN: {
+        "forbidden": "The token is for other routes.",
+        "foreign-origin": "A web page has sent it whose origin is neither the gateway's own nor listed.",
+        "foreign-host": "The `Host` is not a name of the gateway's.",
+    },
     HTTPStatus.NOT_FOUND: {"not-found": "There is no such route."},
     HTTPStatus.METHOD_NOT_ALLOWED: {"method-not-allowed": "Records are sent by POST."},
     HTTPStatus.REQUEST_TIMEOUT: {"timeout": "The request did not come whole in time. The connection is closed."},
@@ -66,8 +70,8 @@ PROBLEMS: Final[dict[HTTPStatus, dict[str, str]]] = {
         "not-acknowledged": "Kafka did not acknowledge all. The records of `acknowledged` are there; of the others "
         "nobody knows: sent again, they may be there twice.",
         "stopped": "The gateway stops. Whether the records are there is not known.",
-        "lost": "With ack=db: Kafka has lost records that it had acknowledged: its topic was recreated, its log truncated, "
-        "or they were deleted before they were read.",
+        "lost": "With ack=db: Kafka has lost records that it had acknowledged: the topic was recreated, the log "
+        "truncated, or they were deleted before they were read.",
     },
 }
 
@@ -175,7 +179,7 @@ def document(routes: Sequence[Route], tables: Tables, gateway: Gateway, version:
         "responses": {
             str(int(status)): _problem(status)
             for status in PROBLEMS
-            if with_tokens or status not in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
+            if with_tokens or status is not HTTPStatus.UNAUTHORIZED
         },
     }
     paths = {}
@@ -229,7 +233,7 @@ def _operation(route: Route, one: object, name: str, problems: Iterable[str]) ->
         "responses": {
             "200": _accepted("With ack=db: every record is in the table."),
             "202": _accepted(
-                "Kafka has acknowledged every record; with ack=db, it was not known to be in the table when the time was up."
+                "Kafka has acknowledged every record; with ack=db, nobody could say that the table has it in time."
             ),
             **{status: {"$ref": f"#/components/responses/{status}"} for status in problems},
         },

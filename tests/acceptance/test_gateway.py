@@ -283,7 +283,7 @@ def test_an_altered_table_is_noticed_at_the_door(shop: Shop) -> None:
 
 
 def test_one_answer_at_a_time_of_pipelined_requests(shop: Shop) -> None:
-    request = b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 8\r\n\r\n"
+    request = b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 8\r\n\r\n"
     with socket.create_connection(("127.0.0.1", shop.client.port), timeout=30) as connection:
         connection.sendall(b"".join(request % shop.path.encode() + b'{"id":%d}' % n for n in range(3)))
         got = b""
