@@ -63,6 +63,13 @@ class Gateway(Table):
     max_queued_bytes: int = Field(
         default=268_435_456, ge=1_048_576, le=17_179_869_184, description="The same in bytes; beyond either: 503."
     )
+    max_held_bytes: int = Field(
+        default=134_217_728,
+        ge=1_048_576,
+        le=17_179_869_184,
+        description="Bytes that one process holds of requests that are unfinished or not yet sent on, and of answers "
+        "not yet read; at least twice max_body_bytes. Beyond: 503.",
+    )
     max_waiting_requests: int = Field(
         default=10_000,
         ge=1,

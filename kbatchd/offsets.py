@@ -98,7 +98,6 @@ class OffsetsInquiry(Question[TopicPartition]):
                 answers.silent[partition] = silence
         return answers
 
-
     def epochs(self) -> dict[Partition, int]:
         """Return the leader epochs that the partitions are in, when `done()`: of those whose leader tells one."""
         epochs = {

@@ -31,7 +31,12 @@ RETRY_AFTER = {b"retry-after": b"1"}
 
 
 def accepted(
-    head: bytes, records: Records, ranges: Sequence[OffsetRange], outcome: Outcome | list[DeadLetter] | None
+    head: bytes,
+    count: int,
+    ranges: Sequence[OffsetRange],
+    outcome: Outcome | list[DeadLetter] | None = None,
+    *,
+    single: bool,
 ) -> Answer:
     """Make the answer to records that are in Kafka, and maybe in the table; raise the one that says they are not."""
     if isinstance(outcome, list):
@@ -41,10 +46,10 @@ def accepted(
             HTTPStatus.GATEWAY_TIMEOUT, "lost", "Kafka lost records of this request", {"acknowledged": _shown(ranges)}
         )
     status = 200 if outcome is Outcome.COMMITTED else 202
-    if records.single:
+    if single:
         [(partition, offset, _)] = ranges
         return one(head, partition.number, offset, status)
-    return _json(status, orjson.dumps({"count": len(records.values), "ranges": _shown(ranges)}))
+    return _json(status, orjson.dumps({"count": count, "ranges": _shown(ranges)}))
 
 
 def one(head: bytes, number: int, offset: int, status: int = 202) -> Answer:

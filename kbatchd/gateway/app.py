@@ -26,8 +26,9 @@ from kbatchd.bodies import Records
 from kbatchd.door import Door
 from kbatchd.errors import ConfigError
 from kbatchd.gateway import answers, pages
-from kbatchd.gateway.contents import Content, content_of, keys_of, records_of
+from kbatchd.gateway.contents import Content, Limits, content_of, keys_of, nothing_held, records_of
 from kbatchd.gateway.database import Outcome
+from kbatchd.gateway.memory import Holding
 from kbatchd.gateway.origins import PREFLIGHT, SAFE_METHODS, Origins
 from kbatchd.gateway.problems import Answer, Problem
 from kbatchd.producer import RECORDS_PER_TURN, KafkaAway, NotAcknowledged, NotSent
@@ -93,6 +94,7 @@ class App:
         self._database = database
         self._logs = logs
         self._tokens = tokens
+        self._limits = Limits(gateway.max_queued_records, gateway.max_body_bytes, producer.max_record_bytes)
         self._origins = Origins(
             gateway.address[0],
             listed=gateway.cors_origins,
@@ -133,10 +135,10 @@ class App:
             if order.content.encoding or order.wait_seconds is not None or len(body) >= LARGE_BODY_BYTES:
                 return False
             self._refuse_larger(len(body))
-            records, keys = self._checked(order, body, exchange.fields)
+            records, keys = self._checked(order, body, exchange.fields, nothing_held)
             if not 0 < len(records.values) <= RECORDS_PER_TURN:
                 return False
-            answer = partial(self._answer_acknowledged, exchange, order, records)
+            answer = partial(self._answer_acknowledged, exchange, order.entry.head, len(records.values), records.single)
             topic = order.entry.route.topic
             self._producer.begin(topic, records.values, keys, _record_headers(exchange.fields), answer)
         except KafkaAway:
@@ -147,13 +149,20 @@ class App:
             self._answer(exchange, problem.answer())
         return True
 
-    def _answer_acknowledged(self, exchange: Exchange, order: _Order, records: Records, sending: Sending) -> None:
+    def _answer_acknowledged(
+        self,
+        exchange: Exchange,
+        head: bytes,
+        count: int,
+        single: bool,
+        sending: Sending,
+    ) -> None:
         """Say what Kafka has said; called by the producer."""
         try:
-            if records.single and not sending.errors:
-                answer = answers.one(order.entry.head, *sending.acknowledged[0])
+            if single and not sending.errors:
+                answer = answers.one(head, *sending.acknowledged[0])
             else:
-                answer = answers.accepted(order.entry.head, records, sending.ranges(), None)
+                answer = answers.accepted(head, count, sending.ranges(), single=single)
         except NotAcknowledged as error:
             answer = answers.not_acknowledged(error).answer()
         except Exception as error:  # noqa: BLE001  # whatever it is, the client gets an answer
@@ -243,50 +252,58 @@ class App:
     async def _body(self, exchange: Exchange) -> bytes:
         """Read the body, to its end or to one byte too many."""
         self._refuse_larger(int(exchange.fields.get(b"content-length", b"0")))
-        parts: list[bytes] = []
-        size = 0
+        body = bytearray()  # a list of pieces takes 40 bytes for each, and a piece may be one byte
         while part := await exchange.read():
-            parts.append(part)
-            size += len(part)
-            self._refuse_larger(size)
-        return b"".join(parts)
+            body += part
+            self._refuse_larger(len(body))
+        return bytes(body)
 
-    def _checked(self, order: _Order, body: bytes, headers: Fields) -> tuple[Records, Sequence[bytes | None]]:
+    def _checked(
+        self, order: _Order, body: bytes, headers: Fields, hold: Callable[[int], object]
+    ) -> tuple[Records, Sequence[bytes | None]]:
         """Check the records, and find their keys; raise the Problem with them. Touches nothing but its arguments."""
         door = order.entry.door
         if door is None:
             detail = f"route {order.entry.route.name}: {order.entry.why}"
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "table-unknown", detail, None, answers.RETRY_AFTER)
-        records = records_of(door, order.content, body, self._gateway.max_queued_records, self._gateway.max_body_bytes)
+        records = records_of(door, order.content, body, self._limits, hold)
         return records, keys_of(door, records, headers.get(b"record-key"))
 
     async def _take(self, order: _Order, exchange: Exchange) -> Answer:
         """Check the records, send them, wait for what is to be waited for, and answer where they are."""
-        body, fields = await self._body(exchange), exchange.fields
-        if order.content.encoding or len(body) >= LARGE_BODY_BYTES:
-            records, keys = await asyncio.to_thread(self._checked, order, body, fields)
-        else:
-            records, keys = self._checked(order, body, fields)
-        ranges: list[OffsetRange] = []
-        since, before = time.monotonic(), self._logs.look(order.entry.route.topic)
-        if records.values:
-            try:
-                ranges = await self._producer.send(
-                    order.entry.route.topic, records.values, keys, _record_headers(fields)
-                )
-            except NotSent as error:
-                raise answers.not_sent(error, records) from error
-            except NotAcknowledged as error:
-                raise answers.not_acknowledged(error) from error
+        route = order.entry.route
+        since, before = time.monotonic(), self._logs.look(route.topic)
+        with Holding(exchange.memory) as holding:
+            records, ranges = await self._send(order, exchange, holding)
+        count, single = len(records.values), records.single
+        del records  # they may be large, and the wait long
         outcome: Outcome | list[DeadLetter] | None = None
         if order.wait_seconds is not None and ranges:
+            exchange.forget_body()
             self._waiting += 1
             try:
                 log = self._logs.acknowledged(before, [at for at, _, _ in ranges])
-                outcome = await self._database.committed(order.entry.route, ranges, order.wait_seconds, since, log)
+                outcome = await self._database.committed(route, ranges, order.wait_seconds, since, log)
             finally:
                 self._waiting -= 1
-        return answers.accepted(order.entry.head, records, ranges, outcome)
+        return answers.accepted(order.entry.head, count, ranges, outcome, single=single)
+
+    async def _send(self, order: _Order, exchange: Exchange, holding: Holding) -> tuple[Records, list[OffsetRange]]:
+        """Check the records and send them; return them, and where they are."""
+        body, fields = await self._body(exchange), exchange.fields
+        if order.content.encoding or len(body) >= LARGE_BODY_BYTES:
+            records, keys = await asyncio.to_thread(self._checked, order, body, fields, holding.take)
+        else:
+            records, keys = self._checked(order, body, fields, holding.take)
+        if not records.values:
+            return records, []
+        headers = _record_headers(fields)
+        try:
+            return records, await self._producer.send(order.entry.route.topic, records.values, keys, headers)
+        except NotSent as error:
+            raise answers.not_sent(error, records) from error
+        except NotAcknowledged as error:
+            raise answers.not_acknowledged(error) from error
 
 
 def _record_headers(headers: Fields) -> Headers | None:

@@ -12,6 +12,7 @@ from kbatchd import bodies
 from kbatchd.bodies import Malformed, Records, TooLarge
 from kbatchd.gateway import answers
 from kbatchd.gateway.problems import Problem
+from kbatchd.producer import RecordTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,12 +30,24 @@ _JSON = b"application/json"
 _NDJSON = {b"application/x-ndjson", b"application/ndjson", b"application/jsonl"}
 
 
+class Limits(NamedTuple):
+    """What a request may have."""
+
+    records: int
+    body_bytes: int
+    record_bytes: int
+
+
 class Content(NamedTuple):
     """What a request's head says of its body."""
 
     split: Split
     #: "gzip", "zstd" or "".
     encoding: str
+
+
+def nothing_held(_size: int) -> None:
+    """Count nothing: what is not packed is no larger than it came."""
 
 
 def content_of(fields: Fields) -> Content:
@@ -67,16 +80,17 @@ def _encoding(fields: Fields) -> str:
     raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "content-encoding", detail, None, accepted)
 
 
-def records_of(door: Door, content: Content, body: bytes, max_records: int, max_bytes: int) -> Records:
-    """Unpack, split and check; raise 400, 413, 422 or 500."""
+def records_of(door: Door, content: Content, body: bytes, limits: Limits, hold: Callable[[int], object]) -> Records:
+    """Unpack, split and check; raise 400, 413, 422, 500 or 503. `hold` is told of what is unpacked."""
     try:
         if content.encoding:
-            body = bodies.unpack(body, content.encoding, max_bytes)
-        records = content.split(body, max_records)
+            body = bodies.unpack(body, content.encoding, limits.body_bytes, hold)
+        records = content.split(body, limits.records)
+        _refuse_larger(records, limits.record_bytes)
         refusals = _check(door, records.values)
         if refusals and content.split is bodies.split and any(why.code == "not_json" for _, why in refusals):
             # An array: the places were guessed wrong, or it is no JSON either.
-            records = bodies.split_exactly(body, max_records)
+            records = bodies.split_exactly(body, limits.records)
             refusals = _check(door, records.values)
     except Malformed as error:
         raise Problem(HTTPStatus.BAD_REQUEST, "malformed", str(error)) from error
@@ -85,6 +99,13 @@ def records_of(door: Door, content: Content, body: bytes, max_records: int, max_
     if refusals:
         raise answers.refused(refusals, records)
     return records
+
+
+def _refuse_larger(records: Records, limit: int) -> None:
+    """Refuse what Kafka would not get anyway before it is decoded: its objects may take 20 times its bytes."""
+    for index, value in enumerate(records.values):
+        if len(value) > limit:
+            raise answers.not_sent(RecordTooLarge(index, len(value), limit), records)
 
 
 def _check(door: Door, values: Sequence[bytes]) -> list[tuple[int, Refusal]]:

@@ -64,6 +64,7 @@ PROBLEMS: Final[dict[HTTPStatus, dict[str, str]]] = {
         "queue-full": "Too many records wait for Kafka. Nothing was sent; try again.",
         "kafka-refused": "Kafka refused the records. Nothing is in the topic.",
         "table-unknown": "The table's columns are not known yet, or cannot be used. Nothing was sent; try again.",
+        "memory-full": "The gateway holds as much of unfinished requests as it may. Nothing was sent; try again.",
         "too-many-connections": "The gateway has too many connections; this one is closed.",
     },
     HTTPStatus.GATEWAY_TIMEOUT: {
