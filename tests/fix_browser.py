@@ -81,8 +81,13 @@ class Browser:
         return self.run(script)
 
     def open(self, url: str) -> None:
-        """Go to a page; `violations` there are what its policy has refused."""
-        watch = "window.violations = []; onsecuritypolicyviolation = event => violations.push(event.blockedURI)"
+        """Go to a page; `violations` there are what its policy has refused, `faults` what went wrong in its scripts."""
+        watch = (
+            "window.violations = []; onsecuritypolicyviolation = event => violations.push(event.blockedURI);"
+            "window.faults = []; addEventListener('error', event => faults.push(event.message));"
+            "addEventListener('unhandledrejection', event => faults.push(String(event.reason)));"
+            "console.error = console.warn = (...words) => faults.push(words.join(' '))"
+        )
         self.call("Page.enable")
         self.call("Page.addScriptToEvaluateOnNewDocument", source=watch)
         self.call("Page.navigate", url=url)

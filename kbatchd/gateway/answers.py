@@ -12,12 +12,14 @@ import orjson
 
 from kbatchd.gateway.database import Outcome
 from kbatchd.gateway.problems import Problem
+from kbatchd.internal import INTERNAL
 from kbatchd.producer import KafkaAway, RecordTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kbatchd.bodies import Records
+    from kbatchd.door import Door
     from kbatchd.gateway.problems import Answer
     from kbatchd.model import OffsetRange, Refusal
     from kbatchd.producer import NotAcknowledged, NotSent
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 #: So many refused records are named in an answer, 1 MB of it; all are counted.
 NAMED_ERRORS = 10_000
+
+#: Of so many refused records all faults are named, of the others the first.
+THOROUGH_RECORDS = 100
 
 #: How soon a client shall try again.
 RETRY_AFTER = {b"retry-after": b"1"}
@@ -73,14 +78,23 @@ def too_large(detail: str) -> Problem:
     return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", detail)
 
 
-def refused(refusals: Sequence[tuple[int, Refusal]], records: Records) -> Problem:
-    """Make the answer to records that do not fit."""
-    errors = [
-        {"line": records.lines[index], "column": why.column, "code": why.code, "reason": why.message}
-        for index, why in refusals[:NAMED_ERRORS]
-    ]
-    detail = f"{len(refusals)} of {len(records.values)} records do not fit the table; nothing was sent"
-    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "refused", detail, {"errors": errors})
+def refused(refusals: Sequence[tuple[int, Refusal]], records: Records, door: Door) -> Problem:
+    """Make the answer to records that do not fit; or that it is the gateway's fault, if it is with one of them."""
+    errors: list[dict[str, object]] = []
+    for number, (index, why) in enumerate(refusals[:NAMED_ERRORS]):
+        faults = door.faults(records.values[index], why) if number < THOROUGH_RECORDS else [door.fault(why)]
+        errors += [
+            {"line": records.lines[index], "field": field, "column": each.column, "code": each.code,
+             "reason": each.message}
+            for field, each in faults
+        ]  # fmt: skip
+    members = {"errors": errors[:NAMED_ERRORS]}
+    how_many = f"{len(refusals)} of {len(records.values)} records"
+    if any(why.code == INTERNAL for _, why in refusals):
+        detail = f"an error of the gateway's own, with {how_many}; nothing was sent"
+        return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail, members)
+    detail = f"{how_many} do not fit the table; nothing was sent"
+    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "refused", detail, members)
 
 
 def _dead(letters: Sequence[DeadLetter]) -> Problem:

@@ -113,10 +113,12 @@ class App:
 
     def use_tables(self, tables: Tables) -> None:
         """Check against these columns from now on, and describe them."""
+        if self._gateway.validate_records:
+            self._use_doors(tables)
         routes = [entry.route for entry in self._entries.values()]
         self.pages = pages.build(routes, tables, self._gateway, with_tokens=self._tokens.needed)
-        if not self._gateway.validate_records:
-            return
+
+    def _use_doors(self, tables: Tables) -> None:
         for entry in self._entries.values():
             table = tables.get(entry.route.name)
             if isinstance(table, ConfigError):

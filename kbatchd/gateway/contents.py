@@ -97,7 +97,7 @@ def records_of(door: Door, content: Content, body: bytes, limits: Limits, hold: 
     except TooLarge as error:
         raise answers.too_large(str(error)) from error
     if refusals:
-        raise answers.refused(refusals, records)
+        raise answers.refused(refusals, records, door)
     return records
 
 
@@ -123,5 +123,5 @@ def keys_of(door: Door, records: Records, given: bytes | None) -> Sequence[bytes
         return [given] * len(records.values)
     keys, refusals = door.keys(records.values)
     if refusals:
-        raise answers.refused(refusals, records)
+        raise answers.refused(refusals, records, door)
     return keys

@@ -50,7 +50,8 @@ PROBLEMS: Final[dict[HTTPStatus, dict[str, str]]] = {
     },
     HTTPStatus.EXPECTATION_FAILED: {"expectation": "The only Expect is 100-continue."},
     HTTPStatus.UNPROCESSABLE_ENTITY: {
-        "refused": "Records do not fit the table; each is named. Nothing was sent, not even the others.",
+        "refused": "Records do not fit the table; each is named, with all that is wrong with it. Nothing was sent, not "
+        "even the others.",
         "dead-letter": "With ack=db: these records were sent, but PostgreSQL refused them; the others it took.",
     },
     HTTPStatus.TOO_MANY_REQUESTS: {
@@ -105,6 +106,10 @@ _SCHEMAS: Final[dict[str, Schema]] = {
     "Refusal": _object(
         {
             "line": {"type": "integer", "description": "The line, or the place in the array, from 1."},
+            "field": {
+                **_NAME_OR_NULL,
+                "description": "The field, as a path: `customer.city`, `items[0].sku`.",
+            },
             "column": _COLUMN,
             "code": _STRING,
             "reason": _STRING,
@@ -130,6 +135,7 @@ _MEMBERS: Final[dict[HTTPStatus, Schema]] = {
             "items": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("Refusal", "DeadLetter")]},
         }
     },
+    HTTPStatus.INTERNAL_SERVER_ERROR: {"errors": {"type": "array", "items": {"$ref": "#/components/schemas/Refusal"}}},
     HTTPStatus.SERVICE_UNAVAILABLE: {"acknowledged": _RANGES},
     HTTPStatus.GATEWAY_TIMEOUT: {"acknowledged": _RANGES},
 }

@@ -130,6 +130,56 @@ def test_what_does_not_fit_is_named_and_nothing_is_sent(shop: Shop) -> None:
     assert not shop.values()
 
 
+def test_a_refusal_names_the_fields_and_all_that_is_wrong(
+    kafka: Kafka | GivenKafka, database: str, make_topic: MakeTopic, make_gateway: MakeGateway
+) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "CREATE TABLE public.orders (id bigint NOT NULL, order_ int, city text NOT NULL, sku text, at timestamptz)"
+        )
+    topic = make_topic(1)
+    columns = {"order_": "order", "city": "customer.city", "sku": "items[0].sku", "at": {"field": "ts", "unit": "ms"}}
+    route = {"topic": topic, "table": "public.orders", "columns": columns, "unknown_fields": "reject"}
+    _, client = make_gateway(
+        {**route, "name": "plain", "key_field": "id"}, {**route, "name": "enveloped", "value_field": "payload"}
+    )
+
+    def errors(path: str, body: bytes) -> list[tuple[object, ...]]:
+        reply = client.post(path, body)
+        assert reply.status == HTTPStatus.UNPROCESSABLE_ENTITY
+        return [tuple(error[name] for name in ("line", "field", "column", "code")) for error in reply.json["errors"]]
+
+    assert errors("/v1/plain", b'{"id":1,"order":"x","customer":{"city":"Rome"}}') == [
+        (1, "order", "order_", "wrong_type")
+    ]
+    body = (
+        b'[{"id":1,"customer":{"city":"Rome"}},{"id":true,"order":1.5,"items":[{"sku":7}],"ts":"x","more":0,"and":1}]'
+    )
+    expected = {
+        ("id", "id", "wrong_type"),
+        ("order", "order_", "wrong_type"),
+        ("customer.city", "city", "missing"),
+        ("items[0].sku", "sku", "wrong_type"),
+        ("ts", "at", "wrong_type"),
+        ("more", None, "unknown_field"),
+        ("and", None, "unknown_field"),
+    }
+    found = errors("/v1/plain", body)
+    assert {line for line, *_ in found} == {2}
+    assert {(field, column) for _, field, column, _ in found} == {(field, column) for field, column, _ in expected}
+    found = errors("/v1/enveloped", b'{"payload":{"id":1,"order":"x","customer":{}}}')
+    assert {(field, column) for _, field, column, _ in found} == {
+        ("payload.order", "order_"),
+        ("payload.customer.city", "city"),
+    }
+    # Wrong as a whole: one fault.
+    assert errors("/v1/enveloped", b'{"payload":[]}') == [(1, None, None, "not_object")]
+    # Of many records all are named; of the first hundred with all their faults.
+    lines = errors("/v1/plain", b"[%b]" % b",".join([b'{"id":1,"order":"x"}'] * 150))
+    assert len(lines) == 2 * 100 + 50
+    assert not read_topic(kafka.bootstrap_servers, topic)
+
+
 BAD_BODIES: list[tuple[bytes, dict[str, str], int, str]] = [
     (b'{"id":1', {}, 400, "malformed"),
     (b"[1,2", {}, 400, "malformed"),
