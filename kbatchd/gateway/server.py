@@ -24,7 +24,7 @@ from kbatchd.errors import EX_OK, EX_SOFTWARE, ConfigError, KbatchError
 from kbatchd.gateway.app import App
 from kbatchd.gateway.database import Database
 from kbatchd.gateway.guard import Guard
-from kbatchd.gateway.listener import BACKLOG, HANDSHAKE_SECONDS, announce, listen, overlook_new
+from kbatchd.gateway.listener import BACKLOG, HANDSHAKE_SECONDS, announce, answer_mark, listen, overlook_new
 from kbatchd.gateway.logs import Logs
 from kbatchd.gateway.protocol import TOLD_CONNECTIONS, Connection
 from kbatchd.gateway.tokens import Tokens
@@ -98,6 +98,8 @@ async def _run(config: Config, gateway: Gateway, index: int, slot: Slot) -> int:
     # Only now: the kernel sends its share of the connections to whoever listens.
     await asyncio.wait([reaching])
     mark = announce(gateway, config.pipeline)
+    loop = asyncio.get_running_loop()
+    loop.add_reader(mark, answer_mark, mark)
     listener = listen(gateway, "gateway", shared=True)
     slot[Field.STATE] = State.RUNNING
     log.info("gateway listening", extra={"action": "gateway_listening", "address": gateway.listen})
@@ -106,6 +108,7 @@ async def _run(config: Config, gateway: Gateway, index: int, slot: Slot) -> int:
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS)
     await server.serve(listener)
+    loop.remove_reader(mark)
     mark.close()
     beating.cancel()
     watching.cancel()

@@ -10,6 +10,7 @@ import asyncio
 import re
 import time
 from base64 import b64encode
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,8 @@ from urllib.parse import parse_qs
 
 import orjson
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from kbatchd.config_table import host_and_port
 from kbatchd.gateway.origins import Origins
@@ -45,6 +47,9 @@ BURST = 50
 _JSON = b"application/json"
 _TEXT = b"text/plain; charset=utf-8"
 _INLINE = re.compile(rb"<(script|style)>(.*?)</\1>", re.DOTALL)
+
+#: OpenMetrics is taken, 1.0.0 or later.
+_OPENMETRICS = re.compile(rb"(?:^|,)[ \t]*application/openmetrics-text[ \t]*(?=[;,]|$)(?![^,]*version=0)")
 
 _HEADERS = [
     (b"cache-control", b"no-store"),
@@ -113,8 +118,8 @@ class App:
         if path == "/":
             return 200, b"text/html; charset=utf-8", self._page
         if path == "/metrics":
-            encode, kind = choose_encoder(headers.get(b"accept", b"").decode("latin-1"))
-            return self._kept_answer(kind, lambda: (200, kind.encode(), encode(self._registry)))
+            is_open = _OPENMETRICS.search(headers.get(b"accept", b"")) is not None
+            return self._kept_answer((path, is_open), partial(self._metrics, is_open=is_open))
         if path == "/history.json":
             return _json(self._history.recent(_since(exchange.query)))
         maker = self._makers.get(path)
@@ -135,6 +140,13 @@ class App:
             answer = make()
             self._kept[key] = now, answer
         return answer
+
+    def _metrics(self, *, is_open: bool) -> Page:
+        """Write the metrics in one of two forms: what a client says of versions must not make many pages of them."""
+        if is_open:
+            written: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
+            return 200, openmetrics.CONTENT_TYPE_LATEST.encode(), written
+        return 200, CONTENT_TYPE_PLAIN_0_0_4.encode(), generate_latest(self._registry)
 
     def _status(self) -> Page:
         return _json(self._daemon.status(self._view()))

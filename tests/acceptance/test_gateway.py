@@ -155,18 +155,17 @@ def test_a_refusal_names_the_fields_and_all_that_is_wrong(
     body = (
         b'[{"id":1,"customer":{"city":"Rome"}},{"id":true,"order":1.5,"items":[{"sku":7}],"ts":"x","more":0,"and":1}]'
     )
-    expected = {
-        ("id", "id", "wrong_type"),
-        ("order", "order_", "wrong_type"),
-        ("customer.city", "city", "missing"),
-        ("items[0].sku", "sku", "wrong_type"),
-        ("ts", "at", "wrong_type"),
-        ("more", None, "unknown_field"),
-        ("and", None, "unknown_field"),
-    }
     found = errors("/v1/plain", body)
     assert {line for line, *_ in found} == {2}
-    assert {(field, column) for _, field, column, _ in found} == {(field, column) for field, column, _ in expected}
+    assert {(field, column) for _, field, column, _ in found} == {
+        ("id", "id"),
+        ("order", "order_"),
+        ("customer.city", "city"),
+        ("items[0].sku", "sku"),
+        ("ts", "at"),
+        ("more", None),
+        ("and", None),
+    }
     found = errors("/v1/enveloped", b'{"payload":{"id":1,"order":"x","customer":{}}}')
     assert {(field, column) for _, field, column, _ in found} == {
         ("payload.order", "order_"),
