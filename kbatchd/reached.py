@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from enum import Enum, auto
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -43,15 +44,18 @@ class Stand(NamedTuple):
     #: None: nobody knows yet where it begins.
     next_offset: int | None
     #: The first offset read under each leader epoch, ascending, and these epochs. What is below the first is not known.
+    #: One that follows itself began anew: somebody has moved progress over what was not read.
     firsts: list[int]
     epochs: list[int]
+    #: The offset after the last record read; None: nothing has been read since progress was moved.
+    records_end: int | None
 
     def past(self, epoch: int, first: int, last: int) -> Reached:
         """Say whether these offsets of the same topic have been read as records of this leader epoch."""
-        if self.next_offset is None or last >= self.next_offset:
+        if self.next_offset is None or last >= min(self.next_offset, self.records_end or 0):
             return Reached.NOT_YET
         begin, end = (bisect_right(self.firsts, offset) - 1 for offset in (first, last))
-        if begin < 0:
+        if begin < 0 or any(before == after for before, after in pairwise(self.epochs[begin : end + 2])):
             return Reached.NOT_YET
         read = set(self.epochs[begin : end + 1])
         if max(read) > epoch:
@@ -100,7 +104,7 @@ def standing(connection: psycopg.Connection, pipeline: str) -> Standing:
     """
     rows = connection.execute(
         """
-        SELECT route, topic, partition, topic_id, next_offset, leader_epochs
+        SELECT route, topic, partition, topic_id, next_offset, leader_epochs, records_end
         FROM kbatchd.progress WHERE pipeline OPERATOR(pg_catalog.=) %s
         """,
         (pipeline,),
@@ -114,8 +118,8 @@ def standing(connection: psycopg.Connection, pipeline: str) -> Standing:
     ).fetchone()
     assert server is not None
     partitions = {
-        (route, topic, number): Stand(topic_id, offset, [first for _, first in read], [epoch for epoch, _ in read])
-        for route, topic, number, topic_id, offset, read in rows
+        (route, topic, number): Stand(topic_id, offset, [first for _, first in read], [epoch for epoch, _ in read], end)
+        for route, topic, number, topic_id, offset, read, end in rows
     }
     wal_end, wal_flushed, now = server
     return Standing(partitions, wal_end, wal_flushed, now - time.monotonic())

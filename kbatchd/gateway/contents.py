@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: How many records are checked before the event loop may have its turn: 1 to 2 ms.
 CHECKED_PER_TURN = 500
 
+#: What is beyond the limit by less than a key is left to the producer, who knows both sizes.
+KEY_BYTES = 65_536
+
 _JSON = b"application/json"
 _NDJSON = {b"application/x-ndjson", b"application/ndjson", b"application/jsonl"}
 
@@ -104,7 +107,7 @@ def records_of(door: Door, content: Content, body: bytes, limits: Limits, hold: 
 def _refuse_larger(records: Records, limit: int) -> None:
     """Refuse what Kafka would not get anyway before it is decoded: its objects may take 20 times its bytes."""
     for index, value in enumerate(records.values):
-        if len(value) > limit:
+        if len(value) > limit + KEY_BYTES:
             raise answers.not_sent(RecordTooLarge(index, len(value), limit), records)
 
 
