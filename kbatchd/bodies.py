@@ -20,7 +20,7 @@ import zstandard
 from kbatchd.errors import KbatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _BLANK = b" \t\r\n"
 #: The end of an object, a comma, and the beginning of an object.
@@ -64,8 +64,11 @@ class Records(NamedTuple):
     single: bool = False
 
 
-def unpack(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    """Undo the content encoding "gzip" or "zstd"; never hold more than twice `max_bytes` and 16 MiB."""
+def unpack(body: bytes, encoding: str, max_bytes: int, hold: Callable[[int], object] = lambda _size: None) -> bytes:
+    """Undo the content encoding "gzip" or "zstd"; never hold more than twice `max_bytes` and 16 MiB.
+
+    `hold` is told of all that is unpacked, as it is unpacked; what it raises ends it.
+    """
     zstd = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     begin = _gzip_member if encoding == "gzip" else zstd.decompressobj
     packed, at = memoryview(body), 0
@@ -81,6 +84,7 @@ def unpack(body: bytes, encoding: str, max_bytes: int) -> bytes:
                 part = member.decompress(piece)
                 parts.append(part)
                 size += len(part)
+                hold(len(part))
                 if size > max_bytes:
                     raise TooLarge(f"more than {max_bytes} bytes when unpacked")
             at -= len(member.unused_data)

@@ -22,7 +22,7 @@ from kbatchd.mapping import JSONS, TEXTS, Deletes, Feed, Source
 from kbatchd.message import MISSING, Document, Message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from kbatchd.catalogue import Column
     from kbatchd.model import Record
@@ -131,6 +131,22 @@ class CarefulLane:
             row.append(self._format.false)
         return self._format.row(row), columns
 
+    def faults(self, message: Message, *, is_json: bool) -> Iterator[tuple[Path, Refused]]:
+        """Say all that is wrong with a message that `row` has refused: which field, and why.
+
+        What is wrong with all of it is raised, as there.
+        """
+        if is_json:
+            message.decode(suspect=True)
+            message.open(self._envelope)
+            for name in sorted(_unknown(message, self._allowed)):
+                yield (*self._envelope, name), Refused("unknown_field", "no column takes this field")
+        for cell in self._cells:
+            try:
+                cell.field(message)
+            except Refused as error:
+                yield cell.path(self._envelope), error
+
     def _deleted(self, message: Message, deletes: Deletes) -> bytes:
         """Make a row that names what to delete: NULL in all but the key's columns."""
         if message.whole is not None:
@@ -143,10 +159,17 @@ class CarefulLane:
         return self._format.row([*row, self._format.true])
 
 
-def _refuse_unknown(message: Message, allowed: frozenset[str]) -> None:
+def _unknown(message: Message, allowed: frozenset[str] | None) -> Collection[str]:
+    """Return the fields that no column takes, where that matters."""
+    if allowed is None:
+        return ()
     assert message.body is not None
     found = message.body.at(message.prefix)
-    unknown = found.keys() - allowed if isinstance(found, dict) else ()
+    return found.keys() - allowed if isinstance(found, dict) else ()
+
+
+def _refuse_unknown(message: Message, allowed: frozenset[str]) -> None:
+    unknown = _unknown(message, allowed)
     if unknown:
         raise Refused("unknown_field", f"no column takes the field {show(min(unknown))}")
 
@@ -163,6 +186,12 @@ class Cell:
         # A key or a header that is JSON has been read as such when it was found.
         self._json_in_string = feed.json_text and (feed.source is Source.FIELD or bool(feed.path))
         self._literal = None if feed.literal is None else Document(feed.literal, suspect=True)
+
+    def path(self, envelope: Path) -> Path:
+        """Return the way to its field from the value's root; nothing where it is fed by something else."""
+        if self._feed.source is Source.FIELD:
+            return envelope + self._feed.path
+        return self._feed.path if self._feed.source is Source.VALUE else ()
 
     def field(self, message: Message) -> object:
         """Return the field's bytes, None for NULL, or MISSING where the column's default is to apply."""

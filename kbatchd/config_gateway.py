@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field, ValidationInfo, field_validator
 
 from kbatchd.config_faults import fault
-from kbatchd.config_table import Address, Beside, Command, Origin, Table, host_and_port, private, readable
+from kbatchd.config_table import Address, Beside, Command, Host, Origin, Table, host_and_port, private, readable
 from kbatchd.credentials import find
 
 #: The systemd credential that holds the gateway's tokens: `LoadCredential=gateway_tokens:/path`.
@@ -41,7 +41,13 @@ class Gateway(Table):
     )
     tls_key_file: Beside | None = Field(default=None, strict=False, description="The certificate's key in PEM.")
     cors_origins: tuple[Origin, ...] = Field(
-        default=(), strict=False, description='Origins whose web pages may send, "*" for all.'
+        default=(), strict=False, description='Origins whose web pages may send, "*" for all; others are answered 403.'
+    )
+    hosts: tuple[Host, ...] = Field(
+        default=(),
+        strict=False,
+        description="Names that the gateway may be asked for by, beside localhost. Default: any, but on a loopback "
+        "address none.",
     )
     max_body_bytes: int = Field(
         default=10_485_760, ge=1_024, le=1_073_741_824, description="A request's body, unpacked."
@@ -56,6 +62,13 @@ class Gateway(Table):
     )
     max_queued_bytes: int = Field(
         default=268_435_456, ge=1_048_576, le=17_179_869_184, description="The same in bytes; beyond either: 503."
+    )
+    max_held_bytes: int = Field(
+        default=134_217_728,
+        ge=1_048_576,
+        le=17_179_869_184,
+        description="Bytes that one process holds of requests that are unfinished or not yet sent on, and of answers "
+        "not yet read; at least twice max_body_bytes. Beyond: 503.",
     )
     max_waiting_requests: int = Field(
         default=10_000,

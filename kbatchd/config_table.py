@@ -29,6 +29,7 @@ MAX_KEPT_BYTES = 249
 _IDENTIFIER = re.compile(r'"(?P<quoted>(?:[^"]|"")*)"|(?P<plain>[^".\s]+)')
 _HIGHEST_PORT = 65_535
 _ORIGIN = re.compile(r"(\*|https?://[^/\s?#]+)\Z")
+_HOST = re.compile(r"([A-Za-z0-9._-]+|[0-9A-Fa-f:.]+)\Z")
 _TOPIC = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,249}\Z")
 
 
@@ -87,6 +88,12 @@ def _origin(value: str) -> str:
     return value
 
 
+def _host(value: str) -> str:
+    if not _HOST.match(value):
+        raise fault('has something that is no host; allowed: a name without a port, such as "api.example.com"')
+    return value
+
+
 def _not_empty(command: tuple[str, ...]) -> tuple[str, ...]:
     if not command:
         raise fault("is empty; allowed: a program and its arguments, each a string")
@@ -139,6 +146,7 @@ ColumnName = Annotated[Name, AfterValidator(identifier)]
 Topic = Annotated[str, AfterValidator(_topic)]
 Address = Annotated[str, AfterValidator(_address)]
 Origin = Annotated[str, AfterValidator(_origin)]
+Host = Annotated[str, AfterValidator(_host)]
 #: A file that the configuration names.
 Beside = Annotated[Path, AfterValidator(beside_the_file)]
 Scalar = Annotated[Any, AfterValidator(_scalar)]

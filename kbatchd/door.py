@@ -6,7 +6,7 @@ record's key is a field of it. Used by the gateway's event loop and by `kbatchd 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import orjson
 
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
     from kbatchd.catalogue import Column
     from kbatchd.config_mapping import RouteMapping
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong with a record."""
+
+    #: The field, as a path from the value's root; None where it is none, or nobody knows which.
+    field: str | None
+    refusal: Refusal
 
 
 class Door:
@@ -38,6 +46,22 @@ class Door:
         if self._encoder is not None:
             return self._encoder.encode((), values, []).refused
         return [(index, refusal) for index, value in enumerate(values) if (refusal := _not_an_object(value))]
+
+    def faults(self, value: bytes, refusal: Refusal) -> list[Fault]:
+        """Say all that is wrong with a record that `check` or `keys` has refused, with the fields' names."""
+        found = [] if self._encoder is None else [Fault(*each) for each in self._encoder.faults(value)]
+        if found and self._key_field is not None:
+            _, refused = self.keys([value])
+            found += [Fault(self._key_field, why) for _, why in refused]
+        return found or [self.fault(refusal)]
+
+    def fault(self, refusal: Refusal) -> Fault:
+        """Name the field of a refusal."""
+        fields = {} if self._encoder is None else self._encoder.fields
+        column = refusal.column
+        if column is None or column in fields:
+            return Fault(None if column is None else fields[column], refusal)
+        return Fault(column if column == self._key_field else None, refusal)
 
     def keys(self, values: Sequence[bytes]) -> tuple[list[bytes | None], list[tuple[int, Refusal]]]:
         """Return the keys of records that have passed `check`, and those whose key field is no string or integer.

@@ -98,6 +98,16 @@ class OffsetsInquiry(Question[TopicPartition]):
                 answers.silent[partition] = silence
         return answers
 
+    def epochs(self) -> dict[Partition, int]:
+        """Return the leader epochs that the partitions are in, when `done()`: of those whose leader tells one."""
+        epochs = {
+            Partition(key.topic, key.partition): future.result().leader_epoch
+            for key, future in self.futures.items()
+            if future.exception() is None
+        }
+        # None and -1 are no epochs: brokers older than 2.1, or none that answered.
+        return {partition: epoch for partition, epoch in epochs.items() if epoch is not None and epoch >= 0}
+
 
 class Beginnings:
     """Where partitions are to begin: asked until two answers in a row say the same of each, without waiting."""

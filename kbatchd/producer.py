@@ -186,7 +186,7 @@ class RecordProducer:
         """Connect in the background; call from within the event loop."""
         self._loop = asyncio.get_running_loop()
         self._max_records, self._max_bytes = gateway.max_queued_records, gateway.max_queued_bytes
-        self._max_record_bytes = kafka.max_record_bytes
+        self.max_record_bytes = kafka.max_record_bytes
         callbacks: dict[str, Any] = {"error_cb": self._on_error, "stats_cb": self._on_statistics}
         try:
             self._producer = settings(gateway, client_id).make(Producer, kafka.client, **callbacks)
@@ -262,9 +262,9 @@ class RecordProducer:
     ) -> Sending:
         """Count records in, if there is room for them."""
         sizes = [len(value) + len(key or b"") for value, key in zip(values, keys, strict=True)]
-        if max(sizes) > self._max_record_bytes:
-            index = next(index for index, size in enumerate(sizes) if size > self._max_record_bytes)
-            raise RecordTooLarge(index, sizes[index], self._max_record_bytes)
+        if max(sizes) > self.max_record_bytes:
+            index = next(index for index, size in enumerate(sizes) if size > self.max_record_bytes)
+            raise RecordTooLarge(index, sizes[index], self.max_record_bytes)
         count, size_bytes = len(sizes), sum(sizes)
         now = self._look()
         if self._under_way and now - max(self._under_way[0].sent_at, self._punctual_since) > STALL_SECONDS:

@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from kbatchd.careful_lane import BINARY, CarefulLane, Cell
@@ -53,6 +54,7 @@ from kbatchd.internal import internal_refusal, tell
 from kbatchd.mapping import OF_RECORD, Source, known_fields, looked_into, resolve_feeds
 from kbatchd.message import Message
 from kbatchd.model import DELETED, CopyFormat, Encoded, Refusal
+from kbatchd.paths import show_path
 from kbatchd.text_lane import TEXT
 
 if TYPE_CHECKING:
@@ -61,6 +63,9 @@ if TYPE_CHECKING:
     from kbatchd.catalogue import Column
     from kbatchd.mapping import Deletes, Feed
     from kbatchd.model import Record
+
+#: So many faults of one record are named.
+FAULTS = 100
 
 #: So many records between two that the compiled lane leaves are worth its next try.
 _WORTH_A_TRY = 2
@@ -85,6 +90,8 @@ class RowEncoder:
         known = known_fields(ordered)
         cells = [Cell(feed, row_format, known) for feed in ordered]
         literals = _literals(ordered, cells)
+        #: The field of each column that has one, as a path from the value's root.
+        self.fields = {cell.name: show_path(path) for cell in cells if (path := cell.path(mapping.envelope))}
         self._careful_lane = CarefulLane(cells, row_format, mapping.envelope, deletes, self._unknown)
         kinds = [kind for feed in ordered if (kind := type_of(feed.column)) is not None]
         self._numbers = any(kind.numbers for kind in kinds)
@@ -122,6 +129,20 @@ class RowEncoder:
         for index, value in enumerate(values):
             call.careful(value, index, rows, call.refused, suspect=True)
         return call.encoded(len(rows))
+
+    def faults(self, value: bytes) -> list[tuple[str | None, Refusal]]:
+        """Say all that is wrong with a record that was refused, FAULTS at most: which field, and why.
+
+        Nothing, where it is wrong as a whole: the refusal says so.
+        """
+        message = Message(value, None, time.time_ns() // 1000)
+        try:
+            found = list(islice(self._careful_lane.faults(message, is_json=self._is_json), FAULTS))
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - it was told of when the record was refused
+            return []
+        return [(show_path(path) or None, Refusal(why.code, why.column, str(why))) for path, why in found]
 
     def _begin(self, records: Sequence[Record]) -> _Call:
         return _Call(self, records, time.time_ns() // 1000 if self._needs_now else 0)

@@ -9,6 +9,7 @@ A topic's id tells it from another of the same name that was made later; brokers
 
 from __future__ import annotations
 
+import asyncio
 import time
 from concurrent.futures import wait
 from dataclasses import dataclass
@@ -82,6 +83,11 @@ class Question(Generic[_Asked]):
         """Tell whether `result()` would return at once; also hands librdkafka's log lines on."""
         self.admin.poll(0)
         return all(future.done() for future in self.futures.values())
+
+    async def ended(self) -> None:
+        """Wait, on an event loop, until `done()`."""
+        if self.futures:
+            await asyncio.wait([asyncio.wrap_future(future) for future in self.futures.values()])
 
     def wait_for_all(self) -> None:
         """Wait for the answers. They end by themselves, with librdkafka's own timeout; a refused login ends it sooner.

@@ -3,6 +3,7 @@
 ALTER TABLE kbatchd.progress
     ADD COLUMN leader_epoch  integer,
     ADD COLUMN leader_epochs jsonb   NOT NULL DEFAULT '[]',
+    ADD COLUMN records_end   bigint,
     ADD COLUMN host          text,
     ADD COLUMN pid           integer,
     ADD COLUMN halted        text    CHECK (halted IN ('gap', 'breaker')),

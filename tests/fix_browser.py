@@ -26,12 +26,13 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 class Browser:
     """One page in a headless Chromium, by its DevTools protocol over a pair of pipes."""
 
-    def __init__(self, program: str, profile: Path) -> None:
+    def __init__(self, program: str, profile: Path, *more: str) -> None:
+        """`more` are switches."""
         commands, self._commands = os.pipe()
         self._events, events = os.pipe()
         switches = ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking",
                     "disable-component-update", "disable-sync", "remote-debugging-pipe", f"user-data-dir={profile}",
-                    )  # fmt: skip
+                    *more)  # fmt: skip
         line = f'exec "$0" "$@" 3<&{commands} 4>&{events}'
         self._process = subprocess.Popen(
             ["bash", "-c", line, program, *(f"--{switch}" for switch in switches)],
@@ -80,8 +81,13 @@ class Browser:
         return self.run(script)
 
     def open(self, url: str) -> None:
-        """Go to a page; `violations` there are what its policy has refused."""
-        watch = "window.violations = []; onsecuritypolicyviolation = event => violations.push(event.blockedURI)"
+        """Go to a page; `violations` there are what its policy has refused, `faults` what went wrong in its scripts."""
+        watch = (
+            "window.violations = []; onsecuritypolicyviolation = event => violations.push(event.blockedURI);"
+            "window.faults = []; addEventListener('error', event => faults.push(event.message));"
+            "addEventListener('unhandledrejection', event => faults.push(String(event.reason)));"
+            "console.error = console.warn = (...words) => faults.push(words.join(' '))"
+        )
         self.call("Page.enable")
         self.call("Page.addScriptToEvaluateOnNewDocument", source=watch)
         self.call("Page.navigate", url=url)
@@ -113,8 +119,8 @@ class Browser:
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Browser]:
-    """One page of a headless Chromium."""
+    """One page of a headless Chromium; every name under rebound.example is this host."""
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     assert program, f"the browser's tests need one of {', '.join(PROGRAMS)} (Debian: apt-get install chromium)"
-    with Browser(program, tmp_path / "profile") as browser:
+    with Browser(program, tmp_path / "profile", "host-resolver-rules=MAP *.rebound.example 127.0.0.1") as browser:
         yield browser

@@ -12,25 +12,36 @@ import orjson
 
 from kbatchd.gateway.database import Outcome
 from kbatchd.gateway.problems import Problem
+from kbatchd.internal import INTERNAL
+from kbatchd.producer import KafkaAway, RecordTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kbatchd.bodies import Records
+    from kbatchd.door import Door
     from kbatchd.gateway.problems import Answer
     from kbatchd.model import OffsetRange, Refusal
-    from kbatchd.producer import NotAcknowledged
+    from kbatchd.producer import NotAcknowledged, NotSent
     from kbatchd.reached import DeadLetter
 
 #: So many refused records are named in an answer, 1 MB of it; all are counted.
 NAMED_ERRORS = 10_000
+
+#: Of so many refused records all faults are named, of the others the first.
+THOROUGH_RECORDS = 100
 
 #: How soon a client shall try again.
 RETRY_AFTER = {b"retry-after": b"1"}
 
 
 def accepted(
-    head: bytes, records: Records, ranges: Sequence[OffsetRange], outcome: Outcome | list[DeadLetter] | None
+    head: bytes,
+    count: int,
+    ranges: Sequence[OffsetRange],
+    outcome: Outcome | list[DeadLetter] | None = None,
+    *,
+    single: bool,
 ) -> Answer:
     """Make the answer to records that are in Kafka, and maybe in the table; raise the one that says they are not."""
     if isinstance(outcome, list):
@@ -40,10 +51,10 @@ def accepted(
             HTTPStatus.GATEWAY_TIMEOUT, "lost", "Kafka lost records of this request", {"acknowledged": _shown(ranges)}
         )
     status = 200 if outcome is Outcome.COMMITTED else 202
-    if records.single:
+    if single:
         [(partition, offset, _)] = ranges
         return one(head, partition.number, offset, status)
-    return _json(status, orjson.dumps({"count": len(records.values), "ranges": _shown(ranges)}))
+    return _json(status, orjson.dumps({"count": count, "ranges": _shown(ranges)}))
 
 
 def one(head: bytes, number: int, offset: int, status: int = 202) -> Answer:
@@ -67,14 +78,23 @@ def too_large(detail: str) -> Problem:
     return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", detail)
 
 
-def refused(refusals: Sequence[tuple[int, Refusal]], records: Records) -> Problem:
-    """Make the answer to records that do not fit."""
-    errors = [
-        {"line": records.lines[index], "column": why.column, "code": why.code, "reason": why.message}
-        for index, why in refusals[:NAMED_ERRORS]
-    ]
-    detail = f"{len(refusals)} of {len(records.values)} records do not fit the table; nothing was sent"
-    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "refused", detail, {"errors": errors})
+def refused(refusals: Sequence[tuple[int, Refusal]], records: Records, door: Door) -> Problem:
+    """Make the answer to records that do not fit; or that it is the gateway's fault, if it is with one of them."""
+    errors: list[dict[str, object]] = []
+    for number, (index, why) in enumerate(refusals[:NAMED_ERRORS]):
+        faults = door.faults(records.values[index], why) if number < THOROUGH_RECORDS else [door.fault(why)]
+        errors += [
+            {"line": records.lines[index], "field": field, "column": each.column, "code": each.code,
+             "reason": each.message}
+            for field, each in faults
+        ]  # fmt: skip
+    members = {"errors": errors[:NAMED_ERRORS]}
+    how_many = f"{len(refusals)} of {len(records.values)} records"
+    if any(why.code == INTERNAL for _, why in refusals):
+        detail = f"an error of the gateway's own, with {how_many}; nothing was sent"
+        return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail, members)
+    detail = f"{how_many} do not fit the table; nothing was sent"
+    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "refused", detail, members)
 
 
 def _dead(letters: Sequence[DeadLetter]) -> Problem:
@@ -91,6 +111,16 @@ def _dead(letters: Sequence[DeadLetter]) -> Problem:
     return Problem(
         HTTPStatus.UNPROCESSABLE_ENTITY, "dead-letter", f"{len(errors)} records became dead letters", {"errors": errors}
     )
+
+
+def not_sent(error: NotSent, records: Records) -> Problem:
+    """Make the answer to records of which Kafka has seen none."""
+    detail = f"{error}; nothing was sent"
+    if isinstance(error, RecordTooLarge):
+        members = {"line": records.lines[error.index]}
+        return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "record-too-large", detail, members)
+    kind = "kafka-away" if isinstance(error, KafkaAway) else "queue-full"
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, kind, detail, None, RETRY_AFTER)
 
 
 def not_acknowledged(error: NotAcknowledged) -> Problem:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -21,14 +22,16 @@ from urllib.parse import parse_qs
 
 import orjson
 
-from kbatchd import bodies
-from kbatchd.bodies import Malformed, Records, TooLarge
+from kbatchd.bodies import Records
 from kbatchd.door import Door
 from kbatchd.errors import ConfigError
 from kbatchd.gateway import answers, pages
+from kbatchd.gateway.contents import Content, Limits, content_of, keys_of, nothing_held, records_of
 from kbatchd.gateway.database import Outcome
+from kbatchd.gateway.memory import Holding
+from kbatchd.gateway.origins import PREFLIGHT, SAFE_METHODS, Origins
 from kbatchd.gateway.problems import Answer, Problem
-from kbatchd.producer import RECORDS_PER_TURN, KafkaAway, NotAcknowledged, NotSent, RecordTooLarge
+from kbatchd.producer import RECORDS_PER_TURN, KafkaAway, NotAcknowledged, NotSent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,8 +39,9 @@ if TYPE_CHECKING:
     from kbatchd.config import Gateway, Route
     from kbatchd.gateway.database import Database
     from kbatchd.gateway.exchange import Exchange
+    from kbatchd.gateway.logs import Logs
     from kbatchd.gateway.tokens import Tokens
-    from kbatchd.model import OffsetRange, Refusal
+    from kbatchd.model import OffsetRange
     from kbatchd.producer import Headers, RecordProducer, Sending
     from kbatchd.reached import DeadLetter
     from kbatchd.tables import Tables
@@ -48,11 +52,6 @@ if TYPE_CHECKING:
 #: From this size on a body is checked in another thread, and every packed one: that takes 14 ms a MB at worst.
 LARGE_BODY_BYTES = 131_072
 
-#: How many records that thread checks before the event loop may have its turn: 1 to 2 ms.
-CHECKED_PER_TURN = 500
-
-_JSON = b"application/json"
-_NDJSON = {b"application/x-ndjson", b"application/ndjson", b"application/jsonl"}
 _WAIT = re.compile(rb"(?:^|[,;])\s*wait\s*=\s*(\d{1,9})\s*(?:$|[,;])")
 
 
@@ -73,8 +72,7 @@ class _Order(NamedTuple):
     """What a request's head asks for."""
 
     entry: _Entry
-    split: Split
-    encoding: str
+    content: Content
     #: How long the answer shall wait for the table; None: not at all.
     wait_seconds: float | None
 
@@ -83,12 +81,26 @@ class App:
     """Answers requests. `tables` may change at any time; `pages` are whole answers by path, to GET."""
 
     def __init__(
-        self, gateway: Gateway, routes: Sequence[Route], producer: RecordProducer, database: Database, tokens: Tokens
+        self,
+        gateway: Gateway,
+        routes: Sequence[Route],
+        producer: RecordProducer,
+        database: Database,
+        logs: Logs,
+        tokens: Tokens,
     ) -> None:
         self._gateway = gateway
         self._producer = producer
         self._database = database
+        self._logs = logs
         self._tokens = tokens
+        self._limits = Limits(gateway.max_queued_records, gateway.max_body_bytes, producer.max_record_bytes)
+        self._origins = Origins(
+            gateway.address[0],
+            listed=gateway.cors_origins,
+            hosts=gateway.hosts,
+            tls=gateway.tls_certificate_file is not None,
+        )
         #: Requests that wait for the table.
         self._waiting = 0
         self._entries = {f"/v1/{route.name}": self._entry(route) for route in routes}
@@ -101,10 +113,12 @@ class App:
 
     def use_tables(self, tables: Tables) -> None:
         """Check against these columns from now on, and describe them."""
+        if self._gateway.validate_records:
+            self._use_doors(tables)
         routes = [entry.route for entry in self._entries.values()]
         self.pages = pages.build(routes, tables, self._gateway, with_tokens=self._tokens.needed)
-        if not self._gateway.validate_records:
-            return
+
+    def _use_doors(self, tables: Tables) -> None:
         for entry in self._entries.values():
             table = tables.get(entry.route.name)
             if isinstance(table, ConfigError):
@@ -120,30 +134,37 @@ class App:
                 self._answer(exchange, self._page(exchange))
                 return True
             body = exchange.body()
-            if order.encoding or order.wait_seconds is not None or len(body) >= LARGE_BODY_BYTES:
+            if order.content.encoding or order.wait_seconds is not None or len(body) >= LARGE_BODY_BYTES:
                 return False
             self._refuse_larger(len(body))
-            records, keys = self._checked(order, body, exchange.fields)
+            records, keys = self._checked(order, body, exchange.fields, nothing_held)
             if not 0 < len(records.values) <= RECORDS_PER_TURN:
                 return False
-            answer = partial(self._answer_acknowledged, exchange, order, records)
+            answer = partial(self._answer_acknowledged, exchange, order.entry.head, len(records.values), records.single)
             topic = order.entry.route.topic
             self._producer.begin(topic, records.values, keys, _record_headers(exchange.fields), answer)
         except KafkaAway:
             return False  # it may be back in a moment
         except NotSent as error:
-            self._answer(exchange, _not_sent(error, records).answer())
+            self._answer(exchange, answers.not_sent(error, records).answer())
         except Problem as problem:
             self._answer(exchange, problem.answer())
         return True
 
-    def _answer_acknowledged(self, exchange: Exchange, order: _Order, records: Records, sending: Sending) -> None:
+    def _answer_acknowledged(
+        self,
+        exchange: Exchange,
+        head: bytes,
+        count: int,
+        single: bool,
+        sending: Sending,
+    ) -> None:
         """Say what Kafka has said; called by the producer."""
         try:
-            if records.single and not sending.errors:
-                answer = answers.one(order.entry.head, *sending.acknowledged[0])
+            if single and not sending.errors:
+                answer = answers.one(head, *sending.acknowledged[0])
             else:
-                answer = answers.accepted(order.entry.head, records, sending.ranges(), None)
+                answer = answers.accepted(head, count, sending.ranges(), single=single)
         except NotAcknowledged as error:
             answer = answers.not_acknowledged(error).answer()
         except Exception as error:  # noqa: BLE001  # whatever it is, the client gets an answer
@@ -161,14 +182,15 @@ class App:
         self._answer(exchange, answer)
 
     def _answer(self, exchange: Exchange, answer: Answer) -> None:
-        if self._gateway.cors_origins and b"origin" in exchange.fields:
+        if self._origins.listed and b"origin" in exchange.fields:
             status, headers, body = answer
-            answer = status, [*headers, *self._cors(exchange.fields[b"origin"])], body
+            answer = status, [*headers, *self._origins.cors(exchange.fields[b"origin"])], body
         exchange.answer(answer)
 
     def _order(self, exchange: Exchange) -> _Order | None:
         """Read the head; None: it asks for a page."""
         fields = exchange.fields
+        self._check_sender(exchange.method, fields)
         entry = self._entries.get(exchange.path)
         if entry is None or exchange.method != "POST":
             return None
@@ -177,9 +199,16 @@ class App:
         if wait_seconds is not None and self._waiting >= self._gateway.max_waiting_requests:
             detail = "too many requests wait for the table; nothing was sent"
             raise Problem(HTTPStatus.TOO_MANY_REQUESTS, "too-many-waiting", detail, None, answers.RETRY_AFTER)
-        split = _SPLITTERS.get(fields.get(b"content-type", _JSON)) or _splitter(fields[b"content-type"])
-        encoding = _encoding(fields) if b"content-encoding" in fields else ""
-        return _Order(entry, split, encoding, wait_seconds)
+        return _Order(entry, content_of(fields), wait_seconds)
+
+    def _check_sender(self, method: str, fields: Fields) -> None:
+        """Refuse what a web page sends that has no business here."""
+        if not self._origins.names_us(fields):
+            detail = "this is not a name of the gateway's: ask for localhost, or list the name in gateway.hosts"
+            raise Problem(HTTPStatus.FORBIDDEN, "foreign-host", detail)
+        if method not in SAFE_METHODS and not self._origins.may_send(fields):
+            detail = "sent by a web page of another origin, and not taken: list that origin in gateway.cors_origins"
+            raise Problem(HTTPStatus.FORBIDDEN, "foreign-origin", detail)
 
     def _page(self, exchange: Exchange) -> Answer:
         path, method, headers = exchange.path, exchange.method, exchange.fields
@@ -199,20 +228,11 @@ class App:
 
     def _refuse_method(self, method: str, headers: Fields, allowed: bytes) -> Answer:
         if method == "OPTIONS":
-            preflight = b"access-control-request-method" in headers and self._gateway.cors_origins
-            return 204, [(b"allow", allowed), *(_PREFLIGHT if preflight else ())], b""
+            preflight = b"access-control-request-method" in headers and self._origins.listed
+            return 204, [(b"allow", allowed), *(PREFLIGHT if preflight else ())], b""
         raise Problem(
             HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", "records are sent by POST", headers={b"allow": allowed}
         )
-
-    def _cors(self, origin: bytes) -> list[tuple[bytes, bytes]]:
-        origins = self._gateway.cors_origins
-        if "*" in origins:
-            return [(b"access-control-allow-origin", b"*")]
-        vary = [(b"vary", b"origin")]
-        if origin.decode("latin-1") in origins:
-            return [(b"access-control-allow-origin", origin), *vary]
-        return vary
 
     def _wait_seconds(self, query: bytes, headers: Fields) -> float | None:
         """Tell how long the answer shall wait for the table; None: not at all."""
@@ -234,130 +254,58 @@ class App:
     async def _body(self, exchange: Exchange) -> bytes:
         """Read the body, to its end or to one byte too many."""
         self._refuse_larger(int(exchange.fields.get(b"content-length", b"0")))
-        parts: list[bytes] = []
-        size = 0
+        body = bytearray()  # a list of pieces takes 40 bytes for each, and a piece may be one byte
         while part := await exchange.read():
-            parts.append(part)
-            size += len(part)
-            self._refuse_larger(size)
-        return b"".join(parts)
+            body += part
+            self._refuse_larger(len(body))
+        return bytes(body)
 
-    def _checked(self, order: _Order, body: bytes, headers: Fields) -> tuple[Records, Sequence[bytes | None]]:
+    def _checked(
+        self, order: _Order, body: bytes, headers: Fields, hold: Callable[[int], object]
+    ) -> tuple[Records, Sequence[bytes | None]]:
         """Check the records, and find their keys; raise the Problem with them. Touches nothing but its arguments."""
         door = order.entry.door
         if door is None:
             detail = f"route {order.entry.route.name}: {order.entry.why}"
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "table-unknown", detail, None, answers.RETRY_AFTER)
-        records = _checked(door, order, body, self._gateway.max_queued_records, self._gateway.max_body_bytes)
-        return records, _keys(door, records, headers.get(b"record-key"))
+        records = records_of(door, order.content, body, self._limits, hold)
+        return records, keys_of(door, records, headers.get(b"record-key"))
 
     async def _take(self, order: _Order, exchange: Exchange) -> Answer:
         """Check the records, send them, wait for what is to be waited for, and answer where they are."""
-        body, fields = await self._body(exchange), exchange.fields
-        if order.encoding or len(body) >= LARGE_BODY_BYTES:
-            records, keys = await asyncio.to_thread(self._checked, order, body, fields)
-        else:
-            records, keys = self._checked(order, body, fields)
-        ranges: list[OffsetRange] = []
-        if records.values:
-            try:
-                ranges = await self._producer.send(
-                    order.entry.route.topic, records.values, keys, _record_headers(fields)
-                )
-            except NotSent as error:
-                raise _not_sent(error, records) from error
-            except NotAcknowledged as error:
-                raise answers.not_acknowledged(error) from error
+        route = order.entry.route
+        since, before = time.monotonic(), self._logs.look(route.topic)
+        with Holding(exchange.memory) as holding:
+            records, ranges = await self._send(order, exchange, holding)
+        count, single = len(records.values), records.single
+        del records  # they may be large, and the wait long
         outcome: Outcome | list[DeadLetter] | None = None
         if order.wait_seconds is not None and ranges:
+            exchange.forget_body()
             self._waiting += 1
             try:
-                outcome = await self._database.committed(order.entry.route, ranges, order.wait_seconds)
+                log = self._logs.acknowledged(before, [at for at, _, _ in ranges])
+                outcome = await self._database.committed(route, ranges, order.wait_seconds, since, log)
             finally:
                 self._waiting -= 1
-        return answers.accepted(order.entry.head, records, ranges, outcome)
+        return answers.accepted(order.entry.head, count, ranges, outcome, single=single)
 
-
-def _not_sent(error: NotSent, records: Records) -> Problem:
-    """Make the answer to records of which Kafka has seen none."""
-    detail = f"{error}; nothing was sent"
-    if isinstance(error, RecordTooLarge):
-        members = {"line": records.lines[error.index]}
-        return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "record-too-large", detail, members)
-    kind = "kafka-away" if isinstance(error, KafkaAway) else "queue-full"
-    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, kind, detail, None, answers.RETRY_AFTER)
-
-
-_PREFLIGHT = (
-    (b"access-control-allow-methods", b"POST"),
-    (
-        b"access-control-allow-headers",
-        b"authorization, content-type, content-encoding, record-key, idempotency-key, traceparent, prefer",
-    ),
-    (b"access-control-max-age", b"600"),
-)
-
-
-_SPLITTERS: dict[bytes, Split] = {_JSON: bodies.split, **dict.fromkeys(_NDJSON, bodies.split_lines)}
-
-
-def _splitter(content_type: bytes) -> Split:
-    """Find how a body of this type is split, whatever its parameters and its case."""
-    split = _SPLITTERS.get(content_type.partition(b";")[0].strip().lower())
-    if split is not None:
-        return split
-    detail = "the content type may be application/json or application/x-ndjson"
-    accepted = {b"accept-post": b"application/json, application/x-ndjson"}
-    raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "content-type", detail, None, accepted)
-
-
-def _encoding(headers: Fields) -> str:
-    encoding = headers[b"content-encoding"].lower().decode("latin-1")
-    if encoding in {"gzip", "zstd"}:
-        return encoding
-    if encoding == "identity":
-        return ""
-    detail = "the body's content encoding may be gzip or zstd"
-    accepted = {b"accept-encoding": b"gzip, zstd"}
-    raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "content-encoding", detail, None, accepted)
-
-
-def _checked(door: Door, order: _Order, content: bytes, max_records: int, max_bytes: int) -> Records:
-    """Unpack, split and check; raise 400, 413 or 422. Of a large body in a thread of its own."""
-    try:
-        if order.encoding:
-            content = bodies.unpack(content, order.encoding, max_bytes)
-        records = order.split(content, max_records)
-        refusals = _check(door, records.values)
-        if refusals and order.split is bodies.split and any(why.code == "not_json" for _, why in refusals):
-            # An array: the places were guessed wrong, or it is no JSON either.
-            records = bodies.split_exactly(content, max_records)
-            refusals = _check(door, records.values)
-    except Malformed as error:
-        raise Problem(HTTPStatus.BAD_REQUEST, "malformed", str(error)) from error
-    except TooLarge as error:
-        raise answers.too_large(str(error)) from error
-    if refusals:
-        raise answers.refused(refusals, records)
-    return records
-
-
-def _check(door: Door, values: Sequence[bytes]) -> list[tuple[int, Refusal]]:
-    if len(values) <= CHECKED_PER_TURN:
-        return door.check(values)
-    refusals: list[tuple[int, Refusal]] = []
-    for start in range(0, len(values), CHECKED_PER_TURN):
-        refusals += [(start + index, why) for index, why in door.check(values[start : start + CHECKED_PER_TURN])]
-    return refusals
-
-
-def _keys(door: Door, records: Records, given: bytes | None) -> Sequence[bytes | None]:
-    if given is not None:
-        return [given] * len(records.values)
-    keys, refusals = door.keys(records.values)
-    if refusals:
-        raise answers.refused(refusals, records)
-    return keys
+    async def _send(self, order: _Order, exchange: Exchange, holding: Holding) -> tuple[Records, list[OffsetRange]]:
+        """Check the records and send them; return them, and where they are."""
+        body, fields = await self._body(exchange), exchange.fields
+        if order.content.encoding or len(body) >= LARGE_BODY_BYTES:
+            records, keys = await asyncio.to_thread(self._checked, order, body, fields, holding.take)
+        else:
+            records, keys = self._checked(order, body, fields, holding.take)
+        if not records.values:
+            return records, []
+        headers = _record_headers(fields)
+        try:
+            return records, await self._producer.send(order.entry.route.topic, records.values, keys, headers)
+        except NotSent as error:
+            raise answers.not_sent(error, records) from error
+        except NotAcknowledged as error:
+            raise answers.not_acknowledged(error) from error
 
 
 def _record_headers(headers: Fields) -> Headers | None:

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING
 from kbatchd import reached, tables
 from kbatchd.errors import KbatchError
 from kbatchd.postgres import connect, explained
-from kbatchd.reached import Sought
+from kbatchd.reached import CLOCK_SLACK_SECONDS, Reached, Sought
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from kbatchd.config import Config, Route
+    from kbatchd.gateway.logs import Log
     from kbatchd.model import OffsetRange
     from kbatchd.postgres import Connection
     from kbatchd.reached import DeadLetter, Standing
@@ -39,9 +40,6 @@ LOOK_SECONDS = 0.02
 #: How often the tables are compared with what is known of them.
 TABLES_SECONDS = 10.0
 
-#: A dead letter's time is its transaction's beginning, which may lie before the wait's.
-DEAD_LETTER_SLACK_SECONDS = 60.0
-
 #: Between two attempts to connect, growing up to the second.
 FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.1, 2.0
 
@@ -50,8 +48,8 @@ class Outcome(Enum):
     """What became of records, as far as one waited."""
 
     COMMITTED = auto()  # rows, all of them, and durably so
-    LOST = auto()  # some lie in a recorded gap, or went with a topic that was made anew
-    PENDING = auto()  # not all are in the table yet
+    LOST = auto()  # some were deleted or truncated before they were read, or went with a topic that was recreated
+    PENDING = auto()  # not all are in the table yet, or nobody can tell
 
 
 @dataclass(slots=True, eq=False)
@@ -61,10 +59,13 @@ class _Waiter:
     route: Route
     ranges: Sequence[OffsetRange]
     future: asyncio.Future[Outcome | list[DeadLetter]]
+    #: When the records were sent.
     since: float
     deadline: float
-    #: What progress was of, at the first look: another id later means that the records are gone.
-    topic_ids: dict[int, str] = field(default_factory=dict)
+    #: Which log they are in; None: that is not known yet, or never.
+    log: Log | None = None
+    #: Whose progress was of that topic: if it is of another later, the records are gone.
+    met: set[int] = field(default_factory=set)
     #: Where the WAL ended when progress was seen behind the records; it must be flushed up to there.
     seen_at: int | None = None
 
@@ -90,25 +91,39 @@ class Database(threading.Thread):
         self._away = False
 
     async def committed(
-        self, route: Route, ranges: Sequence[OffsetRange], timeout_seconds: float
+        self,
+        route: Route,
+        ranges: Sequence[OffsetRange],
+        timeout_seconds: float,
+        since: float,
+        log: Awaitable[Log | None],
     ) -> Outcome | list[DeadLetter]:
         """Wait until all these records are in the table, and durably so; or return those that became dead letters.
 
-        Undetected stays a topic that was made anew between the acknowledgement and the first look here.
+        They were sent after `since`; `log` will say which log they are in. As long as that is not known they are not
+        known to be in the table either.
         """
         future: asyncio.Future[Outcome | list[DeadLetter]] = self._loop.create_future()
-        now = time.monotonic()
-        waiter = _Waiter(route, ranges, future, now, now + timeout_seconds)
+        waiter = _Waiter(route, ranges, future, since, time.monotonic() + timeout_seconds)
+        naming = asyncio.ensure_future(self._find_log(waiter, log))
         with self._wake:
             if self._stopping:
+                naming.cancel()
                 return Outcome.PENDING
             self._arrivals.append(waiter)
-            self._wake.notify()
         try:
             # The thread itself may be busy with a server that does not answer.
             return await asyncio.wait_for(future, timeout_seconds)
         except TimeoutError:
             return Outcome.PENDING
+        finally:
+            naming.cancel()
+
+    async def _find_log(self, waiter: _Waiter, log: Awaitable[Log | None]) -> None:
+        """Let the thread know which log the records are in."""
+        waiter.log = await log
+        with self._wake:
+            self._wake.notify()
 
     def give_up(self) -> None:
         """Tell all who wait that the rows are not there yet; from the event loop, at a stop."""
@@ -185,29 +200,37 @@ class Database(threading.Thread):
         """Settle all whose records have been reached, and durably so."""
         pipeline = self._config.pipeline
         standing = reached.standing(connection, pipeline)
-        there = [waiter for waiter in self._waiters if self._is_reached(waiter, standing)]
+        there = [waiter for waiter in self._waiters if waiter.log and self._is_reached(waiter, waiter.log, standing)]
         sought = [
-            Sought(index, waiter.route.name, waiter.route.topic, waiter.topic_ids[at.number], at.number, first, last)
+            Sought(
+                index, waiter.route.name, waiter.route.topic, waiter.log.topic_id, at.number, first, last,
+                waiter.since + standing.clock - CLOCK_SLACK_SECONDS,
+            )
             for index, waiter in enumerate(there)
             for at, first, last in waiter.ranges
-        ]
+            if waiter.log
+        ]  # fmt: skip
         if not sought:
             return
-        longest = time.monotonic() - min(waiter.since for waiter in there)
-        lost = reached.lost_among(connection, pipeline, sought)
-        dead = reached.dead_letters_among(connection, pipeline, sought, longest + DEAD_LETTER_SLACK_SECONDS)
+        lost = reached.lost_among(connection, sought, pipeline)
+        dead = reached.dead_letters_among(connection, sought, pipeline)
         for index, waiter in enumerate(there):
             self._call(_settle, waiter, Outcome.LOST if index in lost else dead.get(index) or Outcome.COMMITTED)
 
-    def _is_reached(self, waiter: _Waiter, standing: Standing) -> bool:
-        for (_, number), _, last in waiter.ranges:
+    def _is_reached(self, waiter: _Waiter, log: Log, standing: Standing) -> bool:
+        for (_, number), first, last in waiter.ranges:
             at = standing.partitions.get((waiter.route.name, waiter.route.topic, number))
             if at is None:
                 return False
-            if waiter.topic_ids.setdefault(number, at.topic_id) != at.topic_id:
-                self._call(_settle, waiter, Outcome.LOST)
+            if at.topic_id != log.topic_id:
+                if number in waiter.met:
+                    self._call(_settle, waiter, Outcome.LOST)
                 return False
-            if at.next_offset is None or at.next_offset <= last:
+            waiter.met.add(number)
+            past = at.past(log.epochs[number], first, last)
+            if past is Reached.NEVER:
+                self._call(_settle, waiter, Outcome.LOST)
+            if past is not Reached.YES:
                 waiter.seen_at = None  # a crash may have moved progress back
                 return False
         if waiter.seen_at is None:

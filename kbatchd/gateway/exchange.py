@@ -17,6 +17,7 @@ from kbatchd.gateway.problems import Problem
 
 if TYPE_CHECKING:
     from kbatchd.gateway.guard import Guard
+    from kbatchd.gateway.memory import Memory
     from kbatchd.gateway.problems import Answer
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,9 @@ class Client(Protocol):
 
     def resume_reading(self) -> None:
         """Read on."""
+
+    def release(self) -> None:
+        """Count nothing of what has been read any more: it is not held."""
 
 
 class Application(Protocol):
@@ -159,6 +163,16 @@ class Exchange:
     def body(self) -> bytes:
         """Return the body of a request that is whole, all that has not been read."""
         return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+    @property
+    def memory(self) -> Memory:
+        """What the process holds."""
+        return self._guard.memory
+
+    def forget_body(self) -> None:
+        """Let go of a body that has been read, before the answer."""
+        self._parts = []
+        self._connection.release()
 
     async def read(self) -> bytes:
         """Return a piece of the body as soon as there is one, nothing at its end; ClientGone when it never comes."""

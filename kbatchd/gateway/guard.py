@@ -14,6 +14,8 @@ from email.utils import formatdate
 from math import inf
 from typing import TYPE_CHECKING, Protocol
 
+from kbatchd.gateway.memory import Memory
+
 if TYPE_CHECKING:
     from kbatchd.config import Gateway
     from kbatchd.gateway.exchange import Application
@@ -54,6 +56,8 @@ class Guard:
         self.app = app
         self.max_header_bytes = gateway.max_header_bytes
         self.max_connections = gateway.max_connections
+        # Two of the largest bodies must find room: one is held twice for a moment.
+        self.memory = Memory(max(gateway.max_held_bytes, 2 * gateway.max_body_bytes))
         self.connections: set[Guarded] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.stopping = False

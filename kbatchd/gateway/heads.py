@@ -24,7 +24,7 @@ _OTHER_CODINGS = re.compile(rb"(?:(?:(?:x-)?(?:gzip|compress)|deflate)[ \t]*,[ \
 #: Fields of one value, RFC 9110 section 5.3: which of two counts must not depend on who reads them.
 _SINGLE = {
     b"authorization", b"content-encoding", b"content-length", b"content-type", b"host", b"idempotency-key",
-    b"record-key", b"traceparent", b"transfer-encoding",
+    b"origin", b"record-key", b"sec-fetch-mode", b"sec-fetch-site", b"traceparent", b"transfer-encoding",
 }  # fmt: skip
 
 

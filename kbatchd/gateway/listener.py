@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import secrets
 import socket
 import struct
 from pathlib import Path
@@ -62,28 +63,53 @@ def listen(settings: Gateway, table: str, *, shared: bool) -> socket.socket:
 def announce(settings: Gateway, pipeline: str) -> socket.socket:
     """Say whose gateways share an address, as long as the returned socket is open; refuse another pipeline's.
 
-    With SO_REUSEPORT the kernel would give each a share of the connections. The sockets' abstract names are seen by all
-    in the same network, as the address is, and vanish with their process. Each is named first, and then looks: of two
-    that begin at the same time, one sees the other at least. To be called before listening: who listens has a share.
+    With SO_REUSEPORT the kernel would give each a share of the connections; but only to sockets of one user, so another
+    user's mark means nothing. The sockets' abstract names are seen by all in the same network, as the address is, and
+    vanish with their process. Each is named first, and then looks: of two that begin at the same time, one sees the
+    other at least. To be called before listening: who listens has a share. `answer_mark` is for those who look.
     """
     with _explained(settings, "gateway"):
         host, port = map(str, socket.getaddrinfo(*settings.address, type=socket.SOCK_STREAM)[0][4][:2])
     whose = hashlib.blake2b(pipeline.encode(), digest_size=8).hexdigest()
     ours = f"@kbatchd/{host}/{port}/{whose}/"
-    mark = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    with contextlib.suppress(OSError):  # a like one in another container: its name says the same
-        mark.bind(f"\0{ours[1:]}{os.getpid()}")
+    mark = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mark.setblocking(False)
+    # Nobody can guess the name, and take it before.
+    mark.bind(f"\0{ours[1:]}{secrets.token_hex(8)}")
+    mark.listen()
     lines: list[str] = []
     with contextlib.suppress(OSError):  # where a sandbox hides it, nobody is refused
         lines = Path("/proc/self/net/unix").read_text(errors="replace").splitlines()
     for name in (line.rpartition(" ")[2] for line in lines):
         if name.startswith(f"@kbatchd/{host}/{port}/") and not name.startswith(ours):
-            mark.close()
-            raise ServerUnavailable(
-                f"gateway.listen: {settings.listen}: the gateway of another pipeline listens there (pid "
-                f"{name.rpartition('/')[2]}): give this file a listen of its own"
-            )
+            pid, user = _owner(name)
+            if user == os.geteuid():
+                mark.close()
+                raise ServerUnavailable(
+                    f"gateway.listen: {settings.listen}: the gateway of another pipeline listens there (pid {pid}): "
+                    "give this file a listen of its own"
+                )
     return mark
+
+
+def answer_mark(mark: socket.socket) -> None:
+    """Let go of those who have looked, so that the next ones can."""
+    with contextlib.suppress(OSError):
+        while True:
+            mark.accept()[0].close()
+
+
+def _owner(name: str) -> tuple[int, int | None]:
+    """Return the process and the user that listen at an abstract name, from the kernel; None where nobody does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as looking:
+        looking.setblocking(False)
+        try:
+            looking.connect(f"\0{name[1:]}")
+            credentials = looking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        except OSError:  # it has just gone, or is of another kind, or answers nobody
+            return 0, None
+    pid, user, _ = struct.unpack("3i", credentials)
+    return pid, user
 
 
 @contextlib.contextmanager

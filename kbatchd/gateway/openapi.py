@@ -32,7 +32,11 @@ PROBLEMS: Final[dict[HTTPStatus, dict[str, str]]] = {
         "bad-request": "The request is not HTTP/1.1. The connection is closed.",
     },
     HTTPStatus.UNAUTHORIZED: {"unauthorized": "There is no token, or it is not a valid one."},
-    HTTPStatus.FORBIDDEN: {"forbidden": "The token is for other routes."},
+    HTTPStatus.FORBIDDEN: {
+        "forbidden": "The token is for other routes.",
+        "foreign-origin": "A web page has sent it whose origin is neither the gateway's own nor listed.",
+        "foreign-host": "The `Host` is not a name of the gateway's.",
+    },
     HTTPStatus.NOT_FOUND: {"not-found": "There is no such route."},
     HTTPStatus.METHOD_NOT_ALLOWED: {"method-not-allowed": "Records are sent by POST."},
     HTTPStatus.REQUEST_TIMEOUT: {"timeout": "The request did not come whole in time. The connection is closed."},
@@ -46,7 +50,8 @@ PROBLEMS: Final[dict[HTTPStatus, dict[str, str]]] = {
     },
     HTTPStatus.EXPECTATION_FAILED: {"expectation": "The only Expect is 100-continue."},
     HTTPStatus.UNPROCESSABLE_ENTITY: {
-        "refused": "Records do not fit the table; each is named. Nothing was sent, not even the others.",
+        "refused": "Records do not fit the table; each is named, with all that is wrong with it. Nothing was sent, not "
+        "even the others.",
         "dead-letter": "With ack=db: these records were sent, but PostgreSQL refused them; the others it took.",
     },
     HTTPStatus.TOO_MANY_REQUESTS: {
@@ -60,13 +65,15 @@ PROBLEMS: Final[dict[HTTPStatus, dict[str, str]]] = {
         "queue-full": "Too many records wait for Kafka. Nothing was sent; try again.",
         "kafka-refused": "Kafka refused the records. Nothing is in the topic.",
         "table-unknown": "The table's columns are not known yet, or cannot be used. Nothing was sent; try again.",
+        "memory-full": "The gateway holds as much of unfinished requests as it may. Nothing was sent; try again.",
         "too-many-connections": "The gateway has too many connections; this one is closed.",
     },
     HTTPStatus.GATEWAY_TIMEOUT: {
         "not-acknowledged": "Kafka did not acknowledge all. The records of `acknowledged` are there; of the others "
         "nobody knows: sent again, they may be there twice.",
         "stopped": "The gateway stops. Whether the records are there is not known.",
-        "lost": "With ack=db: Kafka has lost records that it had acknowledged.",
+        "lost": "With ack=db: Kafka has lost records that it had acknowledged: the topic was recreated, the log "
+        "truncated, or they were deleted before they were read.",
     },
 }
 
@@ -99,6 +106,10 @@ _SCHEMAS: Final[dict[str, Schema]] = {
     "Refusal": _object(
         {
             "line": {"type": "integer", "description": "The line, or the place in the array, from 1."},
+            "field": {
+                **_NAME_OR_NULL,
+                "description": "The field, as a path: `customer.city`, `items[0].sku`.",
+            },
             "column": _COLUMN,
             "code": _STRING,
             "reason": _STRING,
@@ -124,6 +135,7 @@ _MEMBERS: Final[dict[HTTPStatus, Schema]] = {
             "items": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("Refusal", "DeadLetter")]},
         }
     },
+    HTTPStatus.INTERNAL_SERVER_ERROR: {"errors": {"type": "array", "items": {"$ref": "#/components/schemas/Refusal"}}},
     HTTPStatus.SERVICE_UNAVAILABLE: {"acknowledged": _RANGES},
     HTTPStatus.GATEWAY_TIMEOUT: {"acknowledged": _RANGES},
 }
@@ -174,7 +186,7 @@ def document(routes: Sequence[Route], tables: Tables, gateway: Gateway, version:
         "responses": {
             str(int(status)): _problem(status)
             for status in PROBLEMS
-            if with_tokens or status not in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
+            if with_tokens or status is not HTTPStatus.UNAUTHORIZED
         },
     }
     paths = {}
@@ -228,7 +240,7 @@ def _operation(route: Route, one: object, name: str, problems: Iterable[str]) ->
         "responses": {
             "200": _accepted("With ack=db: every record is in the table."),
             "202": _accepted(
-                "Kafka has acknowledged every record; with ack=db, the time was up before the table had it."
+                "Kafka has acknowledged every record; with ack=db, nobody could say that the table has it in time."
             ),
             **{status: {"$ref": f"#/components/responses/{status}"} for status in problems},
         },

@@ -14,6 +14,7 @@ from collections import deque
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+from kbatchd.gateway.memory import SMALL_BYTES, full
 from kbatchd.gateway.problems import Problem
 from kbatchd.gateway.reader import ANSWER, END, HEAD, IDLE, Reader
 
@@ -41,6 +42,8 @@ class Connection(asyncio.Protocol):
         self._stalled_since = 0.0
         self._read_paused = False
         self._half_closed = False
+        #: What has been read and is not answered, and what is written and not read.
+        self._held = self._unread = 0
         #: The request that is being answered, and those that came meanwhile.
         self._running: Exchange | None = None
         self._pipeline: deque[Exchange] = deque()
@@ -71,6 +74,9 @@ class Connection(asyncio.Protocol):
         problem = reader.feed(data)
         if problem is not None:
             self._refuse(problem)
+        elif not self._hold(len(data)):
+            self._refuse(full())
+            self._release(max(0, self._held - len(data)))  # that is dropped; a request before it may still be answered
         elif reader.phase != before:
             self._since = time.monotonic()
         self._begin()
@@ -83,16 +89,22 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Note that the client does not read: it gets no further answers for now."""
         self._stalled_since = time.monotonic()
+        self._unread = self._transport.get_write_buffer_size()
+        if not self._guard.memory.take(self._unread):
+            self._cut_off("unread_answer")
 
     def resume_writing(self) -> None:
         """Go on where `pause_writing` has stopped us."""
         self._stalled_since = 0.0
+        self._forget_unread()
         if self._running is None and self._reader.phase != END:
             self._next()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # why does not matter
         """Tell everybody."""
         self._guard.leave(self)
+        self._release()
+        self._forget_unread()
         for exchange in (self._running, self._reader.newest):
             if exchange is not None:
                 exchange.disconnect()
@@ -115,6 +127,7 @@ class Connection(asyncio.Protocol):
     def answer(self, exchange: Exchange, answer: Answer) -> None:
         """Write an exchange's answer, and go on with what comes next."""
         self._running = None
+        self.release()
         ends = (self._guard.stopping or self._half_closed) and not self._pipeline and self._last_words is None
         # An answer before the body is whole: RFC 9112 section 9.6, read the rest, or close.
         close = ends or not exchange.keep_alive or not exchange.whole
@@ -143,6 +156,11 @@ class Connection(asyncio.Protocol):
             self._since = time.monotonic()
             if not self._transport.is_closing():
                 self._transport.resume_reading()
+
+    def release(self) -> None:
+        """Count nothing any more of what has been read, unless more requests are in it."""
+        if not self._pipeline:
+            self._release(self._reader.head_bytes)
 
     # --- called by the guard and the server
 
@@ -199,6 +217,22 @@ class Connection(asyncio.Protocol):
                 self._since = time.monotonic()
             self.resume_reading()
 
+    def _hold(self, size: int) -> bool:
+        """Count what has been read; tell whether there is room for it. What is whole, or small, always has room."""
+        reader = self._reader
+        if reader.ended:
+            return True  # nobody keeps it
+        self._held += size
+        return self._guard.memory.take(size) or reader.phase == ANSWER or self._held <= SMALL_BYTES
+
+    def _release(self, kept: int = 0) -> None:
+        self._guard.memory.give(self._held - kept)
+        self._held = kept
+
+    def _forget_unread(self) -> None:
+        self._guard.memory.give(self._unread)
+        self._unread = 0
+
     def _refuse(self, problem: Problem) -> None:
         """Refuse the request that is being read, and whatever comes behind it; those before it are answered first."""
         self._guard.count(problem.status.name.lower())
@@ -235,6 +269,7 @@ class Connection(asyncio.Protocol):
         To close at once would reset the connection when the client is still sending, and it might lose our answer.
         """
         self._reader.end(END)
+        self._release()
         self._since = time.monotonic()
         if self._transport.is_closing():
             return

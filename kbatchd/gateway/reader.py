@@ -91,6 +91,11 @@ class Reader:
                 return heads.too_long(limit)
         return None
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing that may come matters any more."""
+        return self._parser is None
+
     def end(self, phase: int) -> None:
         """Read no further request; what is waited for is this."""
         self._parser = None

@@ -15,6 +15,7 @@ import resource
 import signal
 import ssl
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -23,12 +24,14 @@ from kbatchd.errors import EX_OK, EX_SOFTWARE, ConfigError, KbatchError
 from kbatchd.gateway.app import App
 from kbatchd.gateway.database import Database
 from kbatchd.gateway.guard import Guard
-from kbatchd.gateway.listener import BACKLOG, HANDSHAKE_SECONDS, announce, listen, overlook_new
+from kbatchd.gateway.listener import BACKLOG, HANDSHAKE_SECONDS, announce, answer_mark, listen, overlook_new
+from kbatchd.gateway.logs import Logs
 from kbatchd.gateway.protocol import TOLD_CONNECTIONS, Connection
 from kbatchd.gateway.tokens import Tokens
 from kbatchd.log import tell_repeats
 from kbatchd.producer import RecordProducer
 from kbatchd.stats import Field, Slot, State
+from kbatchd.topics import make_admin
 
 if TYPE_CHECKING:
     import socket
@@ -81,17 +84,22 @@ async def _run(config: Config, gateway: Gateway, index: int, slot: Slot) -> int:
     producer = RecordProducer(config.kafka, gateway, f"{config.pipeline}-{name}")
     tokens = Tokens(gateway)
     database = Database(config, name)
-    app = App(gateway, config.route, producer, database, tokens)
+    logs = Logs(make_admin(config.kafka), {route.topic for route in config.route})
+    app = App(gateway, config.route, producer, database, logs, tokens)
     database.on_tables = app.use_tables
     database.start()
     server = Server(gateway, app)
-    reaching = asyncio.create_task(_reach_servers(producer, database))
+    asking = asyncio.create_task(logs.watch())
+    asking.add_done_callback(partial(_end_after, server))
+    reaching = asyncio.create_task(_reach_servers(producer, database, logs))
     _on_signals(server, database, tokens, gateway, reaching)
     beating = asyncio.create_task(beat(slot))
     watching = asyncio.create_task(_end_with(producer, server))
     # Only now: the kernel sends its share of the connections to whoever listens.
     await asyncio.wait([reaching])
     mark = announce(gateway, config.pipeline)
+    loop = asyncio.get_running_loop()
+    loop.add_reader(mark, answer_mark, mark)
     listener = listen(gateway, "gateway", shared=True)
     slot[Field.STATE] = State.RUNNING
     log.info("gateway listening", extra={"action": "gateway_listening", "address": gateway.listen})
@@ -100,12 +108,15 @@ async def _run(config: Config, gateway: Gateway, index: int, slot: Slot) -> int:
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS)
     await server.serve(listener)
+    loop.remove_reader(mark)
     mark.close()
     beating.cancel()
     watching.cancel()
+    failed = asking.done()
+    asking.cancel()
     await asyncio.to_thread(database.stop)
     producer.close()
-    return EX_SOFTWARE if producer.fatal.is_set() else EX_OK
+    return EX_SOFTWARE if failed or producer.fatal.is_set() else EX_OK
 
 
 def _on_signals(
@@ -129,12 +140,13 @@ def _on_signals(
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
-async def _reach_servers(producer: RecordProducer, database: Database) -> None:
+async def _reach_servers(producer: RecordProducer, database: Database, logs: Logs) -> None:
     """Return when requests can be taken, or after a while."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(REACH_SECONDS):
             await producer.up.wait()
             await database.looked.wait()
+            await logs.looked.wait()
 
 
 async def beat(slot: Slot) -> None:
@@ -148,6 +160,13 @@ async def beat(slot: Slot) -> None:
 async def _end_with(producer: RecordProducer, server: Server) -> None:
     await producer.fatal.wait()
     server.stop()
+
+
+def _end_after(server: Server, task: asyncio.Task[None]) -> None:
+    """End with a task that never ends by itself: a new process may do better."""
+    if not task.cancelled():
+        log.error("the gateway cannot go on", exc_info=task.exception(), extra={"action": "gateway_failed"})
+        server.stop()
 
 
 class Server:

@@ -10,20 +10,23 @@ import asyncio
 import re
 import time
 from base64 import b64encode
+from functools import partial
 from hashlib import sha256
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 import orjson
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 
+from kbatchd.config_table import host_and_port
+from kbatchd.gateway.origins import Origins
 from kbatchd.monitor.metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from kbatchd.gateway.exchange import Exchange
     from kbatchd.monitor.history import History
@@ -44,6 +47,9 @@ BURST = 50
 _JSON = b"application/json"
 _TEXT = b"text/plain; charset=utf-8"
 _INLINE = re.compile(rb"<(script|style)>(.*?)</\1>", re.DOTALL)
+
+#: OpenMetrics is taken, 1.0.0 or later.
+_OPENMETRICS = re.compile(rb"(?:^|,)[ \t]*application/openmetrics-text[ \t]*(?=[;,]|$)(?![^,]*version=0)")
 
 _HEADERS = [
     (b"cache-control", b"no-store"),
@@ -67,7 +73,7 @@ class App:
         #: When the next request's turn would be, if they came at the rate that is answered without a wait.
         self._turn = 0.0
         assert daemon.config.monitor is not None
-        self._is_local = _is_loopback(daemon.config.monitor.listen.rpartition(":")[0].strip("[]"))
+        self._origins = Origins(host_and_port(daemon.config.monitor.listen)[0])
         self._makers: dict[str, Callable[[], Page]] = {
             "/status.json": self._status,
             "/health/live": lambda: (200, _JSON, b'{"live":true}'),
@@ -103,22 +109,29 @@ class App:
             await asyncio.sleep(self._turn - now)
 
     def _page_for(self, exchange: Exchange) -> Page:
-        headers = exchange.fields
+        headers, path = exchange.fields, exchange.path
         if exchange.method not in {"GET", "HEAD"}:
             return 405, _TEXT, b"only GET\n"
-        if self._is_local and not _names_loopback(headers.get(b"host", b"localhost")):
-            # A page of another site may have had its own name resolved to this address (DNS rebinding).
-            return 403, _TEXT, b"ask for localhost: the monitor listens on this host only\n"
-        path = exchange.path
+        refusal = self._refusal(headers, path)
+        if refusal:
+            return 403, _TEXT, refusal
         if path == "/":
             return 200, b"text/html; charset=utf-8", self._page
         if path == "/metrics":
-            encode, kind = choose_encoder(headers.get(b"accept", b"").decode("latin-1"))
-            return self._kept_answer(kind, lambda: (200, kind.encode(), encode(self._registry)))
+            is_open = _OPENMETRICS.search(headers.get(b"accept", b"")) is not None
+            return self._kept_answer((path, is_open), partial(self._metrics, is_open=is_open))
         if path == "/history.json":
             return _json(self._history.recent(_since(exchange.query)))
         maker = self._makers.get(path)
         return self._kept_answer(path, maker) if maker else (404, _TEXT, b"there is no such page\n")
+
+    def _refusal(self, headers: Mapping[bytes, bytes], path: str) -> bytes:
+        """Say why a web page may not have an answer: none of another origin, which may only link to ours."""
+        if not self._origins.names_us(headers):
+            return b"ask for localhost: the monitor listens on this host only\n"
+        if path == "/" or headers.get(b"sec-fetch-mode") == b"navigate" or self._origins.may_send(headers):
+            return b""
+        return b"this is for the monitor's own page and for programs, not for pages of other origins\n"
 
     def _kept_answer(self, key: object, make: Callable[[], Page]) -> Page:
         now = time.monotonic()
@@ -127,6 +140,13 @@ class App:
             answer = make()
             self._kept[key] = now, answer
         return answer
+
+    def _metrics(self, *, is_open: bool) -> Page:
+        """Write the metrics in one of two forms: what a client says of versions must not make many pages of them."""
+        if is_open:
+            written: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
+            return 200, openmetrics.CONTENT_TYPE_LATEST.encode(), written
+        return 200, CONTENT_TYPE_PLAIN_0_0_4.encode(), generate_latest(self._registry)
 
     def _status(self) -> Page:
         return _json(self._daemon.status(self._view()))
@@ -155,17 +175,3 @@ def _policy(page: bytes) -> bytes:
         b"default-src 'none'; script-src %b; style-src %b; connect-src 'self'; img-src data:; "
         b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'" % (hashes[b"script"], hashes[b"style"])
     )
-
-
-def _names_loopback(host: bytes) -> bool:
-    name = host.decode("latin-1")
-    return _is_loopback(name.rpartition(":")[0].strip("[]") or name) or _is_loopback(name.strip("[]"))
-
-
-def _is_loopback(name: str) -> bool:
-    if name.lower() == "localhost":
-        return True
-    try:
-        return ip_address(name).is_loopback
-    except ValueError:
-        return False

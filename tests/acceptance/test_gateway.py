@@ -130,6 +130,55 @@ def test_what_does_not_fit_is_named_and_nothing_is_sent(shop: Shop) -> None:
     assert not shop.values()
 
 
+def test_a_refusal_names_the_fields_and_all_that_is_wrong(
+    kafka: Kafka | GivenKafka, database: str, make_topic: MakeTopic, make_gateway: MakeGateway
+) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "CREATE TABLE public.orders (id bigint NOT NULL, order_ int, city text NOT NULL, sku text, at timestamptz)"
+        )
+    topic = make_topic(1)
+    columns = {"order_": "order", "city": "customer.city", "sku": "items[0].sku", "at": {"field": "ts", "unit": "ms"}}
+    route = {"topic": topic, "table": "public.orders", "columns": columns, "unknown_fields": "reject"}
+    _, client = make_gateway(
+        {**route, "name": "plain", "key_field": "id"}, {**route, "name": "enveloped", "value_field": "payload"}
+    )
+
+    def errors(path: str, body: bytes) -> list[tuple[object, ...]]:
+        reply = client.post(path, body)
+        assert reply.status == HTTPStatus.UNPROCESSABLE_ENTITY
+        return [tuple(error[name] for name in ("line", "field", "column", "code")) for error in reply.json["errors"]]
+
+    assert errors("/v1/plain", b'{"id":1,"order":"x","customer":{"city":"Rome"}}') == [
+        (1, "order", "order_", "wrong_type")
+    ]
+    body = (
+        b'[{"id":1,"customer":{"city":"Rome"}},{"id":true,"order":1.5,"items":[{"sku":7}],"ts":"x","more":0,"and":1}]'
+    )
+    found = errors("/v1/plain", body)
+    assert {line for line, *_ in found} == {2}
+    assert {(field, column) for _, field, column, _ in found} == {
+        ("id", "id"),
+        ("order", "order_"),
+        ("customer.city", "city"),
+        ("items[0].sku", "sku"),
+        ("ts", "at"),
+        ("more", None),
+        ("and", None),
+    }
+    found = errors("/v1/enveloped", b'{"payload":{"id":1,"order":"x","customer":{}}}')
+    assert {(field, column) for _, field, column, _ in found} == {
+        ("payload.order", "order_"),
+        ("payload.customer.city", "city"),
+    }
+    # Wrong as a whole: one fault.
+    assert errors("/v1/enveloped", b'{"payload":[]}') == [(1, None, None, "not_object")]
+    # Of many records all are named; of the first hundred with all their faults.
+    lines = errors("/v1/plain", b"[%b]" % b",".join([b'{"id":1,"order":"x"}'] * 150))
+    assert len(lines) == 2 * 100 + 50
+    assert not read_topic(kafka.bootstrap_servers, topic)
+
+
 BAD_BODIES: list[tuple[bytes, dict[str, str], int, str]] = [
     (b'{"id":1', {}, 400, "malformed"),
     (b"[1,2", {}, 400, "malformed"),
@@ -283,7 +332,7 @@ def test_an_altered_table_is_noticed_at_the_door(shop: Shop) -> None:
 
 
 def test_one_answer_at_a_time_of_pipelined_requests(shop: Shop) -> None:
-    request = b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 8\r\n\r\n"
+    request = b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 8\r\n\r\n"
     with socket.create_connection(("127.0.0.1", shop.client.port), timeout=30) as connection:
         connection.sendall(b"".join(request % shop.path.encode() + b'{"id":%d}' % n for n in range(3)))
         got = b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -182,9 +183,40 @@ def test_two_pipelines_do_not_share_an_address(
     standby = make_daemon(route, gateway=gateway).start()
     assert "standby" in standby.wait_ready()
     # another pipeline does not,
-    other = make_daemon(route, gateway=gateway)
+    other = make_daemon({**route, "read_again": [f"kbatchd/{route['topic']}"]}, gateway=gateway)
     other.config.write_text(f'pipeline = "other"\n{other.config.read_text()}')
     other.start().wait_for_log("the gateway of another pipeline listens there")
+    # (looking does not wear the mark out)
+    other.wait_for_log("the gateway of another pipeline listens there", count=2, seconds=30)
     # not before both are gone.
     assert (first.stop(), standby.stop()) == (0, 0)
     other.wait_for_log("action=gateway_listening")
+
+
+def test_another_users_mark_stops_no_gateway(database: str, make_topic: MakeTopic, make_gateway: MakeGateway) -> None:
+    """Any user may take a name that says that another pipeline's gateway listens."""
+    if os.geteuid() != 0:
+        pytest.skip("not run: only root can run a program as another user")
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(TABLE)
+    route = {"topic": make_topic(1), "table": "public.orders"}
+    first, client = make_gateway(route)
+    assert first.stop() == 0
+    take = (
+        "import socket, sys, time\n"
+        "for kind, name in ((socket.SOCK_STREAM, 'stream'), (socket.SOCK_DGRAM, 'datagram')):\n"
+        "    taken = socket.socket(socket.AF_UNIX, kind); taken.bind('\\0' + sys.argv[1] + name)\n"
+        "    kind == socket.SOCK_STREAM and taken.listen(); globals()[name] = taken\n"
+        "print('taken', flush=True); time.sleep(600)"
+    )
+    mark = f"kbatchd/127.0.0.1/{client.port}/0123456789abcdef/"
+    with subprocess.Popen(
+        ["/usr/bin/env", "python3", "-c", take, mark], stdout=subprocess.PIPE, user="nobody", cwd="/"
+    ) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"taken\n"
+            first.start().wait_for_log("action=gateway_listening", count=1, seconds=20)
+            assert client.post(f"/v1/{route['topic']}", b'{"id":1}').status == 202
+        finally:
+            other.kill()

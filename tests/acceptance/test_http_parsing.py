@@ -84,7 +84,8 @@ def test_the_real_gateway_produces_what_it_has_answered_and_nothing_else(
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(TABLE.format("public.r"))
     topic = make_topic()
-    daemon, client = make_gateway({"name": "r", "topic": topic, "table": "public.r", "omit": ["id"]})
+    route = {"name": "r", "topic": topic, "table": "public.r", "omit": ["id"]}
+    daemon, client = make_gateway(route, gateway={"hosts": ["a", "a.example"]})
     wait_until(lambda: client.post("/v1/r", RECORD).status == 202, 10, "the table is known")
     before = len(read_topic(kafka.bootstrap_servers, topic))
 

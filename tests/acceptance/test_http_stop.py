@@ -72,7 +72,7 @@ def test_a_stop_under_load_loses_no_answer_and_produces_nothing_unanswered(
         connection.execute(TABLE.format("public.r").encode())
     topic = make_topic(partitions=2)
     route = {"name": "r", "topic": topic, "table": "public.r", "omit": ["id"]}
-    daemon, client = make_gateway(route, gateway={"grace_seconds": 5.0})
+    daemon, client = make_gateway(route, gateway={"grace_seconds": 5.0, "hosts": ["a"]})
     warm_up = value(CONNECTIONS, 0)
     wait_until(lambda: client.post("/v1/r", warm_up).status == 202, 10, "the table is known")
     client.close()

@@ -130,7 +130,7 @@ def test_the_daemon_serves_https(
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(TABLE.format("public.r").encode())
     route = {"name": "r", "topic": make_topic(), "table": "public.r", "omit": ["id"]}
-    daemon, client = make_gateway(route, gateway=identity.keys)
+    daemon, client = make_gateway(route, gateway={"hosts": ["a"], **identity.keys})
     assert daemon.command("check-config").returncode == 0
     https = http.client.HTTPSConnection("localhost", client.port, context=identity.context())
 
@@ -151,7 +151,7 @@ def test_a_renewed_certificate_is_taken_at_sighup(
         connection.execute(TABLE.format("public.r").encode())
     route = {"name": "r", "topic": make_topic(), "table": "public.r", "omit": ["id"]}
     former = _make_identity(tmp_path, "gateway")
-    daemon, client = make_gateway(route, gateway=former.keys)
+    daemon, client = make_gateway(route, gateway={"hosts": ["a"], **former.keys})
     gateways = daemon.gateways()
 
     def answers(identity: Identity) -> bool:

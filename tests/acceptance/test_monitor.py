@@ -281,6 +281,27 @@ def test_answers_are_for_this_host_and_only_to_get(delivery: Delivery, make_moni
     assert ask("GET", "/metrics", accept="application/openmetrics-text").body.endswith(b"# EOF\n")
 
 
+def test_whatever_clients_accept_there_are_two_forms_of_metrics(
+    delivery: Delivery, make_monitored: MakeMonitored
+) -> None:
+    """Each form is a page that is kept, and what a client says of versions and escaping is without end."""
+    _, monitor = make_monitored(delivery.route)
+    accepted = [
+        *(f"application/openmetrics-text;version=1.{number}.0" for number in range(20)),
+        *(f"text/plain;version=1.{number}.0;escaping=underscores" for number in range(20)),
+        *(f"application/openmetrics-text;version={version}" for version in ("x", "", "0.0.1", "9" * 5_000)),
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;version=0.0.4;q=0.4,*/*;q=0.1",
+        "application/openmetrics-text", "application/openmetrics-textual", "text/html", "", "*/*", ",;,;q=",
+    ]  # fmt: skip
+    forms: dict[str, set[bool]] = {}
+    for accept in accepted:
+        reply = monitor.client.request("GET", "/metrics", accept=accept)
+        assert reply.status == 200
+        forms.setdefault(reply.headers["content-type"], set()).add(reply.body.endswith(b"# EOF\n"))
+    assert len(forms) == 2
+    assert all(forms[kind] == {kind.startswith("application/openmetrics-text")} for kind in forms)
+
+
 def test_neither_secrets_nor_records_that_are_not_to_be_shown(
     delivery: Delivery, make_monitored: MakeMonitored, tmp_path: Path
 ) -> None:

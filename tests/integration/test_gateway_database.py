@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from kbatchd.config import Config, load
 from kbatchd.errors import ConfigError
 from kbatchd.gateway import database as module
 from kbatchd.gateway.database import Database, Outcome
+from kbatchd.gateway.logs import Log
 from kbatchd.model import Gap, GapKind, OffsetRange, Partition
 from kbatchd.progress import Owner, Position
 from kbatchd.tables import Columns, Tables
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator
     from pathlib import Path
 
+    from kbatchd.config import Route
     from kbatchd.devstack.postgres import Postgres
+    from kbatchd.reached import DeadLetter
 
 TOPIC = "orders"
 OWNER = Owner("kbatchd", TOPIC, TOPIC, '"public"."orders"', "test")
@@ -60,6 +64,19 @@ async def running(config: Config) -> AsyncIterator[tuple[Database, asyncio.Queue
         database.stop()
 
 
+async def committed(
+    watcher: Database,
+    route: Route,
+    ranges: list[OffsetRange],
+    seconds: float,
+    log: Log | None = Log("id", {0: 0, 1: 0}),  # noqa: B008 - it does not change
+) -> Outcome | list[DeadLetter]:
+    """Wait for records that have been sent just now, into this log."""
+    known: asyncio.Future[Log | None] = asyncio.get_running_loop().create_future()
+    known.set_result(log)
+    return await watcher.committed(route, ranges, seconds, time.monotonic(), known)
+
+
 class Table:
     """The table, its progress, and how both move."""
 
@@ -72,13 +89,22 @@ class Table:
 
     def advance(self, partition: Partition, next_offset: int) -> None:
         progress.advance(self.connection, OWNER, self.positions, {partition: next_offset})
+        self.read(partition, [0, 0])
         self.positions[partition] = Position(self.positions[partition].epoch, next_offset)
 
-    def refuse(self, partition: Partition, offset: int) -> None:
+    def read(self, partition: Partition, *epochs: list[int]) -> None:
+        """Note what was read under which leader epoch, from which offset on."""
         self.connection.execute(
-            'INSERT INTO kbatchd.dead_letters (pipeline, route, topic, partition, "offset", code, message, "column") '
-            "VALUES ('kbatchd', %s, %s, %s, %s, '23514', 'too small', 'id')",
-            (TOPIC, TOPIC, partition.number, offset),
+            "UPDATE kbatchd.progress SET leader_epochs = %s::jsonb WHERE partition = %s",
+            (json.dumps(epochs), partition.number),
+        )
+
+    def refuse(self, partition: Partition, offset: int, topic_id: str | None = "id") -> None:
+        self.connection.execute(
+            "INSERT INTO kbatchd.dead_letters "
+            '(pipeline, route, topic, topic_id, partition, "offset", code, message, "column") '
+            "VALUES ('kbatchd', %s, %s, %s, %s, %s, '23514', 'too small', 'id')",
+            (TOPIC, TOPIC, topic_id, partition.number, offset),
         )
 
 
@@ -93,12 +119,12 @@ def test_reached_is_every_partition_behind_the_last_offset(table: Table, databas
         async with running(config := make_config(tmp_path, database)) as (watcher, _):
             route = config.route[0]
             waits = [OffsetRange(P0, 3, 5), OffsetRange(P1, 0, 0)]
-            waiting = asyncio.create_task(watcher.committed(route, waits, 20))
-            other = asyncio.create_task(watcher.committed(route, [OffsetRange(P1, 0, 0)], 20))
+            waiting = asyncio.create_task(committed(watcher, route, waits, 20))
+            other = asyncio.create_task(committed(watcher, route, [OffsetRange(P1, 0, 0)], 20))
             table.advance(P1, 1)
             assert await other is Outcome.COMMITTED
             table.advance(P0, 5)
-            assert await watcher.committed(route, [OffsetRange(P0, 4, 4)], 20) is Outcome.COMMITTED
+            assert await committed(watcher, route, [OffsetRange(P0, 4, 4)], 20) is Outcome.COMMITTED
             assert not waiting.done(), "offset 5 is not below next_offset 5"
             table.advance(P0, 6)
             assert await waiting is Outcome.COMMITTED
@@ -110,36 +136,49 @@ def test_reached_is_every_partition_behind_the_last_offset(table: Table, databas
 def test_a_wait_runs_out(database: str, tmp_path: Path) -> None:
     async def test() -> None:
         async with running(config := make_config(tmp_path, database)) as (watcher, _):
-            assert await watcher.committed(config.route[0], [OffsetRange(P0, 0, 0)], 0.2) is Outcome.PENDING
-            waiting = asyncio.create_task(watcher.committed(config.route[0], [OffsetRange(P0, 0, 0)], 20))
+            assert await committed(watcher, config.route[0], [OffsetRange(P0, 0, 0)], 0.2) is Outcome.PENDING
+            waiting = asyncio.create_task(committed(watcher, config.route[0], [OffsetRange(P0, 0, 0)], 20))
             await asyncio.sleep(0)
             watcher.give_up()
             assert await waiting is Outcome.PENDING
-        assert await watcher.committed(config.route[0], [OffsetRange(P0, 0, 0)], 20) is Outcome.PENDING, "it has ended"
+        assert await committed(watcher, config.route[0], [OffsetRange(P0, 0, 0)], 20) is Outcome.PENDING, "it has ended"
 
     run(test())
 
 
 def test_dead_letters_are_named(table: Table, database: str, tmp_path: Path) -> None:
-    table.refuse(P0, 9)
-    table.refuse(P0, 1)
-    table.refuse(P1, 0)
-    table.advance(P0, 10)
-    table.connection.execute(
-        "UPDATE kbatchd.dead_letters SET refused_at = now() - interval '1 hour' WHERE partition = 1"
-    )
-    table.advance(P1, 1)
-
     async def test() -> None:
         async with running(config := make_config(tmp_path, database)) as (watcher, _):
             route = config.route[0]
-            letters = await watcher.committed(route, [OffsetRange(P0, 0, 3), OffsetRange(P0, 5, 8)], 20)
+            waiting = asyncio.create_task(committed(watcher, route, [OffsetRange(P0, 0, 3), OffsetRange(P0, 5, 8)], 20))
+            await asyncio.sleep(0)
+            table.refuse(P0, 9)
+            table.refuse(P0, 1)
+            table.advance(P0, 10)
+            letters = await waiting
             assert isinstance(letters, list)
             assert [(letter.partition, letter.offset, letter.code, letter.column) for letter in letters] == [
                 (0, 1, "23514", "id")
             ]
-            # An hour ago somebody else had this offset: the topic was made anew since.
-            assert await watcher.committed(route, [OffsetRange(P1, 0, 0)], 20) is Outcome.COMMITTED
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("topic_id", "minutes"), [("former", 0), (None, 60), ("id", 60)], ids=["its id", "its age", "a log truncated since"]
+)
+def test_a_dead_letter_of_a_former_record_refuses_nobody(
+    table: Table, database: str, tmp_path: Path, topic_id: str | None, minutes: int
+) -> None:
+    table.refuse(P0, 1, topic_id)
+    table.connection.execute(
+        "UPDATE kbatchd.dead_letters SET refused_at = now() - make_interval(mins => %s)", (minutes,)
+    )
+    table.advance(P0, 2)
+
+    async def test() -> None:
+        async with running(config := make_config(tmp_path, database)) as (watcher, _):
+            assert await committed(watcher, config.route[0], [OffsetRange(P0, 0, 1)], 20) is Outcome.COMMITTED
 
     run(test())
 
@@ -147,17 +186,70 @@ def test_dead_letters_are_named(table: Table, database: str, tmp_path: Path) -> 
 def test_what_kafka_lost_is_not_committed(table: Table, database: str, tmp_path: Path) -> None:
     gap = Gap(P0, GapKind.RETENTION, 0, 7, 7, "id")
     progress.accept(table.connection, OWNER, gap, table.positions[P0].epoch)
+    table.read(P0, [0, 0])
     other = Gap(P1, GapKind.RECREATED, 0, 0, 0, "id2")
 
     async def test() -> None:
         async with running(config := make_config(tmp_path, database)) as (watcher, _):
             route = config.route[0]
-            assert await watcher.committed(route, [OffsetRange(P0, 6, 6)], 20) is Outcome.LOST
-            anew = asyncio.create_task(watcher.committed(route, [OffsetRange(P1, 3, 3)], 20))
+            assert await committed(watcher, route, [OffsetRange(P0, 6, 6)], 20) is Outcome.LOST
+            anew = asyncio.create_task(committed(watcher, route, [OffsetRange(P1, 3, 3)], 20))
             # A look has been taken when somebody who came later is answered.
-            await watcher.committed(route, [OffsetRange(P0, 6, 6)], 20)
+            await committed(watcher, route, [OffsetRange(P0, 6, 6)], 20)
             progress.accept(table.connection, OWNER, other, table.positions[P1].epoch)
             assert await anew is Outcome.LOST
+
+    run(test())
+
+
+def test_a_gap_of_a_former_log_loses_nobodys_records(table: Table, database: str, tmp_path: Path) -> None:
+    """A recreated topic's gap is empty, and a truncated one's offsets are others' now."""
+    table.advance(P0, 10)
+    gap = Gap(P0, GapKind.RECREATED, 10, 10, 0, "id2")
+    progress.accept(table.connection, OWNER, gap, table.positions[P0].epoch)
+    table.advance(P1, 20)
+    gap = Gap(P1, GapKind.TRUNCATION, 15, 20, 15, "id")
+    progress.accept(table.connection, OWNER, gap, table.positions[P1].epoch)
+    table.connection.execute("UPDATE kbatchd.progress SET next_offset = 30")
+    table.read(P0, [0, 0])
+    table.read(P1, [0, 0], [1, 15])
+
+    async def test() -> None:
+        async with running(config := make_config(tmp_path, database)) as (watcher, _):
+            route = config.route[0]
+            recreated, truncated = Log("id2", {0: 0}), Log("id", {1: 1})
+            assert await committed(watcher, route, [OffsetRange(P0, 0, 29)], 20, recreated) is Outcome.COMMITTED
+            assert await committed(watcher, route, [OffsetRange(P1, 15, 29)], 20, truncated) is Outcome.COMMITTED
+            assert await committed(watcher, route, [OffsetRange(P1, 15, 29)], 20) is Outcome.LOST, "of the former log"
+            assert await committed(watcher, route, [OffsetRange(P1, 0, 14)], 20) is Outcome.COMMITTED
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("log", "read"),
+    [
+        (Log("other", {0: 0}), [[0, 0]]),  # a recreated topic, and progress is of the former
+        (Log("id", {0: 1}), [[0, 0]]),  # a truncated log that is halted: progress is past what was there before
+        (Log("id", {0: 0}), [[0, 5]]),  # what was there before progress began, with `start = "latest"`
+        (Log("id", {0: 0}), []),  # progress of a former version
+        (None, [[0, 0]]),  # brokers that did not say
+    ],
+    ids=["recreated", "truncated", "before the start", "unknown", "unnamed"],
+)
+def test_an_offset_below_progress_is_not_enough(
+    table: Table, database: str, tmp_path: Path, log: Log | None, read: list[list[int]]
+) -> None:
+    table.advance(P0, 10)
+    table.read(P0, *read)
+
+    async def test() -> None:
+        async with running(config := make_config(tmp_path, database)) as (watcher, _):
+            route = config.route[0]
+            doubtful = asyncio.create_task(committed(watcher, route, [OffsetRange(P0, 3, 4)], 1.0, log))
+            table.advance(P1, 1)
+            assert await committed(watcher, route, [OffsetRange(P1, 0, 0)], 20) is Outcome.COMMITTED, "a look was taken"
+            assert await doubtful is Outcome.PENDING
 
     run(test())
 
@@ -176,14 +268,14 @@ def test_seen_is_not_enough_it_must_be_on_disk(own_postgres: Postgres, own_datab
                 here = [OffsetRange(P0, 0, 0)]
                 table.advance(P0, 1)
                 assert _read(connection, "SELECT pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn()") is True
-                waiting = asyncio.create_task(watcher.committed(config.route[0], here, 30))
-                assert await watcher.committed(config.route[0], here, 0.3) is Outcome.PENDING
+                waiting = asyncio.create_task(committed(watcher, config.route[0], here, 30))
+                assert await committed(watcher, config.route[0], here, 0.3) is Outcome.PENDING
                 own_postgres.kill()
                 own_postgres.start()
                 with psycopg.connect(own_database, autocommit=True) as later:
                     assert _read(later, "SELECT next_offset FROM kbatchd.progress WHERE partition = 0") == 0, "lost"
                     assert not waiting.done()
-                    later.execute("UPDATE kbatchd.progress SET next_offset = 1")
+                    later.execute("UPDATE kbatchd.progress SET next_offset = 1, leader_epochs = '[[0, 0]]'")
                 assert await waiting is Outcome.COMMITTED
 
         run(test())
@@ -218,7 +310,7 @@ def test_tables_come_from_the_cache_then_as_they_are(
             assert names(await heard.get()) == ["id", "more"]
         async with running(gone) as (watcher, heard):
             assert names(await heard.get()) == ["id", "more"]
-            assert await watcher.committed(gone.route[0], [OffsetRange(P0, 0, 0)], 0.2) is Outcome.PENDING
+            assert await committed(watcher, gone.route[0], [OffsetRange(P0, 0, 0)], 0.2) is Outcome.PENDING
 
     run(test())
 
@@ -227,7 +319,7 @@ def test_thousands_who_wait_are_one_query(table: Table, database: str, tmp_path:
     async def test() -> None:
         async with running(config := make_config(tmp_path, database)) as (watcher, _):
             route = config.route[0]
-            waits = [watcher.committed(route, [OffsetRange(P0, n, n)], 30) for n in range(3_000)]
+            waits = [committed(watcher, route, [OffsetRange(P0, n, n)], 30) for n in range(3_000)]
             waiting = asyncio.gather(*waits)
             await asyncio.sleep(0)
             table.refuse(P0, 1_500)
