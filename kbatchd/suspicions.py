@@ -1,0 +1,128 @@
+"""Suspicions: which records workers die of, from where they were when they did.
+
+Nothing catches an endless loop or a crash in native code: the worker is replaced, reads the same records again, and
+dies again. So when DEATHS of them have died at the same offsets, the next one is ordered to take those one by one, in
+the careful way, with nothing else under way; the record at which it dies then is condemned: the next worker makes a
+dead letter of it without looking into it. The supervisor keeps this, notes each end of a worker here, and forks the
+next one, which finds its orders in what it has inherited. No I/O; a restart of the daemon forgets it, and it begins
+anew.
+
+What counts is the end of a worker that was encoding, whatever ended it: the records were read again each time. Only
+what is condemned needs more than that it was there: a signal of its own making or silence at that very record; who was
+killed from outside (the kernel's killer among them) or ended by itself must have been there DEATHS times.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from signal import SIGKILL, Signals
+from typing import TYPE_CHECKING, NamedTuple
+
+from kbatchd.model import Refusal
+from kbatchd.place import At, Found, Span
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+log = logging.getLogger(__name__)
+
+#: So many at the same offsets are no accident.
+DEATHS = 3
+#: Of a partition so many are remembered: two records that kill may take turns.
+_REMEMBERED = 4 * DEATHS
+
+
+class End(NamedTuple):
+    """How a process ended."""
+
+    exit_code: int
+    #: How long it had not beaten, if that is why it was ended.
+    silent_seconds: float | None = None
+
+    @property
+    def is_its_own(self) -> bool:
+        """Whether nobody else has ended it without a reason in it."""
+        return self.silent_seconds is not None or (self.exit_code < 0 and self.exit_code != -SIGKILL)
+
+    @property
+    def refusal(self) -> Refusal:
+        """What the dead letter says."""
+        if self.silent_seconds is not None:
+            return Refusal(
+                "silent", None, f"a worker that encoded it alone fell silent for {self.silent_seconds:.0f} s"
+            )
+        how = f"ended with {self.exit_code}" if self.exit_code >= 0 else f"died of {Signals(-self.exit_code).name}"
+        return Refusal("crashed", None, f"a worker that encoded it alone {how}")
+
+
+@dataclass(slots=True)
+class Order:
+    """Take these offsets of a partition one by one, and do not look into the condemned ones."""
+
+    route: str
+    span: Span
+    condemned: dict[int, Refusal] = field(default_factory=dict)
+    #: Of those, whose dead letter has killed as well: nothing of the record goes into it.
+    bare: set[int] = field(default_factory=set)
+
+
+#: A partition of a route, and of one topic of that name.
+_Key = tuple[str, int, int]
+
+
+class Suspicions:
+    """All there are; see the module."""
+
+    def __init__(self) -> None:
+        self._deaths: dict[_Key, deque[Span]] = {}
+        self._at_record: Counter[tuple[_Key, int]] = Counter()
+        self._orders: dict[_Key, Order] = {}
+
+    def orders(self) -> list[Order]:
+        """Return what the next worker has to heed, whichever partitions it gets."""
+        return list(self._orders.values())
+
+    def note(self, found: Found | None, routes: Sequence[str], end: End) -> None:
+        """Take note of the end of a worker, which was there; `routes` are those of the file, in its order."""
+        if found is None or found.rank >= len(routes):
+            return
+        route = routes[found.rank]
+        for span in found.spans:
+            key = (route, span.number, span.identity)
+            match found.at:
+                case At.CHUNK:
+                    self._suspect(key, span)
+                case At.RECORD:
+                    self._at_record[key, span.first] += 1
+                    if end.is_its_own or self._at_record[key, span.first] >= DEATHS:
+                        self._condemn(key, span.first, end.refusal)
+                case At.LETTER if end.is_its_own and key in self._orders:
+                    self._orders[key].bare.add(span.first)
+
+    def _suspect(self, key: _Key, span: Span) -> None:
+        deaths = self._deaths.setdefault(key, deque(maxlen=_REMEMBERED))
+        deaths.append(span)
+        same = [each for each in deaths if each.first <= span.last and span.first <= each.last]
+        if len(same) < DEATHS:
+            return
+        first, last = min(each.first for each in same), max(each.last for each in same)
+        former = self._orders.get(key)
+        if former is not None:
+            first, last = min(first, former.span.first), max(last, former.span.last)
+        order = Order(key[0], span._replace(first=first, last=last))
+        if former is not None:
+            order.condemned, order.bare = former.condemned, former.bare
+        self._orders[key] = order
+        about = {"route": key[0], "partition": key[1], "first": first, "last": last, "deaths": len(same)}
+        what = "workers die at the same offsets, again and again; the next one takes them one by one"
+        log.error(what, extra={"action": "suspected", **about})
+
+    def _condemn(self, key: _Key, offset: int, refusal: Refusal) -> None:
+        order = self._orders.get(key)
+        if order is None:
+            order = self._orders[key] = Order(key[0], Span(key[1], key[2], offset, offset))
+        order.condemned[offset] = refusal
+        about = {"route": key[0], "partition": key[1], "offset": offset, "code": refusal.code, "error": refusal.message}
+        log.error("a record is condemned: it becomes a dead letter", extra={"action": "condemned", **about})
