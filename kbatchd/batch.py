@@ -34,8 +34,6 @@ class Chunk:
     refused: Sequence[tuple[int, Refusal]] = ()
     record_bytes: int = 0
     layouts: Sequence[int] | None = None
-    #: The partition of each record, where somebody has asked them already.
-    numbers: Sequence[int] | None = None
 
     def split(self, at: int) -> tuple[Chunk, Chunk]:
         """Cut before record `at`; the raw bytes are shared out in proportion, which is near enough for a limit."""
@@ -47,8 +45,6 @@ class Chunk:
         tail = Chunk(self.records[at:], self.rows[rows_before:], rest, self.record_bytes - bytes_before)
         if self.layouts is not None:
             head.layouts, tail.layouts = self.layouts[:rows_before], self.layouts[rows_before:]
-        if self.numbers is not None:
-            head.numbers, tail.numbers = self.numbers[:at], self.numbers[at:]
         return head, tail
 
     def next_offsets(self) -> dict[Partition, int]:
@@ -57,8 +53,7 @@ class Chunk:
             return {}
         last = self.records[-1]
         # Comprehensions: a methodcaller costs 93 ns a record, a method call here 20.
-        numbers = [record.partition() or 0 for record in self.records] if self.numbers is None else self.numbers
-        topic = last.topic() or ""
+        topic, numbers = last.topic() or "", [record.partition() or 0 for record in self.records]
         if numbers.count(numbers[-1]) == len(numbers):  # one partition: 5 times cheaper than the dict below
             return {Partition(topic, numbers[-1]): (last.offset() or 0) + 1}
         offsets = [(record.offset() or 0) + 1 for record in self.records]

@@ -56,12 +56,14 @@ class Place:
     def __init__(self, memory: memoryview) -> None:
         self._words = memory.cast("q")
 
-    def enter(self, at: At, rank: int, spans: Sequence[Span]) -> None:
-        """Say where the process is from now on."""
+    def enter(self, at: At, rank: int, spans: Sequence[Span] = ()) -> None:
+        """Say where the process is from now on; without spans, that nobody has looked."""
         words = self._words
         words[0] = At.NOTHING
-        flat = array("q", [rank, min(len(spans), MAX_SPANS), *(word for span in spans[:MAX_SPANS] for word in span)])
-        words[1 : 1 + len(flat)] = flat
+        words[1], words[2] = rank, min(len(spans), MAX_SPANS)
+        if spans:
+            flat = array("q", [word for span in spans[:MAX_SPANS] for word in span])
+            words[_HEAD_WORDS : _HEAD_WORDS + len(flat)] = flat
         words[0] = at
 
     def leave(self) -> None:

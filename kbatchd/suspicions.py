@@ -7,6 +7,8 @@ dead letter of it without looking into it. The supervisor keeps this, notes each
 next one, which finds its orders in what it has inherited. No I/O; a restart of the daemon forgets it, and it begins
 anew.
 
+A worker says which records it is at only when one has died without saying it: that costs time, and hardly ever matters.
+
 What counts is the end of a worker that was encoding, whatever ended it: the records were read again each time. Only
 what is condemned needs more than that it was there: a signal of its own making or silence at that very record; who was
 killed from outside (the kernel's killer among them) or ended by itself must have been there DEATHS times.
@@ -68,6 +70,16 @@ class Order:
     bare: set[int] = field(default_factory=set)
 
 
+class Heed(NamedTuple):
+    """What a worker has to heed, whichever partitions it gets."""
+
+    orders: Sequence[Order] = ()
+    #: Routes of which a worker has died without a word of where it was.
+    watched: frozenset[str] = frozenset()
+
+
+NOTHING_TO_HEED = Heed()
+
 #: A partition of a route, and of one topic of that name.
 _Key = tuple[str, int, int]
 
@@ -76,19 +88,24 @@ class Suspicions:
     """All there are; see the module."""
 
     def __init__(self) -> None:
+        #: By route: the deaths of those that did not say where they were.
+        self._somewhere: Counter[str] = Counter()
         self._deaths: dict[_Key, deque[Span]] = {}
         self._at_record: Counter[tuple[_Key, int]] = Counter()
         self._orders: dict[_Key, Order] = {}
 
-    def orders(self) -> list[Order]:
-        """Return what the next worker has to heed, whichever partitions it gets."""
-        return list(self._orders.values())
+    def heed(self) -> Heed:
+        """Return what the next worker has to heed."""
+        orders = list(self._orders.values())
+        return Heed(orders, frozenset(self._somewhere) | {key[0] for key in self._deaths})
 
     def note(self, found: Found | None, routes: Sequence[str], end: End) -> None:
         """Take note of the end of a worker, which was there; `routes` are those of the file, in its order."""
         if found is None or found.rank >= len(routes):
             return
         route = routes[found.rank]
+        if not found.spans:
+            self._somewhere[route] += 1
         for span in found.spans:
             key = (route, span.number, span.identity)
             match found.at:
@@ -105,17 +122,18 @@ class Suspicions:
         deaths = self._deaths.setdefault(key, deque(maxlen=_REMEMBERED))
         deaths.append(span)
         same = [each for each in deaths if each.first <= span.last and span.first <= each.last]
-        if len(same) < DEATHS:
+        # One that died somewhere may have died here: it was the reason to look closer.
+        if len(same) + min(1, self._somewhere[key[0]]) < DEATHS:
             return
         first, last = min(each.first for each in same), max(each.last for each in same)
         former = self._orders.get(key)
         if former is not None:
             first, last = min(first, former.span.first), max(last, former.span.last)
+        about = {"route": key[0], "partition": key[1], "first": first, "last": last}
         order = Order(key[0], span._replace(first=first, last=last))
         if former is not None:
             order.condemned, order.bare = former.condemned, former.bare
         self._orders[key] = order
-        about = {"route": key[0], "partition": key[1], "first": first, "last": last, "deaths": len(same)}
         what = "workers die at the same offsets, again and again; the next one takes them one by one"
         log.error(what, extra={"action": "suspected", **about})
 

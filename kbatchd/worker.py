@@ -25,6 +25,7 @@ from kbatchd.one_by_one import Surroundings, make_encodings
 from kbatchd.source import Source
 from kbatchd.standstill import Standstill
 from kbatchd.stats import Field, Slot
+from kbatchd.suspicions import NOTHING_TO_HEED, Heed
 from kbatchd.watch import TopicWatch
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from kbatchd.config import Config
     from kbatchd.rows import RowEncoder
     from kbatchd.source import Polled
-    from kbatchd.suspicions import Order
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +58,10 @@ COLLECT_SECONDS = 60.0
 SHOW_SECONDS = 1.0
 
 
-def run_worker(config: Config, index: int, slot: Slot, orders: Sequence[Order] = ()) -> int:
-    """Run worker `index` until SIGTERM; return the exit code. For a process of its own, just forked.
-
-    `orders` name records to take one by one, since former workers have died of some of them.
-    """
+def run_worker(config: Config, index: int, slot: Slot, heed: Heed = NOTHING_TO_HEED) -> int:
+    """Run worker `index` until SIGTERM; return the exit code. For a process of its own, just forked."""
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    worker = Worker(config, index, slot, orders)
+    worker = Worker(config, index, slot, heed)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     signal.signal(signal.SIGUSR1, lambda *_: worker.ask_state())
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -78,7 +75,7 @@ def run_worker(config: Config, index: int, slot: Slot, orders: Sequence[Order] =
 class Worker:
     """One worker's poll loop."""
 
-    def __init__(self, config: Config, index: int, slot: Slot, orders: Sequence[Order]) -> None:
+    def __init__(self, config: Config, index: int, slot: Slot, heed: Heed) -> None:
         self._config = config
         self._index = index
         self._slot = slot
@@ -89,11 +86,9 @@ class Worker:
         #: What we asked the flusher for, under which topic id; and what may not be read on before it is looked into.
         self._wanted: dict[Partition, str] = {}
         self._undiagnosed: set[Partition] = set()
-        around = Surroundings(slot.place, slot.beat, self._wanted, self._settle)
-        encodings = make_encodings(config.route, orders, around)
+        encodings = make_encodings(config.route, heed, Surroundings(slot.place, slot.beat, self._wanted, self._settle))
         for route in config.route:
-            intake = Intake(self._handover, route.name, encodings[route.name])
-            self._intakes.setdefault(route.topic, []).append(intake)
+            self._intakes.setdefault(route.topic, []).append(Intake(self._handover, route.name, encodings[route.name]))
         self._topics = sorted(self._intakes)
         self._source = Source(config.kafka, f"{config.pipeline}-{name}", self._topics)
         self._watch = TopicWatch(config.kafka, self._topics)

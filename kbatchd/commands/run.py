@@ -78,7 +78,7 @@ def _workers(config: Config, suspicions: Suspicions) -> Group:
 
     def work(index: int, slot: Slot) -> int:
         _begin(f"worker {index}", config, slot)
-        return run_worker(config, index, slot, suspicions.orders())
+        return run_worker(config, index, slot, suspicions.heed())
 
     return Group(
         "worker",

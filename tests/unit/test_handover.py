@@ -59,9 +59,7 @@ def granted(handover: Handover, encoder: RowEncoder, *partitions: Partition, at:
 
 
 #: As in a worker whose records have killed nobody.
-ENCODING = Encoding(
-    0, TOPIC, (), Surroundings(Place(memoryview(bytearray(PLACE_BYTES))), lambda: None, {}, lambda: None)
-)
+ENCODING = Encoding(0, TOPIC, Surroundings(Place(memoryview(bytearray(PLACE_BYTES))), lambda: None, {}, lambda: None))
 
 
 def grant(handover: Handover, route: str, starts: dict[Partition, int], encoder: RowEncoder) -> None:

@@ -28,7 +28,7 @@ def at(offset: int, how: At = At.RECORD, number: int = 0) -> Found:
 def ordered(suspicions: Suspicions) -> list[tuple[str, int, int, int, list[int]]]:
     return sorted(
         (order.route, order.span.number, order.span.first, order.span.last, sorted(order.condemned))
-        for order in suspicions.orders()
+        for order in suspicions.heed().orders
     )
 
 
@@ -41,6 +41,20 @@ def test_three_deaths_at_the_same_offsets_however_the_polls_were_cut(end: End) -
     assert ordered(suspicions) == []
     suspicions.note(chunk((0, 500, 500), (1, 5, 9)), ROUTES, end)
     assert ordered(suspicions) == [("a", 0, 100, 899, [])]
+
+
+def test_one_that_died_somewhere_may_have_died_here() -> None:
+    suspicions = Suspicions()
+    assert suspicions.heed().watched == set()
+    for _ in range(2):
+        suspicions.note(chunk(rank=1), ROUTES, CRASH)
+    assert suspicions.heed().watched == {"b"}
+    suspicions.note(chunk((0, 0, 99), rank=1), ROUTES, CRASH)
+    suspicions.note(chunk((0, 0, 99), rank=0), ROUTES, CRASH)
+    assert suspicions.heed().watched == {"a", "b"}
+    assert ordered(suspicions) == []
+    suspicions.note(chunk((0, 99, 120), rank=1), ROUTES, CRASH)
+    assert ordered(suspicions) == [("b", 0, 0, 120, [])]
 
 
 def test_deaths_elsewhere_are_accidents() -> None:
@@ -77,7 +91,7 @@ def test_the_record_at_which_it_dies_again_is_condemned(end: End, refusal: Refus
     for _ in range(DEATHS):
         suspicions.note(chunk((0, 0, 99)), ROUTES, end)
     suspicions.note(at(42), ROUTES, end)
-    [order] = suspicions.orders()
+    [order] = suspicions.heed().orders
     assert order.condemned == {42: refusal}
     assert (order.span.first, order.span.last) == (0, 99)
 
@@ -98,7 +112,7 @@ def test_who_may_have_been_ended_by_others_must_be_there_each_time(end: End, mes
         suspicions.note(at(42), ROUTES, end) if offset < DEATHS - 1 else None
     assert ordered(suspicions) == [("a", 0, 0, 99, [])]
     suspicions.note(at(42), ROUTES, end)
-    [order] = suspicions.orders()
+    [order] = suspicions.heed().orders
     assert order.condemned == {42: Refusal("crashed", None, message)}
 
 
@@ -120,7 +134,7 @@ def test_a_dead_letter_that_kills_as_well_is_written_bare() -> None:
     suspicions.note(at(7), ROUTES, CRASH)
     suspicions.note(at(7, At.LETTER), ROUTES, KILL)
     suspicions.note(at(9, At.LETTER, number=3), ROUTES, CRASH)
-    [order] = suspicions.orders()
+    [order] = suspicions.heed().orders
     assert order.bare == set()
     suspicions.note(at(7, At.LETTER), ROUTES, CRASH)
     assert order.bare == {7}
@@ -134,6 +148,8 @@ def test_a_place_is_read_as_it_was_written() -> None:
     for found in (Found(At.CHUNK, 3, spans), Found(At.RECORD, 0, spans[:1]), Found(At.LETTER, 1, [])):
         place.enter(*found)
         assert Place(memory).read() == found
+    place.enter(At.CHUNK, 2)
+    assert place.read() == Found(At.CHUNK, 2, [])
     place.leave()
     assert place.read() is None
     place.enter(At.CHUNK, 0, spans * 2)  # more than there is room for
