@@ -39,9 +39,9 @@ def fork(run: Callable[[], int]) -> int:
 
 
 def is_stopped(pid: int) -> bool:
-    """Tell whether a process stands still because somebody has stopped it, as with SIGSTOP."""
+    """Tell whether a process stands still because somebody has stopped it, with SIGSTOP or a debugger."""
     try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[:1] == [b"T"]
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in {b"T", b"t"}
     except OSError:
         return False
 
