@@ -98,8 +98,9 @@ class Encoding:
 
     def see_off(self, records: Sequence[Record]) -> None:
         """Wait until the dead letters of condemned records are written: that may kill as well."""
-        for record in filter(self._verdict, records) if self._orders else ():
-            self._around.place.enter(At.LETTER, self._rank, [self._span(record)])
+        condemned = list(filter(self._verdict, records)) if self._orders else []
+        if condemned:
+            self._around.place.enter(At.LETTER, self._rank, [self._span(record) for record in condemned])
             self._around.settle()
             self._around.place.leave()
 
@@ -187,6 +188,9 @@ class Remains:
     def timestamp(self) -> tuple[int, int]:
         """Return that there is none."""
         return 0, -1
+
+    def leader_epoch(self) -> int | None:
+        """Return that it is not known."""
 
     def key(self) -> bytes | None:
         """Return that there is none."""

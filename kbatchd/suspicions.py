@@ -9,9 +9,10 @@ anew.
 
 A worker says which records it is at only when one has died without saying it: that costs time, and hardly ever matters.
 
-What counts is the end of a worker that was encoding, whatever ended it: the records were read again each time. Only
-what is condemned needs more than that it was there: a signal of its own making or silence at that very record; who was
-killed from outside (the kernel's killer among them) or ended by itself must have been there DEATHS times.
+What counts is the end of a worker that was encoding, whatever ended it: the records were read again each time. To be
+condemned takes more: a signal of the worker's own making, or silence, at that very record. Who was killed from outside
+(the kernel's killer among them) or ended by itself must have been there DEATHS times; and a second record of the same
+offsets twice, since it may be another thread that crashes, wherever this one is: one record too many is enough.
 """
 
 from __future__ import annotations
@@ -55,8 +56,15 @@ class End(NamedTuple):
             return Refusal(
                 "silent", None, f"a worker that encoded it alone fell silent for {self.silent_seconds:.0f} s"
             )
-        how = f"ended with {self.exit_code}" if self.exit_code >= 0 else f"died of {Signals(-self.exit_code).name}"
+        how = f"ended with {self.exit_code}" if self.exit_code >= 0 else f"died of {_name(-self.exit_code)}"
         return Refusal("crashed", None, f"a worker that encoded it alone {how}")
+
+
+def _name(number: int) -> str:
+    try:
+        return Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 @dataclass(slots=True)
@@ -113,7 +121,7 @@ class Suspicions:
                     self._suspect(key, span)
                 case At.RECORD:
                     self._at_record[key, span.first] += 1
-                    if end.is_its_own or self._at_record[key, span.first] >= DEATHS:
+                    if self._at_record[key, span.first] >= self._needed(key, end):
                         self._condemn(key, span.first, end.refusal)
                 case At.LETTER if end.is_its_own and key in self._orders:
                     self._orders[key].bare.add(span.first)
@@ -136,6 +144,12 @@ class Suspicions:
         self._orders[key] = order
         what = "workers die at the same offsets, again and again; the next one takes them one by one"
         log.error(what, extra={"action": "suspected", **about})
+
+    def _needed(self, key: _Key, end: End) -> int:
+        """Return how many deaths at one record condemn it."""
+        if not end.is_its_own:
+            return DEATHS
+        return 2 if key in self._orders and self._orders[key].condemned else 1
 
     def _condemn(self, key: _Key, offset: int, refusal: Refusal) -> None:
         order = self._orders.get(key)
