@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from kbatchd.model import Partition, Record
+    from kbatchd.one_by_one import Encoding
     from kbatchd.rows import RowEncoder
 
 
 class Intake:
     """What one route takes of its topic; see the module."""
 
-    def __init__(self, handover: Handover, route: str) -> None:
+    def __init__(self, handover: Handover, route: str, encoding: Encoding) -> None:
         self.route = route
         self._handover = handover
+        self._encoding = encoding
         #: By partition number: what lies below this offset is not for this route.
         self._floors: dict[int, int] = {}
         #: What found no room: the chunk, its generation, since when.
@@ -61,9 +63,11 @@ class Intake:
                 return
         values = [record.value() for record in records]
         rows: list[bytes] = []
-        encoded = encoder.encode(records, values, rows)
+        encoded = self._encoding.encode(encoder, records, values, rows)
         record_bytes = sum(map(len, filter(None, values)))
-        self._put(generation, Chunk(records, rows, encoded.refused, record_bytes, encoded.layouts))
+        remains = self._encoding.remains(records)
+        self._put(generation, Chunk(remains, rows, encoded.refused, record_bytes, encoded.layouts))
+        self._encoding.see_off(records)
 
     def retry(self) -> None:
         """Try again what found no room."""

@@ -15,6 +15,10 @@ log = logging.getLogger(__name__)
 #: A question that has waited this long will not be answered soon. With the watch's interval it is less than 10 s.
 SILENCE_SECONDS = 4.0
 
+#: A connection that is cut may be made anew at once, and what an outage has cut may be told of after its end: so long
+#: an error must have stood without an answer to be told. The watch asks 1 s after one.
+BLIP_SECONDS = 2.0
+
 #: When our own turns were this far apart, it was we who did not listen.
 LATE_SECONDS = 2.0
 
@@ -25,31 +29,40 @@ class Outage:
     def __init__(self) -> None:
         #: Since when, by the first question that had no answer or the first error.
         self._since: float | None = None
+        self._error = ""
+        self._told = False
         #: Since when a question has waited for its answer, as far as we have listened.
         self._waits_since: float | None = None
         self._looked_at = self._listens_since = time.monotonic()
 
     def look(self, asked_at: float | None) -> None:
-        """Notice a question, asked then, that has no answer yet; once a turn."""
+        """Notice a question, asked then, that has no answer yet, or an error that stands; once a turn."""
         now = time.monotonic()
         if now - self._looked_at > LATE_SECONDS:
             self._listens_since = now
         self._looked_at = now
         self._waits_since = None if asked_at is None else max(asked_at, self._listens_since)
-        if self._since is None and self._waits_since is not None and now - self._waits_since > SILENCE_SECONDS:
-            self._since = self._waits_since
+        if self._told:
+            return
+        if self._since is not None and now - self._since > BLIP_SECONDS:
+            self._told = True
+            log.warning("trouble with Kafka", extra={"action": "kafka_error", "error": self._error})
+        elif self._waits_since is not None and now - self._waits_since > SILENCE_SECONDS:
+            self._since, self._told = self._waits_since, True
             about = {"action": "kafka_silent", "seconds": round(now - self._since, 1)}
             log.warning("Kafka does not answer", extra=about)
 
     def note(self, error: str) -> None:
         """Take an error of a broker's connection, which librdkafka mends by itself."""
+        self._error = error
         if self._since is None:
             self._since = time.monotonic() if self._waits_since is None else self._waits_since
-        log.warning("trouble with Kafka", extra={"action": "kafka_error", "error": error})
+        if self._told:
+            log.warning("trouble with Kafka", extra={"action": "kafka_error", "error": error})
 
     def end(self) -> None:
         """Take note that the brokers have answered a question: whatever the trouble was, it is over."""
-        if self._since is not None:
+        if self._told and self._since is not None:
             seconds = round(time.monotonic() - self._since, 1)
             log.warning("Kafka is back", extra={"action": "kafka_back", "seconds": seconds})
-            self._since = None
+        self._since, self._told = None, False

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kbatchd.config_faults import Where
 
 _TABLE = ("kafka", "librdkafka")
+_BROKERS = {"bootstrap.servers", "metadata.broker.list"}
 
 
 def judge(config: Config) -> dict[Where, str]:
@@ -29,7 +30,7 @@ def judge(config: Config) -> dict[Where, str]:
     faults = check_librdkafka(config.kafka.librdkafka)
     if faults or not config.kafka.librdkafka:
         return faults
-    properties = {name: value for name, value in config.kafka.client.items() if name != "bootstrap.servers"}
+    properties = {name: value for name, value in config.kafka.client.items() if name not in _BROKERS}
     for kind, settings in _clients(config):
         what = _fault(kind, settings, properties)
         if what:

@@ -33,6 +33,11 @@ Made by the flusher's thread when it has read the table, used by the worker's po
     not_a_label      ... none of an enum's labels
     not_base64       ... not base64, for a bytea column
     internal         whatever else was raised while the record was encoded: a fault of kbatchd (internal.py)
+
+And those of records that end a worker, which no encoder lives to tell (suspicions.py):
+
+    crashed          a worker that encoded it alone crashed, or was killed
+    silent           ... did not come back
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from kbatchd.histograms import FILL, FLUSH_SECONDS, FRESHNESS_SECONDS, Histogram
 from kbatchd.model import FlushReason, GapKind
 from kbatchd.notes import NOTES_BYTES, Notes
+from kbatchd.place import PLACE_BYTES, Place
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -252,12 +253,14 @@ class RouteSlot:
 
 
 class Slot:
-    """One process's numbers, those of its routes, and its last warnings and errors."""
+    """One process's numbers, those of its routes, its place, and its last warnings and errors."""
 
     def __init__(self, memory: memoryview, routes: Sequence[str]) -> None:
-        numbers = memory[: _slot_bytes(routes) - NOTES_BYTES].cast("q")
+        place_at, notes_at = _slot_bytes(routes) - NOTES_BYTES - PLACE_BYTES, _slot_bytes(routes) - NOTES_BYTES
+        numbers = memory[:place_at].cast("q")
         self._numbers = numbers
-        self.notes = Notes(memory[_slot_bytes(routes) - NOTES_BYTES :])
+        self.place = Place(memory[place_at:notes_at])
+        self.notes = Notes(memory[notes_at:])
         self.routes = {
             name: RouteSlot(numbers[len(Field) + rank * _ROUTE_SIZE : len(Field) + (rank + 1) * _ROUTE_SIZE])
             for rank, name in enumerate(routes)
@@ -290,6 +293,7 @@ class Slot:
         for field in Field:
             if field not in _KEPT:
                 self[field] = 0
+        self.place.leave()
         self.beat()
 
 
@@ -324,4 +328,4 @@ class Slots:
 
 
 def _slot_bytes(routes: Sequence[str]) -> int:
-    return (len(Field) + len(routes) * _ROUTE_SIZE) * 8 + NOTES_BYTES
+    return (len(Field) + len(routes) * _ROUTE_SIZE) * 8 + PLACE_BYTES + NOTES_BYTES

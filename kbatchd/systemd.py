@@ -22,8 +22,10 @@ def notify(**fields: str | int) -> None:
     if address.startswith("@"):  # Linux's abstract namespace
         address = "\0" + address[1:]
     message = "\n".join(f"{name}={' '.join(str(value).splitlines())}" for name, value in fields.items())
-    # A daemon that runs is worth more than a status line: systemd itself notices a READY or WATCHDOG that is missing.
+    # A daemon that runs is worth more than a status line, also than the wait for who does not read it: systemd itself
+    # notices a READY or WATCHDOG that is missing.
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
         sender.sendto(message.encode(), address)
 
 

@@ -21,9 +21,11 @@ from kbatchd.handover import Handover
 from kbatchd.intake import Intake
 from kbatchd.log import tell_repeats
 from kbatchd.model import FlushReason, Gap, GapKind, Partition
+from kbatchd.one_by_one import Surroundings, make_encodings
 from kbatchd.source import Source
 from kbatchd.standstill import Standstill
 from kbatchd.stats import Field, Slot
+from kbatchd.suspicions import NOTHING_TO_HEED, Heed
 from kbatchd.watch import TopicWatch
 
 if TYPE_CHECKING:
@@ -56,10 +58,10 @@ COLLECT_SECONDS = 60.0
 SHOW_SECONDS = 1.0
 
 
-def run_worker(config: Config, index: int, slot: Slot) -> int:
+def run_worker(config: Config, index: int, slot: Slot, heed: Heed = NOTHING_TO_HEED) -> int:
     """Run worker `index` until SIGTERM; return the exit code. For a process of its own, just forked."""
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    worker = Worker(config, index, slot)
+    worker = Worker(config, index, slot, heed)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     signal.signal(signal.SIGUSR1, lambda *_: worker.ask_state())
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -73,7 +75,7 @@ def run_worker(config: Config, index: int, slot: Slot) -> int:
 class Worker:
     """One worker's poll loop."""
 
-    def __init__(self, config: Config, index: int, slot: Slot) -> None:
+    def __init__(self, config: Config, index: int, slot: Slot, heed: Heed) -> None:
         self._config = config
         self._index = index
         self._slot = slot
@@ -81,17 +83,18 @@ class Worker:
         name = f"worker-{index}"
         self._handover = Handover(config.route, config.batch, config.workers.buffer_bytes)
         self._intakes: dict[str, list[Intake]] = {}
+        #: What we asked the flusher for, under which topic id; and what may not be read on before it is looked into.
+        self._wanted: dict[Partition, str] = {}
+        self._undiagnosed: set[Partition] = set()
+        encodings = make_encodings(config.route, heed, Surroundings(slot.place, slot.beat, self._wanted, self._settle))
         for route in config.route:
-            self._intakes.setdefault(route.topic, []).append(Intake(self._handover, route.name))
+            self._intakes.setdefault(route.topic, []).append(Intake(self._handover, route.name, encodings[route.name]))
         self._topics = sorted(self._intakes)
         self._source = Source(config.kafka, f"{config.pipeline}-{name}", self._topics)
         self._watch = TopicWatch(config.kafka, self._topics)
         self._standstill = Standstill(self._watch.admin)
         self._flusher = Flusher(config, name, self._handover, slot, self._watch.admin)
         self._timeout_seconds = min(TURN_SECONDS, config.batch.linger_seconds / 2)
-        #: What we asked the flusher for, under which topic id; and what may not be read on before it is looked into.
-        self._wanted: dict[Partition, str] = {}
-        self._undiagnosed: set[Partition] = set()
         self._show_at = 0.0
         self._collect_at = time.monotonic() + COLLECT_SECONDS
 
@@ -314,6 +317,11 @@ class Worker:
         while not self._handover.is_drained(topics) and time.monotonic() < deadline and self._flusher.is_alive():
             self._slot.beat()
             self._handover.wait_for_room(TURN_SECONDS)
+
+    def _settle(self) -> None:
+        """Wait until the flusher is idle: what is tried next must be alone."""
+        while not (self._stopping or self._handover.is_drained()) and self._flusher.is_alive():
+            self._flush_out(FlushReason.LINGER, time.monotonic() + PATIENCE_SECONDS, self._topics)
 
     # With assignment = "group": Kafka's group protocol decides what is ours. Called from within source.poll.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import signal
+from functools import partial
 
 from kbatchd import log, notes
 from kbatchd.commands import load_config, missing_extras
@@ -20,6 +21,7 @@ from kbatchd.preflight import run_preflight
 from kbatchd.prune import run_prune
 from kbatchd.reload import FileReader
 from kbatchd.stats import Slot, Slots
+from kbatchd.suspicions import Suspicions
 from kbatchd.tables import is_cached
 from kbatchd.worker import run_worker
 
@@ -28,12 +30,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the daemon with the file that the arguments name; return its exit code."""
     config = load_config(arguments)
     _log_as("supervisor", config)
-    plan = make_plan(config)
+    make = partial(make_plan, suspicions=Suspicions())
+    plan = make(config)
     notes.keep(plan.slots.supervisor.notes, "supervisor")
-    return Supervisor(plan, FileReader(arguments.config, config, plan, make_plan)).run()
+    return Supervisor(plan, FileReader(arguments.config, config, plan, make)).run()
 
 
-def make_plan(config: Config, former: Plan | None = None) -> Plan:
+def make_plan(config: Config, former: Plan | None = None, *, suspicions: Suspicions) -> Plan:
     """Say which processes the file asks for. ConfigError when it needs a library that is not installed."""
     if missing := missing_extras(config):
         raise ConfigError(*map(": ".join, missing))
@@ -52,7 +55,7 @@ def make_plan(config: Config, former: Plan | None = None) -> Plan:
     slots = Slots(counts, [route.name for route in config.route])
     if former is not None and former.slots.fits(slots):
         slots = former.slots  # so that what was counted is kept, and a process that stays is seen by those that come
-    groups = (*_gateways(config, slots), _workers(config), *_monitor(config, slots))
+    groups = (*_gateways(config, slots), _workers(config, suspicions), *_monitor(config, slots))
     workers = config.workers
     return Plan(groups, slots, check, prune, workers.heartbeat_timeout_seconds, workers.restart_backoff_max_seconds)
 
@@ -70,12 +73,21 @@ def _begin(role: str, config: Config, slot: Slot) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor tells us
 
 
-def _workers(config: Config) -> Group:
+def _workers(config: Config, suspicions: Suspicions) -> Group:
+    routes = [route.name for route in config.route]
+
     def work(index: int, slot: Slot) -> int:
         _begin(f"worker {index}", config, slot)
-        return run_worker(config, index, slot)
+        return run_worker(config, index, slot, suspicions.heed())
 
-    return Group("worker", config.workers.count, work, config.workers.grace_seconds, takes=frozenset({signal.SIGUSR1}))
+    return Group(
+        "worker",
+        config.workers.count,
+        work,
+        config.workers.grace_seconds,
+        takes=frozenset({signal.SIGUSR1}),
+        on_end=lambda slot, end: suspicions.note(slot.place.read(), routes, end),
+    )
 
 
 def _gateways(config: Config, slots: Slots) -> list[Group]:

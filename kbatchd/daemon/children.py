@@ -14,9 +14,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kbatchd.daemon.process import fork
+from kbatchd.daemon.process import fork, is_stopped
 from kbatchd.errors import EX_CONFIG
 from kbatchd.stats import Field, Slot, State
+from kbatchd.suspicions import End
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -52,6 +53,8 @@ class Child:
     start_at: float = 0.0
     failures: int = 0
     aborted_at: float = 0.0
+    #: For how long it had been silent when it was aborted, though nobody had stopped it (SIGSTOP).
+    silent_seconds: float | None = None
     #: It was asked to end, and is killed at this time.
     leaves_by: float | None = None
 
@@ -126,7 +129,7 @@ class Children:
     def _start(self, child: Child) -> None:
         child.slot.reset()
         child.started_at = time.monotonic()
-        child.aborted_at = 0.0
+        child.aborted_at, child.silent_seconds = 0.0, None
         try:
             child.pid = fork(lambda: child.group.run(child.index, child.slot))
         except OSError as error:  # no memory or no process left, for now
@@ -158,6 +161,7 @@ class Children:
             elif silence > self._plan.heartbeat_timeout_seconds:
                 todo = "look at this machine's memory and processors, or raise workers.heartbeat_timeout_seconds"
                 child.log(logging.ERROR, "silent", f"is silent, and is replaced; {todo}", seconds=round(silence, 1))
+                child.silent_seconds = None if is_stopped(child.pid) else silence
                 os.kill(child.pid, signal.SIGABRT)
                 child.aborted_at = now
 
@@ -168,6 +172,8 @@ class Children:
             code = _exit_code(child)
             if code is None:
                 continue
+            if child.leaves_by is None and code != EX_CONFIG:
+                _examine(child, code)
             if child in self.former:
                 child.log(logging.INFO, "replaced", exit_code=code)
                 self.former.remove(child)
@@ -231,6 +237,12 @@ def _places(plan: Plan) -> list[Child]:
         for index in range(group.count):
             places.append(Child(group, index, plan.slots[len(places)]))
     return places
+
+
+def _examine(child: Child, code: int) -> None:
+    """Let its group draw its conclusions; none from one that stood still because somebody had stopped it."""
+    if not child.aborted_at or child.silent_seconds is not None:
+        child.group.on_end(child.slot, End(code, child.silent_seconds))
 
 
 def _ask_to_end(child: Child) -> None:

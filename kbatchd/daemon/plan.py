@@ -14,6 +14,8 @@ from kbatchd.stats import Slot, Slots
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kbatchd.suspicions import End
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -34,6 +36,8 @@ class Group:
     is_vital: bool = True
     #: Signals to the supervisor that are passed on to these processes.
     takes: frozenset[Signals] = frozenset()
+    #: What is made of one that has ended unasked, in the supervisor, before the next one begins.
+    on_end: Callable[[Slot, End], None] = lambda _slot, _end: None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from kbatchd.errors import EX_SOFTWARE
@@ -35,6 +36,14 @@ def fork(run: Callable[[], int]) -> int:
     if not pid:
         _run_child(parent, run)
     return pid
+
+
+def is_stopped(pid: int) -> bool:
+    """Tell whether a process stands still because somebody has stopped it, with SIGSTOP or a debugger."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in {b"T", b"t"}
+    except OSError:
+        return False
 
 
 class Errand:

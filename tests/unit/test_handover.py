@@ -14,6 +14,8 @@ from kbatchd.catalogue import Column
 from kbatchd.handover import NOT_OURS, Handover, Lane, Reading, Turn
 from kbatchd.intake import Intake
 from kbatchd.model import FlushReason, Gap, GapKind, Partition
+from kbatchd.one_by_one import Encoding, Surroundings
+from kbatchd.place import PLACE_BYTES, Place
 from kbatchd.progress import Position
 from kbatchd.rows import RowEncoder, build_encoder
 from tests.records import TOPIC, Sent, chunk
@@ -56,6 +58,10 @@ def granted(handover: Handover, encoder: RowEncoder, *partitions: Partition, at:
     return turn.encoders[partitions[0].topic][0]
 
 
+#: As in a worker whose records have killed nobody.
+ENCODING = Encoding(0, TOPIC, Surroundings(Place(memoryview(bytearray(PLACE_BYTES))), lambda: None, {}, lambda: None))
+
+
 def grant(handover: Handover, route: str, starts: dict[Partition, int], encoder: RowEncoder) -> None:
     positions = {partition: Position(1, start) for partition, start in starts.items()}
     handover.grant(handover.lanes[route], positions, encoder)
@@ -64,7 +70,7 @@ def grant(handover: Handover, route: str, starts: dict[Partition, int], encoder:
 def take(handover: Handover, turn: Turn, records: list[Sent]) -> None:
     """Do what the poll loop does with what it polled."""
     for route, (generation, encoder) in turn.encoders.items():
-        intake = Intake(handover, route)
+        intake = Intake(handover, route, ENCODING)
         intake.begin(turn.readings[TOPIC].floors[route])
         intake.take(records, generation, encoder)
 
@@ -180,7 +186,7 @@ class TestSeveralRoutes:
         """They may be granted the moment after: progress would move over all that is still to be read."""
         handover = self.make(encoder, {P0: 0}, {P1: 0})
         turn = handover.turn()
-        intake = Intake(handover, "a")
+        intake = Intake(handover, "a", ENCODING)
         intake.begin(turn.readings[TOPIC].floors["a"])
         intake.note_end(P1, 100)
         grant(handover, "a", {P1: 50}, encoder)

@@ -50,6 +50,13 @@ def test_messages_arrive(
     ]
 
 
+def test_nobody_reads(receiver: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    receiver.bind(str(tmp_path / "notify"))
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    for _ in range(10_000):  # more than its queue holds: a daemon that waited here would not hear a SIGTERM
+        systemd.watchdog()
+
+
 @pytest.mark.parametrize("address", ["", "relative", "/nobody/listens/here"])
 def test_nobody_listens(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
