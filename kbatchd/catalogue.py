@@ -77,7 +77,8 @@ SELECT attrelid::text || ':' || md5(string_agg(
     || coalesce((SELECT string_agg(
         concat_ws(' ', t.oid, t.typbasetype, t.typtypmod, t.typnotnull, {_LABELS}, {_ATTRIBUTES}), ',' ORDER BY t.oid)
         FROM reached JOIN pg_catalog.pg_type t ON t.oid = reached.oid), '')
-    || (SELECT concat_ws(' ', {_MERGEABLE}, row_security_active(c.oid), {_UNIQUE_INDEXES}, {_FOREIGN_PARTITION})
+    || (SELECT concat_ws(' ', {_MERGEABLE}, current_setting('lc_monetary'), row_security_active(c.oid),
+         {_UNIQUE_INDEXES}, {_FOREIGN_PARTITION})
         FROM pg_catalog.pg_class c WHERE c.oid = attrelid))
 FROM target JOIN pg_catalog.pg_attribute ON attrelid = target.oid
 WHERE attnum > 0 AND NOT attisdropped
@@ -119,6 +120,12 @@ SELECT EXISTS (
 INSERTS: Final = 4
 DELETES: Final = 8
 UPDATES: Final = 16
+
+#: What stands before the fraction of a money value, by the session's lc_monetary: the one with which the text is the
+#: same as the number. NULL where neither is.
+_MONEY_SQL: Final = """
+SELECT CASE 1.5::numeric::money WHEN '1.5'::money THEN '.' WHEN '1,5'::money THEN ',' END
+"""
 
 _RIGHTS_SQL: Final = """
 SELECT name FROM (VALUES
@@ -179,6 +186,8 @@ class Column:
     attributes: tuple[Column, ...] = ()
     #: The type of a range's, or a multirange's, bounds.
     range_of: str = ""
+    #: What stands before the fraction of a money value here; "" where that is not known.
+    decimal_point: str = "."
     #: The type as PostgreSQL shows it, where `type_name` does not say it.
     shown_type: str = ""
 
@@ -256,6 +265,9 @@ def read_table(connection: psycopg.Connection, name: str) -> Table:
             # Before the columns: should they change in between, the next batch sees another fingerprint.
             table = replace(table, fingerprint=fingerprint(connection, table.quoted))
             types = {row[0]: _Type(*row) for row in cursor.execute(_TYPES_SQL, (oid,))}
+            if any(type_.shown == "money" for type_ in types.values()):
+                (point,) = cursor.execute(_MONEY_SQL).fetchone() or ("",)
+                types = {at: each._replace(decimal_point=point or "") for at, each in types.items()}
             keys = [(frozenset(names), is_odd) for names, is_odd in cursor.execute(_UNIQUE_SQL, (oid,))]
             return replace(
                 table,
@@ -335,6 +347,7 @@ class _Type(NamedTuple):
     labels: list[str]
     attributes: list[tuple[str, int, int, int]] | None
     range_of: str
+    decimal_point: str = "."
 
 
 def _column(
@@ -360,7 +373,7 @@ def _column(
         element = _column(types, name, number, kind.element, typmod, 0)
         delimiter = types[kind.element].delimiter
         return replace(column, type_name="array", dimensions=dimensions, element=element, delimiter=delimiter)
-    return replace(column, range_of=kind.range_of)
+    return replace(column, range_of=kind.range_of, decimal_point=kind.decimal_point)
 
 
 def _numbered(attributes: Sequence[tuple[str, int, int, int]]) -> Iterator[tuple[str, int, int, int, int]]:

@@ -11,6 +11,7 @@ Called by the row encoder in the worker's poll loop. Pure functions, no I/O.
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 import orjson
@@ -19,7 +20,8 @@ from kbatchd.careful_lane import RowFormat, encode_binary
 from kbatchd.catalogue import Column
 from kbatchd.column_types import type_of
 from kbatchd.exact import field_slices, item_slices
-from kbatchd.fields import Refused, show, wrong_type
+from kbatchd.fields import Refused, out_of_range, show, wrong_type
+from kbatchd.fields_numbers import number_literal
 from kbatchd.fields_times import is_day, time_text
 from kbatchd.mapping import JSONS
 
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from kbatchd.mapping import Feed
 
 _NULL = b"\\N"
+
+#: Beyond this no locale's money goes, and below that nothing is left of a number in any.
+_MONEY_END, _MONEY_NOTHING = 1e19, 1e-20
 
 
 def _text_encoder(feed: Feed) -> tuple[FieldEncoder, NeedsText]:
@@ -62,7 +67,7 @@ def _text_row(fields: Sequence[bytes | None]) -> bytes:
 TEXT: Final = RowFormat(_text_encoder, _text_row, b"f", b"t")
 
 
-def literal_text(x: object, raw: str | None, column: Column) -> str:  # noqa: PLR0911 - one for each kind of type
+def literal_text(x: object, raw: str | None, column: Column) -> str:  # noqa: C901, PLR0911 - one for each kind of type
     """Return what PostgreSQL's input function for the column is to read; `raw` is the text of what is no string."""
     kind = type_of(column)
     if column.type_name == "array" and (kind is not None or isinstance(x, list)):
@@ -79,6 +84,8 @@ def literal_text(x: object, raw: str | None, column: Column) -> str:  # noqa: PL
         return _times_text(x if isinstance(x, str) else _json_text(x, raw), column)
     if isinstance(x, str):
         return x
+    if column.type_name == "money" and type(x) in {int, float}:
+        return _money_text(x, raw, column)
     if column.type_name == "composite" and isinstance(x, (list, dict)):
         return _composite_text(x, raw, column)
     if column.type_name.rpartition(".")[2] == "hstore" and isinstance(x, dict):
@@ -148,6 +155,17 @@ def _bound_text(text: str, of: Column) -> str:
     if of.type_name == "timestamp" and is_day(text):  # a day's beginning, whatever the server's settings
         return text
     return literal_text(text, None, of)
+
+
+def _money_text(x: object, raw: str | None, column: Column) -> str:
+    """Write a number as the server's lc_monetary reads it: with a comma before its fraction, 12.34 were 1,234.00."""
+    literal = number_literal(x, raw)
+    size = abs(float(literal))
+    if size >= _MONEY_END:
+        raise out_of_range(column, literal)
+    if not column.decimal_point:
+        raise Refused("money_locale", "the server's lc_monetary does not tell how a number is written: send a string")
+    return format(Decimal(literal), "f").replace(".", column.decimal_point) if size > _MONEY_NOTHING else "0"
 
 
 def _json_text(x: object, raw: str | None) -> str:

@@ -104,6 +104,7 @@ SAME_FLOOR = {
     ("kbatchd.rows", "kbatchd.text_lane"),
     ("kbatchd.tables", "kbatchd.mapping"),
     ("kbatchd.targets", "kbatchd.mapping"),
+    ("kbatchd.text_lane", "kbatchd.fields_numbers"),
     ("kbatchd.text_lane", "kbatchd.careful_lane"),
     ("kbatchd.text_lane", "kbatchd.column_types"),
     ("kbatchd.text_lane", "kbatchd.exact"),

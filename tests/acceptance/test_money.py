@@ -1,0 +1,79 @@
+"""A JSON number in a column of money is that number, whatever lc_monetary the server has."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from confluent_kafka import Producer
+from psycopg.conninfo import make_conninfo
+
+from kbatchd.devstack.postgres import Postgres
+from kbatchd.migrations import migrate
+from tests.fix_daemon import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kbatchd.devstack.kafka import GivenKafka, Kafka
+    from tests.fix_daemon import MakeDaemon
+    from tests.fix_kafka import MakeTopic
+
+NUMBERS = ("12.34", "-0.005", "1e3", "1234567.895", "0", "7", "1e-400", "0e1000000000000000000", "-1234567890123.45")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A server that knows a locale with a comma, and one without a fraction."""
+    locales = tmp_path_factory.mktemp("locales")
+    for name in ("de_DE", "vi_VN"):
+        # It warns, with exit status 1, of what glibc's own definition lacks.
+        command = ["localedef", "-i", name, "-f", "UTF-8", locales / f"{name}.UTF-8"]
+        subprocess.run(command, check=False, capture_output=True)
+    for directory in (locales, *list(locales.parents)[:3]):  # the server has a user of its own
+        directory.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCPATH", str(locales))
+        with Postgres() as started:
+            yield started
+
+
+@pytest.mark.parametrize("locale", ["C", "de_DE.UTF-8", "vi_VN.UTF-8"])
+def test_a_number_is_that_number(
+    locale: str,
+    server: Postgres,
+    kafka: Kafka | GivenKafka,
+    make_topic: MakeTopic,
+    make_daemon: MakeDaemon,
+) -> None:
+    name, topic = f"money_{locale[:2].lower()}", make_topic()
+    with psycopg.connect(server.dsn, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        connection.execute(f"ALTER DATABASE {name} SET lc_monetary = '{locale}'")
+    dsn = make_conninfo(server.dsn, dbname=name)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        migrate(connection)
+        connection.execute("CREATE DOMAIN price AS money")
+        connection.execute("CREATE TABLE public.priced (id int, cost money, more money[], own price)")
+        daemon = make_daemon({"topic": topic, "table": "public.priced"}, postgres={"dsn": dsn}).start()
+        producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+        for number, text in enumerate(NUMBERS):
+            producer.produce(topic, f'{{"id":{number},"cost":{text},"more":[{text},null],"own":{text}}}')
+        producer.produce(topic, '{"id":-1,"cost":1e30,"more":[],"own":null}')
+        assert producer.flush(30) == 0
+        wait_until(
+            lambda: connection.execute("SELECT FROM kbatchd.progress WHERE next_offset = 10").rowcount == 1,
+            20,
+            "all records to be taken",
+        )
+        for number, text in enumerate(NUMBERS):
+            literal = "0" if "e-400" in text or text.startswith("0e") else f"({text})"
+            right = connection.execute(
+                f"SELECT cost = {literal}::numeric::money, more = ARRAY[{literal}::numeric::money, NULL], "
+                f"own = {literal}::numeric::money FROM public.priced WHERE id = {number}"
+            ).fetchone()
+            assert right == (True, True, True), text
+        assert connection.execute("SELECT code FROM kbatchd.dead_letters").fetchall() == [("out_of_range",)]
+    assert daemon.stop() == 0
