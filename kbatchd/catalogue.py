@@ -7,6 +7,7 @@ after its COPY, which holds the table's lock: binary COPY takes a float8's bytes
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -92,6 +93,17 @@ SELECT c.oid, n.nspname, c.relname, c.relkind::text,
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = pg_catalog.to_regclass(%s)
 """  # noqa: S608 - made of constants
+
+#: Tables of the same name in other schemas, or with other capitals: "$user" comes first in the path, SQL folds names.
+_LIKE_SQL: Final = """
+SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname)
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+WHERE c.relkind OPERATOR(pg_catalog.=) ANY ('{r,p}'::pg_catalog."char"[])
+    AND n.nspname OPERATOR(pg_catalog.<>) ALL ('{pg_catalog,information_schema}'::pg_catalog.name[])
+    AND pg_catalog.lower(c.relname::pg_catalog.text) OPERATOR(pg_catalog.=)
+        (SELECT pg_catalog.lower(parts[pg_catalog.cardinality(parts)]) FROM pg_catalog.parse_ident(%s) parts)
+ORDER BY n.nspname, c.relname LIMIT 3
+"""
 
 _COLUMNS_SQL: Final = """
 SELECT attname, attnum, atttypid::bigint, atttypmod, attndims, attnotnull, attgenerated <> '', attidentity <> '',
@@ -251,8 +263,7 @@ def read_table(connection: psycopg.Connection, name: str) -> Table:
         with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
             row = cursor.execute(_TABLE_SQL, (name,)).fetchone()
             if row is None:
-                message = f"table {name} does not exist: create it, or correct the route's `table`"
-                raise ConfigError(message)
+                raise ConfigError(_not_there(name, _tables_like(cursor, name)))
             oid, schema, relation, kind, may_insert, row_security, user, mergeable, partitioned_by, foreign = row
             _check_relation(f"{schema}.{relation}", kind, user, may_insert=may_insert, row_security=row_security)
             if foreign is not None:
@@ -282,6 +293,24 @@ def read_table(connection: psycopg.Connection, name: str) -> Table:
     except psycopg.errors.InsufficientPrivilege as error:
         message = f"table {name} cannot be looked at ({_primary(error)}): grant USAGE on its schema"
         raise ConfigError(message) from error
+
+
+def _tables_like(cursor: psycopg.Cursor[Any], name: str) -> list[str]:
+    try:
+        return [each for (each,) in cursor.execute(_LIKE_SQL, (name,))]
+    except psycopg.errors.InvalidParameterValue:  # no name at all
+        return []
+
+
+def _not_there(name: str, others: Sequence[str]) -> str:
+    if not others:
+        return f"table {name} does not exist: create it, or correct the route's `table`"
+    lines = "  or  ".join(f"table = {_toml(each)}" for each in others)
+    return f"table {name} does not exist, but {' and '.join(others)}: correct the route's line to  {lines}"
+
+
+def _toml(text: str) -> str:
+    return f"'{text}'" if '"' in text and "'" not in text else json.dumps(text, ensure_ascii=False)
 
 
 def _check_relation(name: str, kind: str, user: str, *, may_insert: bool, row_security: bool) -> None:

@@ -53,7 +53,7 @@ _MAYBE_HUGE = re.compile(rb"[eE]\+?[0-9]{2}|(?<![0-9])[0-9]{200}")
 #: A string, also one that does not end, or a whole number. Nothing is gone over twice, in whatever there is: `++` and
 #: `*+` give nothing back.
 _STRING_OR_NUMBER = re.compile(
-    rb'"(?:[^"\\]++|\\.)*+"?|-?(0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE](\+?[0-9]++|-[0-9]++))?', re.DOTALL
+    rb'"(?:[^"\\]++|\\.)*+"?|-?(0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE](\+?[0-9]++|-[0-9]++))?([-+.0-9eE]*+)', re.DOTALL
 )
 #: A number of so many digits before its point, when its exponent is applied, may be too large.
 _HUGE_DIGITS = 300
@@ -164,6 +164,8 @@ def loads_huge(value: bytes) -> object:
 
 def _without_huge(match: re.Match[bytes]) -> bytes:
     """Return what stands for a string or a number: 1.5 for one that may be too large for a double."""
+    if match[3]:  # 1e400.5 is no number, and 1.5.5 must not become one
+        return match[0]
     whole, exponent = match[1] or b"", match[2] or b""
     power = b"" if exponent[:1] == b"-" else exponent.lstrip(b"+0")
     if len(whole) + (int(power or b"0") if len(power) < 4 else _HUGE_DIGITS) < _HUGE_DIGITS:  # noqa: PLR2004

@@ -37,6 +37,8 @@ _MINUTES: Final = 60
 _MICROSECOND_DIGITS: Final = 6
 
 _INT8: Final = range(-(2**63), 2**63)
+_INT8_DIGITS: Final = 19
+_BEYOND_BIGINT: Final = "integers beyond bigint"
 #: Small enough to be far from the end of an integer (2 ** 31).
 _SMALL: Final = 1_000_000
 #: So many values of a field for each different one, before it counts as one of few.
@@ -185,7 +187,7 @@ def _unit(path: Path, literals: Sequence[str]) -> str | None:
     name = snake_case(str(path[-1]))
     if "time" not in name and not _TIME_WORDS & set(name.split("_")):
         return None
-    if not all(literal.isdigit() for literal in literals):
+    if not all(literal.isdigit() and len(literal) <= _INT8_DIGITS for literal in literals):
         return None
     return next(
         (unit for unit, many in _UNITS.items() if all(int(each) // many in _SECONDS for each in literals)), None
@@ -246,6 +248,8 @@ def _number_type(literals: Sequence[str]) -> tuple[str, str]:
     if any(map(_has_huge_exponent, literals)):
         return "json", "numbers that numeric cannot hold"
     if all(literal.lstrip("-").isdigit() for literal in literals):
+        if any(len(literal) > _INT8_DIGITS + 1 for literal in literals):
+            return "numeric", _BEYOND_BIGINT
         return _integer_type([int(literal) for literal in literals])
     decimals = [Decimal(literal) for literal in literals]
     finest = max(-cast("int", number.as_tuple().exponent) for number in decimals)
@@ -257,7 +261,7 @@ def _number_type(literals: Sequence[str]) -> tuple[str, str]:
 
 def _integer_type(numbers: Sequence[int]) -> tuple[str, str]:
     if any(number not in _INT8 for number in numbers):
-        return "numeric", "integers beyond bigint"
+        return "numeric", _BEYOND_BIGINT
     few = len(set(numbers)) * _REPEATS <= len(numbers)
     return ("integer" if few and all(abs(number) <= _SMALL for number in numbers) else "bigint"), ""
 

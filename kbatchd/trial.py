@@ -6,15 +6,12 @@ refuses; then everything is rolled back. Nothing stays but the numbers that sequ
 
 from __future__ import annotations
 
-import difflib
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import orjson
 import psycopg
 
-from kbatchd import catalogue
+from kbatchd import catalogue, remedies
 from kbatchd.errors import SinkError
 from kbatchd.findings import Finding, Level
 from kbatchd.insertion import Insertion
@@ -27,41 +24,13 @@ if TYPE_CHECKING:
 
     from kbatchd.batch import Batch
     from kbatchd.batch_copy import Target
+    from kbatchd.catalogue import Column
     from kbatchd.config import Route
     from kbatchd.model import Record, Refusal
     from kbatchd.postgres import Connection
 
-_SQLSTATE = re.compile("[0-9A-Z]{5}")
-
 #: A record that is in the table already meets its own row.
 _ALREADY_THERE = {"23505", "23P01"}
-
-_REMEDIES = {
-    "missing": "let the column be NULL, give it a default and put it into `omit`, or mend the producer",
-    "null": "let the column be NULL, or mend the producer",
-    "wrong_type": "change the column's type (jsonb takes anything), or mend the producer",
-    "out_of_range": "give the column a wider type, or mend the producer",
-    "null_byte": "mend the producer; json and bytea can hold a NUL",
-    "not_json": "mend the producer: a record is a JSON object in UTF-8",
-    "not_object": "mend the producer: a record is a JSON object",
-    "no_value": 'make the route mode = "upsert", where a tombstone deletes, or mend the producer',
-    "23505": "mend the producer, or make the route an upsert by this key",
-    "23502": "let the column be NULL, or mend the producer",
-    "23503": "insert what the foreign key needs first, or drop the key",
-    "23514": "mend the records or the constraint; for a partitioned table, make the partition that is missing",
-    "22001": "give the column a wider type",
-    "22003": "give the column a wider type",
-}
-_REMEDY = "change the column's type, or mend the producer"
-
-#: Of what a trigger, a CHECK's function or an index's expression says, whatever the code.
-_REMEDY_OF_CODE = "look at the table's triggers, checks and functions, which refuse these rows"
-
-#: Of errors that are about no row.
-_REMEDIES_OF_TABLE = {
-    "42501": "GRANT what is named to the daemon's role; a sequence needs USAGE",
-    "55P03": "somebody holds a lock on the table; run the check again",
-}
 
 
 def run(
@@ -85,16 +54,26 @@ def run(
         trial.run()
     except psycopg.Error as error:
         text = error.diag.message_primary or " ".join(str(error).split())
-        remedy = _REMEDIES_OF_TABLE.get(error.sqlstate or "", "mend the table")
+        remedy = remedies.of_table(error.sqlstate or "")
         yield Finding(Level.FAULT, where, f"rows cannot be copied to {target.table}: {text}", remedy)
     except SinkError as error:
         yield Finding(Level.FAULT, where, str(error), "run the check again")
     if target.waits_for_partition:
         yield from _without_partition(where, records, trial)
-    yield from _refusals(where, records, trial.refused, next_offsets)
-    yield from _unfed(where, route, target.layouts[0], values)
-    if route.mode == "upsert":
-        yield from _scattered_keys(where, route, records, values)
+    columns = {column.name: column for column in target.table.columns}
+    yield from _refusals(where, route, columns, records, trial.refused, next_offsets)
+    named = [name for name in target.layouts[0] if name != DELETED]
+    for column, what in remedies.unfed_columns(named, route, values):
+        yield Finding(Level.WARNING, where, f"column {column} is a field of none of {len(values)} records", what)
+    key = remedies.scattered_key(route.key, route, records, values) if route.mode == "upsert" else None
+    if key is not None:
+        yield Finding(
+            Level.WARNING,
+            where,
+            f"the records' keys do not determine the table's key ({', '.join(route.key)}): "
+            f"{key[:60]} comes under several, or under none",
+            "give each record its row's key as its own, so that its changes stay in one partition, in order",
+        )
 
 
 class _Trial(Insertion):
@@ -112,7 +91,12 @@ class _Trial(Insertion):
 
 
 def _refusals(
-    where: str, records: Sequence[Record], refused: Mapping[int, Refusal], next_offsets: Mapping[int, int]
+    where: str,
+    route: Route,
+    columns: Mapping[str, Column],
+    records: Sequence[Record],
+    refused: Mapping[int, Refusal],
+    next_offsets: Mapping[int, int],
 ) -> Iterator[Finding]:
     """Sum up what would be dead letters; when that is every record, the route is at fault."""
     groups: dict[tuple[str, str | None], list[int]] = {}
@@ -127,8 +111,9 @@ def _refusals(
         why = refused[indexes[0]]
         share = f"{len(indexes)} of {len(records)} records would be dead letters"
         what = f"{share}: {code}{(column and f', column {column}') or ''}: {why.message}"
-        remedy = _REMEDIES.get(code, _REMEDY_OF_CODE if _SQLSTATE.match(code) else _REMEDY)
-        yield Finding(level, where, f"{what} (the first: {_place(records[indexes[0]])})", remedy)
+        first = records[indexes[0]]
+        remedy = remedies.remedy(why, columns.get(column or ""), route, first.value())
+        yield Finding(level, where, f"{what} (the first: {_place(first)})", remedy)
 
 
 def _without_partition(where: str, records: Sequence[Record], trial: _Trial) -> Iterator[Finding]:
@@ -144,44 +129,3 @@ def _without_partition(where: str, records: Sequence[Record], trial: _Trial) -> 
 
 def _place(record: Record) -> str:
     return f"{record.topic()}[{record.partition()}] at {record.offset()}"
-
-
-def _unfed(where: str, route: Route, columns: Sequence[str], values: Sequence[bytes | None]) -> Iterator[Finding]:
-    """Find columns that no record has a field for: a slip of the pen, mostly."""
-    names: set[str] = set()
-    for value in values if route.format == "json" and route.value_field is None else ():
-        names.update(_object(value))
-    fed = {*names, *route.columns, route.collects_into, DELETED}
-    for column in columns if names else ():
-        if column not in fed:
-            near = difflib.get_close_matches(column, names - set(columns), n=1)
-            hint = f"rename it, if field {near[0]} is meant" if near else "put it into `omit`, or mend the producer"
-            yield Finding(Level.WARNING, where, f"column {column} is a field of none of {len(values)} records", hint)
-
-
-def _scattered_keys(
-    where: str, route: Route, records: Sequence[Record], values: Sequence[bytes | None]
-) -> Iterator[Finding]:
-    """Find rows' keys that come under several records' keys: they may lie in several partitions, in no order."""
-    seen: dict[bytes, bytes | None] = {}
-    for record, value in zip(records, values, strict=True):
-        fields = _object(value)
-        if all(name in fields for name in route.key):
-            key = orjson.dumps([fields[name] for name in route.key])
-            if seen.setdefault(key, record.key()) != record.key() or record.key() is None:
-                yield Finding(
-                    Level.WARNING,
-                    where,
-                    f"the records' keys do not determine the table's key ({', '.join(route.key)}): "
-                    f"{key.decode()[:60]} comes under several, or under none",
-                    "give each record its row's key as its own, so that its changes stay in one partition, in order",
-                )
-                return
-
-
-def _object(value: bytes | None) -> dict[str, object]:
-    try:
-        record = orjson.loads(value or b"null")
-    except orjson.JSONDecodeError:
-        return {}
-    return record if isinstance(record, dict) else {}

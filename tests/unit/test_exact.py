@@ -158,6 +158,8 @@ def test_huge_numbers_are_the_only_thing_that_is_replaced() -> None:
         b'{"a":NaN,"b":1e400}',
         b'{"a":--1e400}',
         b'{"a":1e400.5}',
+        b'{"a":1.7976E931348623157e308}',
+        b'{"a":1e400e5}',
         b'{"a":1e400,"b":"',
     ],
 )
