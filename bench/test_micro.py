@@ -71,6 +71,10 @@ class Received:
         """Return the record's number."""
         return self.number
 
+    def leader_epoch(self) -> int:
+        """Return the one epoch."""
+        return 0
+
     def timestamp(self) -> tuple[int, int]:
         """Return a time of the producer's."""
         return 1, 1_767_225_600_000 + self.number

@@ -2,19 +2,21 @@
 
 The flusher has one for each lane, and calls it in its own thread, on its connection. A partition goes round: wanted or
 revoked, it waits; `sweep` takes its advisory lock, claims it and grants it to the poll loop; whatever goes wrong after
-that revokes its lane, and it waits again. A halted partition waits for an operator to move its epoch.
+that revokes its lane, and it waits again. A halted partition waits for an operator to move its epoch. What is wanted,
+and neither granted nor halted, waits: so nothing that fails on the way leaves a partition without an owner.
+
+That a topic was recreated is found in one place, the claim, which compares the id that the topic has with progress's.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from kbatchd import catalogue, progress
 from kbatchd.errors import Fenced
-from kbatchd.model import Gap, GapKind, Partition
+from kbatchd.model import Gap, Partition
 from kbatchd.progress import Owner, Position
 from kbatchd.rows import RowEncoder
 from kbatchd.starting import Starting
@@ -22,10 +24,11 @@ from kbatchd.stats import Count
 from kbatchd.targets import build_target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from kbatchd.batch_copy import Target
     from kbatchd.handover import Handover, Lane
+    from kbatchd.identity import TopicIds
     from kbatchd.postgres import Connection
     from kbatchd.stats import RouteSlot
     from kbatchd.topics import Admin
@@ -49,7 +52,14 @@ class Claims:
     """The partitions of one route in one worker; see the module."""
 
     def __init__(
-        self, pipeline: str, worker: str, handover: Handover, lane: Lane, numbers: RouteSlot, admin: Admin
+        self,
+        pipeline: str,
+        worker: str,
+        handover: Handover,
+        lane: Lane,
+        numbers: RouteSlot,
+        admin: Admin,
+        ids: TopicIds,
     ) -> None:
         self._pipeline = pipeline
         self._worker = worker
@@ -59,10 +69,12 @@ class Claims:
         self._route = lane.route
         self._connection: Connection | None = None
         self._starting = Starting(admin, lane.route.topic)
-        self._topic_ids: dict[Partition, str] = {}
-        #: Partitions to claim, with the time to try; those whose lock our session holds.
-        self._waiting: dict[Partition, float] = {}
+        self._ids = ids
+        #: Partitions that the poll loop wants, and when to try those that wait; those whose lock our session holds.
+        self._wanted: dict[Partition, float] = {}
         self._locked: set[Partition] = set()
+        #: The id of a recreated topic, when a first claim has met it: a second one shall confirm.
+        self._met: str | None = None
         #: Partitions that stand still, with the epoch that an operator has to move.
         self._halted: dict[Partition, int] = {}
         self._made: tuple[Target, RowEncoder] | None = None
@@ -89,13 +101,14 @@ class Claims:
         assert self._made is not None
         return self._made[0]
 
-    def want(self, topic_ids: Mapping[Partition, str]) -> None:
-        """Queue partitions for a claim, with the id that their topic has; other topics are for other routes."""
-        ours = {
-            partition: topic_id for partition, topic_id in topic_ids.items() if partition.topic == self._route.topic
-        }
-        self._topic_ids.update(ours)
-        self._waiting.update(dict.fromkeys(ours, 0.0))
+    @property
+    def _waiting(self) -> dict[Partition, float]:
+        """The partitions to claim, with the time to try."""
+        return {p: at for p, at in self._wanted.items() if p not in self._lane.epochs and p not in self._halted}
+
+    def want(self, partitions: Iterable[Partition]) -> None:
+        """Queue partitions for a claim; other topics are for other routes."""
+        self._wanted.update(dict.fromkeys((p for p in partitions if p.topic == self._route.topic), 0.0))
         self.sweep_at = 0.0
 
     def release(self, partitions: Iterable[Partition]) -> None:
@@ -104,7 +117,7 @@ class Claims:
         if ours:
             self.revoke()
         for partition in ours:
-            self._waiting.pop(partition, None)
+            self._wanted.pop(partition, None)
             self._halted.pop(partition, None)
             self.positions.pop(partition, None)
 
@@ -117,6 +130,7 @@ class Claims:
 
     def sweep(self) -> None:
         """Claim what waits and may be tried, and look whether an operator has moved something."""
+        self._notice_another_topic()
         now = time.monotonic()
         due = [partition for partition, not_before in self._waiting.items() if not_before <= now]
         if due:
@@ -126,14 +140,13 @@ class Claims:
     def revoke(self, not_before: float = 0.0) -> None:
         """Empty the lane and queue its partitions for a new claim, but for those that are halted."""
         for partition in self._handover.revoke(self._lane):
-            if partition not in self._halted:
-                self._waiting[partition] = not_before
+            self._wanted[partition] = not_before
         self.sweep_at = min(self.sweep_at, not_before)
 
     def put_aside(self, not_before: float) -> None:
         """Leave the lane alone until then, with all its partitions."""
         self.revoke(not_before)
-        self._waiting = dict.fromkeys(self._waiting, not_before)
+        self._wanted.update(dict.fromkeys(self._waiting, not_before))
 
     def be_fenced(self, fenced: Fenced) -> None:
         """Wait for the lock like anybody else before claiming again: two daemons must not fence each other in turn."""
@@ -141,7 +154,8 @@ class Claims:
         self._numbers.add(Count.FENCES)
         partitions = set(fenced.partitions)
         self.revoke()
-        self._waiting.update(dict.fromkeys(partitions, time.monotonic() + SWEEP_SECONDS))
+        not_before = time.monotonic() + SWEEP_SECONDS
+        self._wanted.update(dict.fromkeys(partitions & self._wanted.keys(), not_before))
         self.unlock(partitions)  # last of all, as it may raise
 
     def halt(self, partitions: Iterable[Partition]) -> None:
@@ -151,25 +165,21 @@ class Claims:
 
     def topic_id(self, partitions: Iterable[Partition]) -> str:
         """Return the id of the topic whose partitions were claimed."""
-        return self._topic_ids[next(iter(partitions))]
+        return self.positions[next(iter(partitions))].topic_id
 
-    def meet_another_topic(self, topic_id: str) -> None:
-        """Drop what was read of whichever topic; the next claim finds that progress is of another one."""
-        self._topic_ids = dict.fromkeys(self._topic_ids, topic_id)
+    def meet_another_topic(self) -> None:
+        """Drop what was read of whichever topic; nothing is claimed before the watch has looked which it is."""
+        self._ids.doubt(self._route.topic)
         self.revoke()
 
-    def learn(self, gap: Gap) -> None:
-        """Remember the id that the topic has now: whatever becomes of the gap, the next claim compares it."""
-        self._topic_ids[gap.partition] = gap.topic_id
-
-    def meet(self, gap: Gap) -> None:
-        """Take the poll loop's report of a gap, unless it is out of date."""
-        position = self.positions.get(gap.partition)
-        if position is None or gap.partition not in self._lane.epochs:
-            return  # not ours at the moment: the next claim looks at the topic's id itself
-        if gap.kind is GapKind.RECREATED:
-            self._record_or_halt(replace(gap, first=position.next_offset, last=position.next_offset))
-        elif position.next_offset in {gap.first, gap.last}:
+    def meet(self, gap: Gap, epoch: int) -> None:
+        """Take the poll loop's report of a gap: it counts while the claim stands under which it was found."""
+        if self._lane.epochs.get(gap.partition) != epoch:
+            return
+        position = self.positions[gap.partition]
+        if position.topic_id != gap.topic_id:
+            return
+        if position.next_offset in {gap.first, gap.last}:
             self._record_or_halt(gap)
         else:
             self.revoke()  # something before the gap is not in yet: read again, and meet the gap again
@@ -191,38 +201,55 @@ class Claims:
 
     def _claim(self, partitions: list[Partition]) -> None:
         """Claim those whose advisory lock we get; the others belong to another daemon, which we stand by for."""
+        topic_id = self._ids.settled(self._route.topic)
+        if topic_id is None:
+            return  # the watch is asking
         connection, owner = self._session()
         unlocked = [p.number for p in partitions if p not in self._locked]
         got = progress.lock(connection, owner, unlocked) if unlocked else set()
         self._locked.update(Partition(self._route.topic, number) for number in got)
         ours = [p for p in partitions if p in self._locked]
-        self._waiting.update(dict.fromkeys(partitions, 0.0))
+        self._wanted.update(dict.fromkeys(partitions, 0.0))
         if not ours:
             return
         target, encoder = self._prepare()
-        ours = self._begun(ours)
+        ours = self._begun(ours, topic_id)
         if not ours:
             return
-        claimed, anew = progress.claim(connection, target.owner, {p.number: self._topic_ids[p] for p in ours})
+        claimed, anew = progress.claim(connection, target.owner, {p.number: topic_id for p in ours})
         positions = {Partition(self._route.topic, number): position for number, position in claimed.items()}
-        for partition in ours:
-            del self._waiting[partition]
         self.positions.update(positions)
         for gap in anew:
             del positions[gap.partition]
         self._handover.grant(self._lane, positions, encoder)
         numbers = sorted(partition.number for partition in positions)
         log.info("claimed", extra={"action": "claim", "route": self._route.name, "partitions": numbers})
-        for gap in anew:
-            self._record_or_halt(gap)
+        if anew and self._is_confirmed(topic_id, {gap.topic_id for gap in anew}):
+            for gap in anew:
+                self._record_or_halt(gap)
 
-    def _begun(self, partitions: list[Partition]) -> list[Partition]:
+    def _is_confirmed(self, topic_id: str, before: set[str]) -> bool:
+        """Tell whether a topic may be taken for recreated: this id is none that it had before.
+
+        The watch has seen that it took the place of the one before; or else a second look tells it, a moment later: a
+        broker that lags behind the others may have told a former one to a worker that has just begun.
+        """
+        topic = self._route.topic
+        self._ids.remember(topic, progress.former_ids(*self._session()))
+        seen = self._met == topic_id or all(self._ids.is_former(topic, former) for former in before)
+        confirmed = seen and not self._ids.is_former(topic, topic_id)
+        self._met = topic_id
+        if not confirmed:
+            self._ids.doubt(self._route.topic)
+        return confirmed
+
+    def _begun(self, partitions: list[Partition], topic_id: str) -> list[Partition]:
         """Return those whose beginning is known; where it is not, their brokers are asked."""
         connection, owner = self._session()
         unbegun = progress.unbegun(connection, owner, [partition.number for partition in partitions])
         if not unbegun:
             return partitions
-        topic_ids = {partition.number: self._topic_ids[partition] for partition in partitions}
+        topic_ids = {partition.number: topic_id for partition in partitions}
         known = self._starting.look(unbegun, topic_ids)
         if known:
             progress.begin(connection, owner, known, topic_ids)
@@ -256,7 +283,12 @@ class Claims:
             return
         log.error("gap recorded", extra={"action": "gap", **about})
         self.revoke()
-        self._waiting[gap.partition] = 0.0
+
+    def _notice_another_topic(self) -> None:
+        """Read nothing on of a topic that is another one now; the claim finds what that means."""
+        topic_id = self._ids.settled(self._route.topic)
+        if topic_id is not None and any(self.positions[p].topic_id != topic_id for p in self._lane.epochs):
+            self.revoke()
 
     def _notice_moves(self) -> None:
         """Claim anew what others have moved: a halted partition, or one without traffic, whose flush would notice."""
@@ -267,7 +299,7 @@ class Claims:
         moved = {Partition(self._route.topic, n) for n in progress.moved_by_others(*self._session(), epochs)}
         for partition in moved & self._halted.keys():
             del self._halted[partition]
-            self._waiting[partition] = 0.0
+            self._wanted[partition] = 0.0
             self.sweep_at = 0.0
         granted = moved & self._lane.epochs.keys()
         if granted:

@@ -82,7 +82,6 @@ class TopicMadeAnew(SinkError):
 
     def __init__(self, topic: str, topic_id: str) -> None:
         super().__init__(f"topic {topic} is another one now (id {topic_id}); what was read last is dropped")
-        self.topic_id = topic_id
 
 
 class BreakerOpen(SinkError):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from kbatchd.batch import Batch
     from kbatchd.config import Config
     from kbatchd.handover import Handover, Lane
+    from kbatchd.identity import TopicIds
     from kbatchd.insertion import Outcome
     from kbatchd.topics import Admin
 
@@ -69,16 +70,19 @@ class Backoff:
 class Flusher(threading.Thread):
     """The thread; see the module."""
 
-    def __init__(self, config: Config, worker: str, handover: Handover, slot: Slot, admin: Admin) -> None:
+    def __init__(
+        self, config: Config, worker: str, handover: Handover, slot: Slot, admin: Admin, ids: TopicIds
+    ) -> None:
         super().__init__(name="flusher")
         self._admin = admin
+        self._ids = ids
         self._postgres = config.postgres
         self._worker = worker
         self._handover = handover
         self._slot = slot
         self._max_rows = config.batch.max_rows
         self._claims = {
-            name: Claims(config.pipeline, worker, handover, lane, slot.routes[name], admin)
+            name: Claims(config.pipeline, worker, handover, lane, slot.routes[name], admin, ids)
             for name, lane in handover.lanes.items()
         }
         self._connection: Connection | None = None
@@ -180,10 +184,8 @@ class Flusher(threading.Thread):
                 self._asked = True
                 for claims in self._claims.values():
                     claims.want(wanted)
-            for lane, gap in gaps:
-                self._claims[lane.route.name].learn(gap)
-        for lane, gap in gaps:
-            self._attempt(lane, partial(self._claims[lane.route.name].meet, gap))
+        for lane, gap, epoch in gaps:
+            self._attempt(lane, partial(self._claims[lane.route.name].meet, gap, epoch))
 
     def _sweep(self) -> None:
         """Let every lane claim what it may; a lane that cannot is put aside."""
@@ -214,14 +216,14 @@ class Flusher(threading.Thread):
         assert epochs == batch.epochs, "a batch is flushed under the epoch it was filled under"
         before = dict(positions)
         began = time.monotonic()
-        identity = Identity(self._admin, lane.route.topic, claims.topic_id(batch.epochs))
+        identity = Identity(self._admin, self._ids, lane.route.topic, claims.topic_id(batch.epochs))
         try:
             self._sink.flush(batch, claims.target, positions, identity.confirm)
         except Fenced as fenced:
             claims.be_fenced(fenced)
         except TopicMadeAnew as anew:
             log.warning(str(anew), extra={"action": "topic_made_anew", "route": lane.route.name})
-            claims.meet_another_topic(anew.topic_id)
+            claims.meet_another_topic()
         except TableChanged:
             claims.revoke()  # the next claim reads the table anew, and tells of it
         except BreakerOpen as breaker:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from kbatchd import config
+    from kbatchd.lineage import Lineage
     from kbatchd.progress import Position
     from kbatchd.rows import RowEncoder
 
@@ -39,6 +40,8 @@ class Lane:
     generation: int = 0
     #: Of the partitions granted to the poll loop: the epoch that their records are filled under.
     epochs: dict[Partition, int] = field(default_factory=dict)
+    #: Of the same partitions: where they stood when they were claimed, and of which topic.
+    claimed: dict[Partition, Position] = field(default_factory=dict)
     #: Of the same partitions: how far they are in the table.
     committed: dict[Partition, int] = field(default_factory=dict)
     #: No flush before this time: the last one failed in a way that passes.
@@ -54,6 +57,10 @@ class Reading(NamedTuple):
     starts: dict[Partition, int]
     #: By route and partition number: what lies below this offset is not for that route.
     floors: dict[str, dict[int, int]]
+    #: The leader epoch of the record before each start, where it is known.
+    epochs: dict[Partition, int]
+    #: By route and partition number, where there is a floor: of which log the records below it were read.
+    lineages: dict[str, dict[int, Lineage]]
 
 
 class Turn(NamedTuple):
@@ -80,9 +87,9 @@ class Handover:
         #: Topics whose lanes have changed since the poll loop's last turn.
         self._moved: set[str] = set()
         self._encoders: dict[str, tuple[int, RowEncoder]] = {}
-        self._wanted: dict[Partition, str] | None = None
+        self._wanted: set[Partition] | None = None
         self._released: list[Partition] = []
-        self._gaps: list[tuple[Lane, Gap]] = []
+        self._gaps: list[tuple[Lane, Gap, int]] = []
         self._committed: dict[Partition, int] = {}
         self._stopping = False
 
@@ -113,10 +120,15 @@ class Handover:
     def _reading(self, topic: str) -> Reading:
         lanes = [lane for lane in self.lanes_of(topic) if lane.epochs and not lane.parked]
         starts: dict[Partition, int] = {}
+        epochs: dict[Partition, int] = {}
         for lane in lanes:
             for partition in lane.epochs:
-                reached = lane.batches.reached[partition]
-                starts[partition] = min(reached, starts.get(partition, reached))
+                reached, epoch = lane.batches.begin(partition)
+                if reached < starts.get(partition, NOT_OURS):
+                    starts[partition] = reached
+                    epochs.pop(partition, None)
+                if epoch is not None and reached == starts[partition]:
+                    epochs[partition] = epoch
         floors = {
             lane.route.name: {
                 partition.number: lane.batches.reached.get(partition, NOT_OURS)
@@ -125,7 +137,10 @@ class Handover:
             }
             for lane in lanes
         }
-        return Reading(starts, floors)
+        lineages = {
+            lane.route.name: {p.number: lineage for p, lineage in lane.batches.lineages.items()} for lane in lanes
+        }
+        return Reading(starts, floors, epochs, {route: lineages[route] for route, floor in floors.items() if floor})
 
     def put(self, route: str, generation: int, chunk: Chunk) -> Chunk | None:
         """Add a chunk to its lane; return what found no room. A chunk of a former generation is dropped."""
@@ -152,6 +167,9 @@ class Handover:
                 return True
             was_empty = lane.batches.open is None
             ours = {partition: offset for partition, offset in offsets.items() if partition in lane.epochs}
+            for partition, offset in ours.items():
+                if lane.batches.reached[partition] < offset <= lane.committed[partition]:
+                    lane.batches.reached[partition] = offset  # markers only, as before: see `RouteBatches.begin`
             taken = lane.batches.put_ends(ours, lane.epochs, time.monotonic())
             if was_empty:
                 self.changed.notify_all()
@@ -170,11 +188,25 @@ class Handover:
         with self.changed:
             self._moved.add(topic)
 
-    def reached(self, partition: Partition) -> dict[str, int]:
-        """Return the offset that each route wants next of a partition; only of those that have it."""
+    def reached(self, partition: Partition) -> dict[str, Position]:
+        """Return under which claim each route reads a partition, and which offset it wants next; of those that do."""
         with self.changed:
             lanes = [lane for lane in self.lanes_of(partition.topic) if partition in lane.epochs]
-            return {lane.route.name: lane.batches.reached[partition] for lane in lanes}
+            return {
+                lane.route.name: lane.claimed[partition]._replace(
+                    next_offset=max(lane.batches.reached[partition], lane.committed[partition]),
+                    lineage=lane.batches.lineages[partition],
+                )
+                for lane in lanes
+            }
+
+    def forget_log(self, partition: Partition) -> None:
+        """Begin the partition's reading anew without the log that it was read from: there is nothing to compare."""
+        with self.changed:
+            for lane in self.lanes_of(partition.topic):
+                if partition in lane.epochs:
+                    lane.batches.forget_log(partition, lane.committed[partition])
+            self._moved.add(partition.topic)
 
     def reading(self) -> dict[Partition, int]:
         """Return the partitions that are read, with the offset that is wanted next: of several lanes the furthest."""
@@ -186,24 +218,24 @@ class Handover:
                         offsets[partition] = max(lane.batches.reached[partition], offsets.get(partition, 0))
         return offsets
 
-    def want(self, topic_ids: Mapping[Partition, str]) -> None:
-        """Ask for partitions, with the id that their topic has now."""
+    def want(self, partitions: Iterable[Partition]) -> None:
+        """Ask for partitions."""
         with self.changed:
-            self._wanted = (self._wanted or {}) | dict(topic_ids)
+            self._wanted = (self._wanted or set()) | set(partitions)
             self.changed.notify_all()
 
     def release(self, partitions: Iterable[Partition]) -> None:
         """Give partitions up: what was not flushed is dropped, and others may claim them."""
         with self.changed:
             for partition in partitions:
-                (self._wanted or {}).pop(partition, None)
+                (self._wanted or set()).discard(partition)
                 self._released.append(partition)
             self.changed.notify_all()
 
-    def report(self, route: str, gap: Gap) -> None:
-        """Tell of a gap; the flusher halts the route's partition, or records the gap and claims anew."""
+    def report(self, route: str, gap: Gap, epoch: int) -> None:
+        """Tell of a gap, found under this claim; the flusher halts the route's partition, or records it and goes on."""
         with self.changed:
-            self._gaps.append((self.lanes[route], gap))
+            self._gaps.append((self.lanes[route], gap, epoch))
             self.changed.notify_all()
 
     def wait_for_room(self, seconds: float) -> None:
@@ -252,7 +284,7 @@ class Handover:
         """Whether the flusher is to end."""
         return self._stopping
 
-    def news(self) -> tuple[dict[Partition, str] | None, list[Partition], list[tuple[Lane, Gap]]]:
+    def news(self) -> tuple[set[Partition] | None, list[Partition], list[tuple[Lane, Gap, int]]]:
         """Take the partitions wanted (None: the poll loop has not asked), those released, and the gaps found."""
         with self.changed:
             news = self._wanted, self._released, self._gaps
@@ -275,7 +307,9 @@ class Handover:
             lane.encoder = encoder
             for partition, position in positions.items():
                 lane.epochs[partition] = position.epoch
+                lane.claimed[partition] = position
                 lane.committed[partition] = lane.batches.reached[partition] = position.next_offset
+                lane.batches.lineages[partition] = position.lineage
             self._moved.add(lane.route.topic)
             self.changed.notify_all()
 
@@ -285,6 +319,7 @@ class Handover:
             partitions = list(lane.epochs)
             lane.batches.clear()
             lane.epochs = {}
+            lane.claimed = {}
             lane.committed = {}
             lane.generation += 1
             lane.parked = False

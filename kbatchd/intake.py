@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 from kbatchd.batch import Chunk
 from kbatchd.handover import NOT_OURS, Handover
+from kbatchd.model import Partition
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from kbatchd.model import Partition, Record
+    from kbatchd.lineage import Lineage
+    from kbatchd.model import Record
     from kbatchd.one_by_one import Encoding
     from kbatchd.rows import RowEncoder
 
@@ -30,6 +32,10 @@ class Intake:
         self._encoding = encoding
         #: By partition number: what lies below this offset is not for this route.
         self._floors: dict[int, int] = {}
+        #: Of which log what lies below them was read, and the partitions whose log is another one now.
+        self._topic = ""
+        self._lineages: Mapping[int, Lineage] = {}
+        self.parted: set[Partition] = set()
         #: What found no room: the chunk, its generation, since when.
         self._waiting: tuple[int, Chunk, float] | None = None
         #: Ends of partitions that progress could not be moved to yet; librdkafka tells of each only once.
@@ -45,9 +51,15 @@ class Intake:
         """How long it has been waiting."""
         return 0.0 if self._waiting is None else time.monotonic() - self._waiting[2]
 
-    def begin(self, floors: Mapping[int, int]) -> None:
-        """Forget what waits: the topic is read anew, and what lies below these offsets is not for this route."""
+    def begin(self, topic: str, floors: Mapping[int, int], lineages: Mapping[int, Lineage]) -> None:
+        """Forget what waits: the topic is read anew, and what lies below these offsets is not for this route.
+
+        `lineages` tell of which log this route has read that.
+        """
+        self._topic = topic
         self._floors = dict(floors)
+        self._lineages = lineages
+        self.parted = set()
         self._waiting = None
         self._ends.clear()
 
@@ -93,7 +105,21 @@ class Intake:
     def _above_floors(self, records: Sequence[Record]) -> list[Record]:
         """Leave out what this route has already, or what is none of its partitions; the others come in order."""
         floors = self._floors
+        self._compare([record for record in records if (record.offset() or 0) < floors.get(record.partition() or 0, 0)])
         ours = [record for record in records if (record.offset() or 0) >= floors.get(record.partition() or 0, 0)]
         for number in {record.partition() or 0 for record in ours}:
             floors.pop(number, None)
+        if self.parted:
+            ours = [record for record in ours if Partition(self._topic, record.partition() or 0) not in self.parted]
         return ours
+
+    def _compare(self, below: list[Record]) -> None:
+        """Find out whether what this route has is still what stands there: another epoch is another log.
+
+        The last records below the floors tell; librdkafka has asked only about where the lowest route begins.
+        """
+        for number, record in {record.partition() or 0: record for record in below}.items():
+            lineage = self._lineages.get(number)
+            before = lineage.at(record.offset() or 0) if lineage else None
+            if before is not None and record.leader_epoch() not in {None, before}:
+                self.parted.add(Partition(self._topic, number))

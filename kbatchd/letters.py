@@ -96,6 +96,10 @@ class LetterRecord:
         """Return the offset in the partition."""
         return self._letter.offset
 
+    def leader_epoch(self) -> int | None:
+        """Return None: nobody has kept it."""
+        return None
+
     def timestamp(self) -> tuple[int, int]:
         """Return the timestamp's kind and its milliseconds since 1970."""
         at, milliseconds = self._letter.timestamp, self._letter.timestamp_ms

@@ -38,6 +38,9 @@ class Record(Protocol):
     def offset(self) -> int | None:
         """Return the offset in the partition."""
 
+    def leader_epoch(self) -> int | None:
+        """Return the leader epoch that it was written under, where it is known."""
+
     def timestamp(self) -> tuple[int, int]:
         """Return the timestamp's kind and its milliseconds since 1970."""
 
@@ -108,8 +111,9 @@ class GapKind(StrEnum):
 class Gap:
     """Offsets [first, last) of a partition that are not there any more, and where reading can go on.
 
-    `topic_id` is the id the topic has now. For a re-created topic nobody can know how many records went with the old
-    one: `last` equals `first`, our own next_offset.
+    They are offsets of the topic that had `topic_id`: the one that the partition was claimed under. For a recreated
+    topic that is the former one. Nobody can know how many records went with it: `last` equals `first`, our own
+    next_offset, and `next_topic_id` is the id that the topic has now.
     """
 
     partition: Partition
@@ -118,23 +122,27 @@ class Gap:
     last: int
     resume_at: int
     topic_id: str
+    next_topic_id: str | None = None
 
-    def ranges(self) -> list[tuple[GapKind, int, int]]:
-        """Return what is to be written down: kind, first and last offset, the last one not included."""
-        if self.kind is GapKind.RECREATED and self.resume_at:
-            return [(self.kind, self.first, self.last), (GapKind.RETENTION, 0, self.resume_at)]
-        return [(self.kind, self.first, self.last)]
+    def lines(self) -> list[Gap]:
+        """Return what is to be written down, each of one topic: of a recreated one also what is gone of the new."""
+        if self.next_topic_id is not None and self.resume_at:
+            of_the_new = Gap(self.partition, GapKind.RETENTION, 0, self.resume_at, self.resume_at, self.next_topic_id)
+            return [self, of_the_new]
+        return [self]
 
     def __str__(self) -> str:
         match self.kind:
             case GapKind.RETENTION:
                 what = f"offsets {self.first} to {self.last - 1} were deleted before they were read"
             case GapKind.TRUNCATION:
-                what = f"the topic ends at {self.first}, but the table holds records up to {self.last - 1}"
-            case GapKind.RECREATED:
                 what = (
-                    f"the topic was made anew (id {self.topic_id}); the table holds the former topic up to {self.first}"
+                    f"its log was truncated at {self.first} (a replica that lagged was elected?), and the table "
+                    f"holds records up to {self.last - 1} that are not in the topic any more"
                 )
+            case GapKind.RECREATED:
+                now = f"the topic was made anew (id {self.next_topic_id})"
+                what = f"{now}; the table holds the former topic up to {self.first}"
                 if self.resume_at:
                     what += f", and offsets 0 to {self.resume_at - 1} of the new one were deleted before they were read"
         return f"{self.partition}: {what}; reading can go on at {self.resume_at}"

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from zlib import crc32
 
-from kbatchd.model import Encoded, Partition
+from kbatchd.model import Encoded
 from kbatchd.place import At, Place, Span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from kbatchd.config import Route
     from kbatchd.model import Record, Refusal
@@ -34,8 +34,8 @@ class Surroundings:
 
     place: Place
     beat: Callable[[], None]
-    #: Of the topics whose partitions are ours, by now.
-    topic_ids: Mapping[Partition, str]
+    #: The id that a topic has by now; "" while it is not known.
+    topic_id: Callable[[str], str]
     #: Return when all that was read is in the table, or is to be read again.
     settle: Callable[[], None]
 
@@ -106,11 +106,11 @@ class Encoding:
 
     def _spans(self, records: Sequence[Record]) -> list[Span]:
         """Return the offsets of each partition among the records."""
-        identity = self._identity
+        identity = self._identity()
         numbers = [record.partition() or 0 for record in records]
         lasts = dict(zip(numbers, records, strict=True))
         firsts = dict(zip(reversed(numbers), reversed(records), strict=True))
-        return [Span(n, identity(n), firsts[n].offset() or 0, lasts[n].offset() or 0) for n in lasts]
+        return [Span(n, identity, firsts[n].offset() or 0, lasts[n].offset() or 0) for n in lasts]
 
     def _is_suspected(self, spans: Sequence[Span]) -> bool:
         """Tell whether an order is about some of them; one that lies behind is done."""
@@ -148,15 +148,15 @@ class Encoding:
 
     def _span(self, record: Record) -> Span:
         number, offset = record.partition() or 0, record.offset() or 0
-        return Span(number, self._identity(number), offset, offset)
+        return Span(number, self._identity(), offset, offset)
 
-    def _identity(self, number: int) -> int:
-        """Return what tells the partition's topic from another of its name, as a number."""
-        return crc32(self._around.topic_ids.get(Partition(self._topic, number), "").encode())
+    def _identity(self) -> int:
+        """Return what tells the topic from another of its name, as a number."""
+        return crc32(self._around.topic_id(self._topic).encode())
 
     def _order(self, record: Record) -> Order | None:
         order = self._orders.get(record.partition() or 0)
-        return None if order is None or order.span.identity != self._identity(order.span.number) else order
+        return None if order is None or order.span.identity != self._identity() else order
 
     def _verdict(self, record: Record) -> Refusal | None:
         order = self._order(record)

@@ -17,6 +17,7 @@ from psycopg.rows import class_row
 
 from kbatchd.books import agree
 from kbatchd.errors import ConfigError, Fenced, SinkError
+from kbatchd.lineage import Lineage
 from kbatchd.model import Gap, GapKind, Partition
 
 if TYPE_CHECKING:
@@ -33,10 +34,12 @@ _KNOWN: LiteralString = """
 
 
 class Position(NamedTuple):
-    """A claimed partition: the epoch to write under, and the offset to read on from."""
+    """A claimed partition: the epoch to write under, the offset to read on from, and of which topic and log that is."""
 
     epoch: int
     next_offset: int
+    topic_id: str = ""
+    lineage: Lineage = Lineage()
 
 
 class Unbegun(NamedTuple):
@@ -212,7 +215,7 @@ def claim(
                 partitions = ({_KNOWN})
             WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s
               AND partition = ANY(%(partitions)s::int[])
-            RETURNING partition, epoch, next_offset, topic_id, target
+            RETURNING partition, epoch, next_offset, topic_id, leader_epochs, records_end, target
             """,  # noqa: S608 - made of constants
             {**_keys(owner), "partitions": list(topic_ids)},
         ).fetchall()
@@ -220,13 +223,28 @@ def claim(
         if missing:
             raise ConfigError(_gone(owner, missing, all_of_it=not known_partitions(connection, owner)))
         _refuse_other_target(owner, {target for *_, target in rows})
-    positions = {partition: Position(epoch, offset) for partition, epoch, offset, _, _ in rows}
+    positions = {
+        partition: Position(epoch, offset, topic_id, _lineage(epochs, end))
+        for partition, epoch, offset, topic_id, epochs, end, _ in rows
+    }
     anew = [
-        Gap(Partition(owner.topic, partition), GapKind.RECREATED, offset, offset, 0, topic_ids[partition])
-        for partition, _, offset, topic_id, _ in rows
-        if topic_id != topic_ids[partition]
+        Gap(Partition(owner.topic, number), GapKind.RECREATED, at.next_offset, at.next_offset, 0, at.topic_id, now)
+        for number, at in positions.items()
+        if at.topic_id != (now := topic_ids[number])
     ]
     return positions, anew
+
+
+def former_ids(connection: psycopg.Connection, owner: Owner) -> set[str]:
+    """Return the ids that the topic had, as far as gaps tell: none of them ever comes back."""
+    cursor = connection.execute(
+        """
+        SELECT topic_id FROM kbatchd.gaps
+        WHERE pipeline = %(pipeline)s AND topic = %(topic)s AND kind = 'recreated' AND topic_id IS NOT NULL
+        """,
+        _keys(owner),
+    )
+    return {topic_id for (topic_id,) in cursor}
 
 
 def advance(
@@ -234,17 +252,24 @@ def advance(
     owner: Owner,
     expected: Mapping[Partition, Position],
     next_offsets: Mapping[Partition, int],
+    lineages: Mapping[Partition, Lineage] | None = None,
 ) -> None:
     """Move progress in the caller's transaction, if it stands where we left it under our own epoch; else Fenced.
 
     `expected` is where our last flush left each partition, never the offset of a first record: offsets have holes.
+    `lineages` are those of partitions that records were read of, perhaps of more of them than this transaction has.
     """
+    read = {p: lineage.below(next_offsets[p]) for p, lineage in (lineages or {}).items() if p in next_offsets}
     cursor = connection.execute(
         """
         UPDATE kbatchd.progress AS p
-        SET next_offset = n.next_offset, updated_at = clock_timestamp()
-        FROM unnest(%(partitions)s::int[], %(epochs)s::bigint[], %(expected)s::bigint[], %(offsets)s::bigint[])
-             AS n(partition, epoch, expected, next_offset)
+        SET next_offset = n.next_offset, updated_at = clock_timestamp(),
+            leader_epoch = COALESCE(n.leader_epoch, p.leader_epoch),
+            leader_epochs = COALESCE(n.leader_epochs, p.leader_epochs),
+            records_end = COALESCE(n.records_end, p.records_end)
+        FROM unnest(%(partitions)s::int[], %(epochs)s::bigint[], %(expected)s::bigint[], %(offsets)s::bigint[],
+                    %(leader_epoch)s::int[], %(leader_epochs)s::jsonb[], %(records_end)s::bigint[])
+             AS n(partition, epoch, expected, next_offset, leader_epoch, leader_epochs, records_end)
         WHERE p.pipeline = %(pipeline)s AND p.route = %(route)s AND p.topic = %(topic)s
           AND p.partition = n.partition AND p.epoch = n.epoch AND p.next_offset = n.expected
           AND p.backend_pid = pg_backend_pid()
@@ -255,6 +280,9 @@ def advance(
             "epochs": [expected[partition].epoch for partition in next_offsets],
             "expected": [expected[partition].next_offset for partition in next_offsets],
             "offsets": list(next_offsets.values()),
+            "leader_epoch": [read[p].epoch if p in read else None for p in next_offsets],
+            "leader_epochs": [orjson.dumps(read[p].epochs).decode() if p in read else None for p in next_offsets],
+            "records_end": [read[p].end if p in read else None for p in next_offsets],
         },
     )
     if cursor.rowcount != len(next_offsets):
@@ -294,21 +322,23 @@ def write_ledger(
 def accept(connection: psycopg.Connection, owner: Owner, gap: Gap, epoch: int) -> None:
     """Record the gap and let reading go on behind it; the epoch goes up, so whoever reads must claim anew.
 
-    Raises Fenced when the partition is no longer under this epoch, or does not stand at the gap any more.
+    Raises Fenced when the partition is no longer under this epoch, is of another topic than the gap, or does not stand
+    at the gap any more.
     """
     with _durable_transaction(connection):
         moved = connection.execute(
             """
             UPDATE kbatchd.progress
-            SET next_offset = %(resume_at)s, topic_id = %(topic_id)s, epoch = epoch + 1, updated_at = now()
+            SET next_offset = %(resume_at)s, topic_id = %(next_topic_id)s, epoch = epoch + 1, updated_at = now()
             WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s AND partition = %(partition)s
-              AND epoch = %(epoch)s AND next_offset IN (%(first)s, %(last)s)
+              AND epoch = %(epoch)s AND topic_id = %(topic_id)s AND next_offset IN (%(first)s, %(last)s)
             """,
             {
                 **_keys(owner),
                 "partition": gap.partition.number,
                 "resume_at": gap.resume_at,
                 "topic_id": gap.topic_id,
+                "next_topic_id": gap.next_topic_id or gap.topic_id,
                 "first": gap.first,
                 "last": gap.last,
                 "epoch": epoch,
@@ -316,16 +346,19 @@ def accept(connection: psycopg.Connection, owner: Owner, gap: Gap, epoch: int) -
         ).rowcount
         if not moved:
             raise Fenced([gap.partition])
-        where = (owner.pipeline, owner.route, owner.topic, gap.partition.number, gap.topic_id)
-        for kind, first, last in gap.ranges():
+        _keep_lineage(connection, owner, gap.partition, None if gap.next_topic_id else gap.resume_at)
+        where = (owner.pipeline, owner.route, owner.topic, gap.partition.number)
+        for line in gap.lines():
             connection.execute(
                 """
-                INSERT INTO kbatchd.gaps (pipeline, route, topic, partition, topic_id, kind, first_offset, last_offset)
-                VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+                INSERT INTO kbatchd.gaps
+                    (pipeline, route, topic, partition, topic_id, next_topic_id, kind, first_offset, last_offset)
+                VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
                 """,
-                (*where, kind.value, first, last),
+                (*where, line.topic_id, line.next_topic_id, line.kind.value, line.first, line.last),
             )
-        write_ledger(connection, owner, "gap", {gap.partition: (gap.first, gap.resume_at)})
+        stood = gap.last if gap.kind is GapKind.TRUNCATION else gap.first
+        write_ledger(connection, owner, "gap", {gap.partition: (stood, gap.resume_at)})
 
 
 def set_progress(connection: psycopg.Connection, owner: Owner, partition: Partition, next_offset: int) -> int | None:
@@ -352,6 +385,7 @@ def set_progress(connection: psycopg.Connection, owner: Owner, partition: Partit
         ).fetchone()
         if row is None and not _add_lost(connection, keys):
             raise ConfigError(f"route {owner.route}: there is no progress of {partition}; see `kbatchd progress show`")
+        _keep_lineage(connection, owner, partition, next_offset)
         stood: Any = None if row is None else row[0]
         write_ledger(connection, owner, "set", {partition: (stood, next_offset)})
     return None if stood is None else int(stood)
@@ -371,6 +405,47 @@ def _add_lost(connection: psycopg.Connection, keys: Mapping[str, object]) -> boo
             keys,
         ).rowcount
     )
+
+
+def lineages(connection: psycopg.Connection, owner: Owner) -> dict[int, Lineage]:
+    """Read of which logs a route's partitions were read."""
+    cursor = connection.execute(
+        """
+        SELECT partition, leader_epochs, records_end FROM kbatchd.progress
+        WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s
+        """,
+        _keys(owner),
+    )
+    return {partition: _lineage(epochs, end) for partition, epochs, end in cursor}
+
+
+def _keep_lineage(connection: psycopg.Connection, owner: Owner, partition: Partition, at: int | None) -> None:
+    """Keep what holds of a log when progress is moved to `at`, in the caller's transaction; None: of another topic.
+
+    Whoever goes on behind what was read does not know under which epoch the offset before it was written.
+    """
+    before = lineages(connection, owner)[partition.number]
+    after = Lineage() if at is None else before.below(at)
+    if at is not None and (before.end is None or at > before.end):
+        after = after.unknown()
+    connection.execute(
+        """
+        UPDATE kbatchd.progress
+        SET leader_epoch = %(leader_epoch)s, leader_epochs = %(leader_epochs)s, records_end = %(records_end)s
+        WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s AND partition = %(partition)s
+        """,
+        {
+            **_keys(owner),
+            "partition": partition.number,
+            "leader_epoch": after.epoch,
+            "leader_epochs": orjson.dumps(after.epochs).decode(),
+            "records_end": after.end,
+        },
+    )
+
+
+def _lineage(epochs: list[list[int]], end: int | None) -> Lineage:
+    return Lineage(tuple((epoch, first) for epoch, first in epochs), end)
 
 
 def show(connection: psycopg.Connection, pipeline: str) -> list[ProgressRow]:
@@ -478,14 +553,15 @@ def _why_not_advanced(
         """,
         _keys(owner),
     ).fetchall()
-    stored = {Partition(owner.topic, number): (Position(epoch, offset), own) for number, epoch, offset, own in rows}
-    if any(not own and position == expected.get(p) for p, (position, own) in stored.items() if p in next_offsets):
+    stored = {Partition(owner.topic, number): ((epoch, offset), own) for number, epoch, offset, own in rows}
+    ours = {partition: (expected[partition].epoch, expected[partition].next_offset) for partition in next_offsets}
+    if any(not own and at == ours.get(partition) for partition, (at, own) in stored.items()):
         return ConfigError(
             "postgres.dsn leads to a pooler that changes sessions between transactions; "
             "kbatchd needs a session of its own: connect to PostgreSQL itself, or use session pooling"
         )
-    moved = {p: expected[p]._replace(next_offset=offset) for p, offset in next_offsets.items()}
-    return Fenced([p for p in moved if p not in stored or stored[p][0] not in {expected[p], moved[p]}] or list(moved))
+    moved = {partition: (epoch, next_offsets[partition]) for partition, (epoch, _) in ours.items()}
+    return Fenced([p for p in moved if p not in stored or stored[p][0] not in {ours[p], moved[p]}] or list(moved))
 
 
 def _lock_key(owner: Owner, partition: int) -> int:

@@ -35,8 +35,8 @@ _T = TypeVar("_T")
 
 _DEAD_LETTERS = """
     COPY kbatchd.dead_letters
-        (pipeline, route, topic, partition, "offset", "timestamp", timestamp_ms, key, value, headers, code, "column",
-        message)
+        (pipeline, route, topic, topic_id, partition, "offset", "timestamp", timestamp_ms, key, value, headers, code,
+         "column", message)
     FROM STDIN"""
 
 #: What PostgreSQL says of bytes or columns that are for the table as it was, of a MERGE when it has a rule now, and of
@@ -124,7 +124,7 @@ class _Flush(Insertion):
         batch, owner, next_offsets = self.batch, self.target.owner, self._next_offsets(last)
         if dead:
             self._write_dead_letters(dead)
-        progress.advance(self.connection, owner, self.positions, next_offsets)
+        progress.advance(self.connection, owner, self.positions, next_offsets, batch.lineages)
         starts = {partition: self.positions[partition].next_offset for partition in next_offsets}
         agree_on_offsets(batch.records[self.done : last], starts, next_offsets, self._ends(last))
         progress.write_ledger(
@@ -158,15 +158,17 @@ class _Flush(Insertion):
         return self.batch.ends if last == len(self.batch.records) else {}
 
     def _write_dead_letters(self, dead: Mapping[int, Refusal]) -> None:
-        records = self.batch.records
+        records, owner = self.batch.records, self.target.owner
+        topic_ids = {partition.number: position.topic_id for partition, position in self.positions.items()}
         cursor = self.connection.cursor()
         with cursor.copy(_DEAD_LETTERS, writer=Writer(cursor)) as copy:
             for index in sorted(dead):
-                copy.write_row(_dead_letter(self.target.owner, records[index], dead[index]))
+                topic_id = topic_ids[records[index].partition() or 0]
+                copy.write_row(_dead_letter(owner, topic_id, records[index], dead[index]))
         agree("dead letters written", len(dead), cursor.rowcount)
 
 
-def _dead_letter(owner: Owner, record: Record, why: Refusal) -> Sequence[object]:
+def _dead_letter(owner: Owner, topic_id: str, record: Record, why: Refusal) -> Sequence[object]:
     """Make the line of one dead letter, of what can be read of its record; what cannot is named in the message."""
     unread: list[str] = []
     topic, partition, offset = record.topic(), record.partition(), record.offset()
@@ -178,6 +180,7 @@ def _dead_letter(owner: Owner, record: Record, why: Refusal) -> Sequence[object]
         owner.pipeline,
         owner.route,
         topic,
+        topic_id,
         partition,
         offset,
         *(timestamps or (None, None)),

@@ -8,8 +8,10 @@ are committed to Kafka for its tools to display, nothing else.
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -36,6 +38,9 @@ _OURS: dict[str, str | int | float | bool] = {
     # The end of a transactional topic lies behind markers that are no records: progress must move over them.
     "enable.partition.eof": True,
     "allow.auto.create.topics": False,
+    # A byte altered on the broker's disk or on the way would be an altered value. Of 200 bytes a record takes 0.45 to
+    # 0.63 us with it, 0.45 to 0.71 without.
+    "check.crcs": True,
     "partition.assignment.strategy": "cooperative-sticky",
 }
 
@@ -73,6 +78,36 @@ def settings(group_id: str, client_id: str) -> Settings:
     return Settings({**_OURS, "group.id": group_id, "client.id": client_id}, _DEFAULTS)
 
 
+#: What librdkafka says of a batch of records that it cannot read; it leaves it out, and would read on behind it.
+_UNREADABLE = frozenset({
+    KafkaError._BAD_MSG,  # noqa: SLF001
+    KafkaError._BAD_COMPRESSION,  # noqa: SLF001
+    KafkaError._NOT_IMPLEMENTED,  # noqa: SLF001
+    KafkaError._UNDERFLOW,  # noqa: SLF001
+    KafkaError.MSG_SIZE_TOO_LARGE,
+})  # fmt: skip
+
+#: How librdkafka says that a log was truncated: in its text, and nowhere else. -1 where the leader's log has nothing of
+#: the epoch, nor of one before.
+_EPOCH_END = re.compile(r"broker end offset is (-?\d+) \(offset leader epoch (-?\d+)\)")
+
+#: How long a poll waits for records while a partition is about to begin.
+_BEGIN_SECONDS = 0.005
+
+#: What a seek says to a partition that has not begun to be read.
+_NOT_BEGUN = frozenset({KafkaError._STATE, KafkaError._PREV_IN_PROGRESS})  # noqa: SLF001
+
+_NO_EPOCHS: Mapping[Partition, int] = MappingProxyType({})
+
+
+class EpochEnd(NamedTuple):
+    """Where, in the leader's log, the latest epoch ends that is not after the one that was read."""
+
+    #: None: it has no such epoch.
+    offset: int | None
+    epoch: int
+
+
 @dataclass(slots=True)
 class Polled:
     """What one poll brought: records by topic, ends of partitions, and partitions in trouble."""
@@ -81,6 +116,10 @@ class Polled:
     ends: dict[Partition, int] = field(default_factory=dict)
     #: Their offset is not in the topic: `auto.offset.reset` says so once.
     out_of_range: list[Partition] = field(default_factory=list)
+    #: The leader's log parts below their offset from the one that was read: it stands still as well.
+    ended: dict[Partition, EpochEnd] = field(default_factory=dict)
+    #: What cannot be read at their offset, in librdkafka's words: nothing behind it is here.
+    unreadable: dict[Partition, str] = field(default_factory=dict)
     #: The broker does not know these topics (any more).
     unknown_topics: set[str] = field(default_factory=set)
 
@@ -109,6 +148,9 @@ class Source:
         #: What no client recovers from; told by the next poll.
         self._fatal: KafkaError | None = None
         self.assigned: set[Partition] = set()
+        #: What was assigned, and has not begun: librdkafka stops a partition first, and waits for offsets under way to
+        #: a coordinator that may be away. Where it is to begin, and the leader epoch there.
+        self._beginning: dict[Partition, tuple[int, int]] = {}
         self._one_topic: str | None = None
         self._consumer = settings(kafka.group_id, client_id).make(Consumer, kafka.client, error_cb=self._on_error)
         for topic in topics:
@@ -135,21 +177,43 @@ class Source:
 
         self._consumer.subscribe(list(topics), on_assign=assigned, on_revoke=revoked, on_lost=lost)
 
-    def read(self, topic: str, starts: Mapping[Partition, int]) -> None:
-        """Read these partitions of the topic from these offsets on, and no others of it."""
+    def read(self, topic: str, starts: Mapping[Partition, int], epochs: Mapping[Partition, int] = _NO_EPOCHS) -> None:
+        """Read these partitions of the topic from these offsets on, and no others of it; see `assign`."""
         self.unassign([p for p in self.assigned if p.topic == topic and p not in starts])
         if starts:
-            self.assign(starts)
+            self.assign(starts, epochs)
 
-    def assign(self, offsets: Mapping[Partition, int]) -> None:
-        """Read these partitions from these offsets on; those already assigned start anew there."""
+    def assign(self, offsets: Mapping[Partition, int], epochs: Mapping[Partition, int] = _NO_EPOCHS) -> None:
+        """Read these partitions from these offsets on; those already assigned start anew there.
+
+        `epochs` are the leader epochs of the records before these offsets. With one, the leader is first asked whether
+        its log is still the one that was read; nothing is read before the answer.
+        """
         self.unassign(offsets)
         self._consumer.incremental_assign([TopicPartition(*partition, offset) for partition, offset in offsets.items()])
         self._set_assigned(self.assigned | set(offsets))
+        self._beginning.update({p: (offsets[p], epoch) for p, epoch in epochs.items() if offsets[p] > 0})
+        self._begin()
+
+    def _begin(self) -> None:
+        """Go to where reading begins, with the epoch, as soon as librdkafka lets us.
+
+        At a seek it asks the leader, and at an assignment only by chance. What an earlier fetch brings it drops.
+        """
+        for partition, (offset, epoch) in list(self._beginning.items()):
+            try:
+                self._consumer.seek(TopicPartition(*partition, offset, leader_epoch=epoch))
+            except KafkaException as error:
+                if error.args[0].code() not in _NOT_BEGUN:
+                    raise SourceError(f"{partition} cannot be read from {offset} on: {error}") from error
+            else:
+                del self._beginning[partition]
 
     def unassign(self, partitions: Iterable[Partition]) -> None:
         """Stop reading these; what librdkafka holds of them is dropped."""
         ours = self.assigned.intersection(partitions)
+        for partition in ours:
+            self._beginning.pop(partition, None)
         if ours:
             gone = [TopicPartition(*partition) for partition in ours]
             self._consumer.incremental_unassign(gone)
@@ -161,9 +225,14 @@ class Source:
         Raises SourceError when this consumer will not go on: only another one helps, in another process.
         """
         polled = Polled()
+        if self._beginning:
+            self._begin()
+            timeout_seconds = min(timeout_seconds, _BEGIN_SECONDS) if self._beginning else timeout_seconds
         messages: Sequence[Message] = self._consumer.consume(max_records, timeout_seconds)
         if self._fatal is not None:
             raise SourceError(f"the consumer cannot go on: {self._fatal.str()}; another worker takes over")
+        if self._beginning:
+            messages = [message for message in messages if not self._is_too_soon(message)]
         if not messages:
             return polled
         if any(map(Message.error, messages)):
@@ -178,6 +247,12 @@ class Source:
             by_topic.setdefault(message.topic() or "", []).append(message)
         polled.records.update(by_topic)
         return polled
+
+    def _is_too_soon(self, message: Message) -> bool:
+        """Tell whether it is a record or an end of a partition that has not begun where it shall."""
+        error = message.error()
+        is_read = error is None or error.code() == KafkaError._PARTITION_EOF  # noqa: SLF001
+        return is_read and Partition(message.topic() or "", message.partition() or 0) in self._beginning
 
     def known_end(self, partition: Partition) -> Offset | None:
         """Return the partition's end, as the last answer to a fetch gave it; None before the first."""
@@ -203,18 +278,28 @@ class Source:
         records = []
         for message in messages:
             error = message.error()
-            if error is None:
-                records.append(message)
-                continue
-            self._note_fatal(error)
             # An error may be of no partition, or name no offset: None, and no sign of 0.
             topic, number, offset = message.topic(), message.partition(), message.offset()
             partition = Partition(topic or "", -1 if number is None else number)
+            if error is None:
+                if partition not in polled.unreadable:
+                    records.append(message)
+                continue
+            self._note_fatal(error)
             match error.code():
+                case KafkaError._PARTITION_EOF if partition in polled.unreadable:  # noqa: SLF001
+                    pass
                 case KafkaError._PARTITION_EOF if offset is not None:  # noqa: SLF001  (librdkafka's own codes)
                     polled.ends[partition] = offset
                 case KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
-                    polled.out_of_range.append(partition)
+                    told = _EPOCH_END.search(error.str())
+                    if told is None:
+                        polled.out_of_range.append(partition)
+                    else:
+                        offset, epoch = map(int, told.groups())
+                        polled.ended[partition] = EpochEnd(offset if offset >= 0 else None, epoch)
+                case code if code in _UNREADABLE:
+                    polled.unreadable[partition] = error.str()
                 case code if code in _UNKNOWN:
                     polled.unknown_topics.add(partition.topic)
                 case _:

@@ -26,7 +26,7 @@ from kbatchd.source import Source
 from kbatchd.standstill import Standstill
 from kbatchd.stats import Field, Slot
 from kbatchd.suspicions import NOTHING_TO_HEED, Heed
-from kbatchd.watch import TopicWatch
+from kbatchd.watch import Diagnosis, TopicWatch
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -53,6 +53,10 @@ SWITCH_INTERVAL_SECONDS = 0.0005
 
 #: How often the collector runs, which is off otherwise: the loop's own objects have no cycles, those of errors may.
 COLLECT_SECONDS = 60.0
+
+#: How long a partition stands still that has something unreadable, before it is tried again: an assignment throws away
+#: what was fetched of its topic's other partitions.
+UNREADABLE_SECONDS = 30.0
 
 #: How often committed offsets are shown to Kafka's tools.
 SHOW_SECONDS = 1.0
@@ -83,18 +87,20 @@ class Worker:
         name = f"worker-{index}"
         self._handover = Handover(config.route, config.batch, config.workers.buffer_bytes)
         self._intakes: dict[str, list[Intake]] = {}
-        #: What we asked the flusher for, under which topic id; and what may not be read on before it is looked into.
-        self._wanted: dict[Partition, str] = {}
-        self._undiagnosed: set[Partition] = set()
-        encodings = make_encodings(config.route, heed, Surroundings(slot.place, slot.beat, self._wanted, self._settle))
+        self._topics = sorted({route.topic for route in config.route})
+        self._watch = TopicWatch(config.kafka, self._topics)
+        around = Surroundings(slot.place, slot.beat, self._watch.ids.last, self._settle)
+        encodings = make_encodings(config.route, heed, around)
         for route in config.route:
             self._intakes.setdefault(route.topic, []).append(Intake(self._handover, route.name, encodings[route.name]))
-        self._topics = sorted(self._intakes)
         self._source = Source(config.kafka, f"{config.pipeline}-{name}", self._topics)
-        self._watch = TopicWatch(config.kafka, self._topics)
         self._standstill = Standstill(self._watch.admin)
-        self._flusher = Flusher(config, name, self._handover, slot, self._watch.admin)
+        self._flusher = Flusher(config, name, self._handover, slot, self._watch.admin, self._watch.ids)
         self._timeout_seconds = min(TURN_SECONDS, config.batch.linger_seconds / 2)
+        #: What we asked the flusher for; and what may not be read on before it is looked into.
+        self._wanted: set[Partition] = set()
+        self._undiagnosed: set[Partition] = set()
+        self._unreadable_until: dict[Partition, float] = {}
         self._show_at = 0.0
         self._collect_at = time.monotonic() + COLLECT_SECONDS
 
@@ -164,15 +170,15 @@ class Worker:
         """Do what the flusher decided: stop reading what is lost, read what is claimed."""
         turn = self._handover.turn()
         for topic, reading in turn.readings.items():
-            self._source.read(topic, reading.starts)
+            self._source.read(topic, reading.starts, reading.epochs)
             for intake in self._intakes[topic]:
-                intake.begin(reading.floors.get(intake.route, {}))
+                intake.begin(topic, reading.floors.get(intake.route, {}), reading.lineages.get(intake.route, {}))
             self._undiagnosed = {partition for partition in self._undiagnosed if partition.topic != topic}
             self._watch.suspect()  # who did not fetch for a while may have missed that the topic was made anew
         return turn.encoders
 
     def _watch_topics(self) -> None:
-        """Ask for new partitions that are ours; report topics made anew and offsets that are not there."""
+        """Ask for new partitions that are ours; report offsets that are not there."""
         if self._source.brokers_changed:
             self._source.brokers_changed = False
             self._watch.suspect()
@@ -182,8 +188,9 @@ class Worker:
             self._source.outage.end()
             if self._config.kafka.assignment == "pinned":
                 self._want(self._pinned())
-            gaps = self._made_anew()
-            for partition in sorted(self._undiagnosed - {gap.partition for _, gap in gaps}):
+            gaps: list[tuple[str, Gap, int]] = []
+            now = time.monotonic()
+            for partition in sorted(p for p in self._undiagnosed if self._unreadable_until.get(p, now) <= now):
                 self._slot.beat()
                 gaps += self._diagnose(partition)
             self._report(gaps)
@@ -201,16 +208,6 @@ class Worker:
     def _reading(self) -> dict[Partition, int]:
         assigned = self._source.assigned
         return {partition: reached for partition, reached in self._handover.reading().items() if partition in assigned}
-
-    def _made_anew(self) -> list[tuple[str, Gap]]:
-        """Return the partitions whose topic has another id now; the flusher knows where they stand."""
-        known = self._watch.known
-        return [
-            (intake.route, Gap(partition, GapKind.RECREATED, 0, 0, 0, known[partition.topic].topic_id))
-            for partition, topic_id in self._wanted.items()
-            if partition.topic in known and known[partition.topic].topic_id != topic_id and not self._is_gone(partition)
-            for intake in self._intakes[partition.topic]
-        ]
 
     def _forget_gone(self) -> None:
         """Give up partitions that a topic made anew does not have any more."""
@@ -234,44 +231,66 @@ class Worker:
         ]
 
     def _want(self, partitions: Iterable[Partition]) -> None:
-        new = {p: self._watch.known[p.topic].topic_id for p in partitions if p not in self._wanted}
+        new = set(partitions) - self._wanted
         if new or not self._slot[Field.STATE]:
             self._wanted.update(new)
             self._handover.want(new)
 
     def _doubt(self, polled: Polled) -> None:
         """Hold partitions whose offset or whose topic is not there, until the topic watch has an answer."""
-        doubtful = {p for p in self._wanted if p.topic in polled.unknown_topics} | set(polled.out_of_range)
+        doubtful = {p for p in self._wanted if p.topic in polled.unknown_topics}
+        doubtful.update(polled.out_of_range, polled.ended, *(intake.parted for intake in self._all_intakes()))
+        for partition, error in polled.unreadable.items():
+            self._tell_unreadable(partition, error)
+            doubtful.add(partition)
+        for partition, ended in polled.ended.items():
+            what = "the leader's log is another one than was read"
+            log.warning(what, extra={"action": "truncated", "partition": str(partition), "end": ended.offset})
         if doubtful:
             self._source.unassign(doubtful)
             self._undiagnosed |= doubtful
             self._watch.suspect()
 
-    def _diagnose(self, partition: Partition) -> list[tuple[str, Gap]]:
-        """Find out for which routes an offset is not there; if for none, read on."""
+    def _tell_unreadable(self, partition: Partition, error: str) -> None:
+        """Tell that a partition stands still, and what can be done."""
+        self._unreadable_until[partition] = time.monotonic() + UNREADABLE_SECONDS
+        for route, position in self._handover.reached(partition).items():
+            what = (
+                f"{partition} stands still at offset {position.next_offset}: what the broker has there cannot be read; "
+                "if another replica has it whole, let that one lead; to leave it out, move the partition behind it: "
+                f"`kbatchd progress set {route} {partition.number} OFFSET`"
+            )
+            log.error(what, extra={"action": "unreadable", "route": route, "error": error})
+
+    def _diagnose(self, partition: Partition) -> list[tuple[str, Gap, int]]:
+        """Find out for which routes, under which claims, an offset is not there; if for none, read on."""
         if any(intake.is_waiting for intake in self._intakes[partition.topic]):
             return []
         positions = self._handover.reached(partition)
         try:
-            gaps = self._watch.diagnose(partition, positions, self._wanted[partition]) if positions else {}
+            gaps, nothing_to_compare = self._watch.diagnose(partition, positions) if positions else Diagnosis({}, False)
         except KbatchError as error:
             log.warning("partition not diagnosed yet", extra={"action": "diagnose", "error": str(error)})
             self._watch.suspect()
             return []
+        if any(gap.kind is GapKind.RECREATED for gap in gaps.values()):
+            self._watch.ids.doubt(partition.topic)  # the flusher goes by what the watch makes out
+            return []
         self._undiagnosed.discard(partition)
-        if not gaps:
+        if nothing_to_compare:
+            self._handover.forget_log(partition)
+        elif not gaps:
             self._handover.read_anew(partition.topic)
-        return list(gaps.items())
+        return [(route, gap, positions[route].epoch) for route, gap in gaps.items()]
 
-    def _report(self, gaps: Collection[tuple[str, Gap]]) -> None:
+    def _report(self, gaps: Collection[tuple[str, Gap, int]]) -> None:
         """Let what was read before the gaps be flushed, then tell the flusher of them."""
         if not gaps:
             return
-        topics = {gap.partition.topic for _, gap in gaps}
+        topics = {gap.partition.topic for _, gap, _ in gaps}
         self._flush_out(FlushReason.LINGER, time.monotonic() + PATIENCE_SECONDS, topics)
-        for route, gap in gaps:
-            self._wanted[gap.partition] = gap.topic_id
-            self._handover.report(route, gap)
+        for route, gap, epoch in gaps:
+            self._handover.report(route, gap, epoch)
 
     def _show_committed(self) -> None:
         now = time.monotonic()
@@ -344,6 +363,6 @@ class Worker:
     def on_lost(self, partitions: Sequence[Partition]) -> None:
         """Forget these partitions: another member has them already."""
         for partition in partitions:
-            self._wanted.pop(partition, None)
+            self._wanted.discard(partition)
             self._undiagnosed.discard(partition)
         self._handover.release(partitions)

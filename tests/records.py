@@ -24,6 +24,7 @@ class Sent:
     sent_at_ms: int = 1_700_000_000_123
     attached: Headers | None = None
     subject: str = TOPIC
+    epoch: int | None = None
 
     def topic(self) -> str:
         return self.subject
@@ -33,6 +34,9 @@ class Sent:
 
     def offset(self) -> int:
         return self.at
+
+    def leader_epoch(self) -> int | None:
+        return self.epoch
 
     def timestamp(self) -> tuple[int, int]:
         return 1, self.sent_at_ms

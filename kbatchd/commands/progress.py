@@ -16,7 +16,7 @@ from kbatchd.inspection import privilege_faults
 from kbatchd.migrations import check_version
 from kbatchd.model import Gap, Partition
 from kbatchd.postgres import connect, explained
-from kbatchd.progress import Owner, ProgressRow
+from kbatchd.progress import Owner, Position, ProgressRow
 from kbatchd.watch import diagnose
 
 #: How long `progress show` waits for Kafka, which it can do without.
@@ -73,6 +73,7 @@ def accept(arguments: argparse.Namespace) -> int:
     with connect(config.postgres, "kbatchd progress accept") as connection, explained():
         check_version(connection)
         rows = [row for row in progress.show(connection, config.pipeline) if row.route == route.name]
+        lineages = progress.lineages(connection, _owner(config, route))
         for row in _chosen(route, rows, arguments.partition):
             partition = Partition(row.topic, row.partition)
             if row.partition >= topic.partitions:
@@ -81,7 +82,8 @@ def accept(arguments: argparse.Namespace) -> int:
             if row.next_offset is None:
                 print(f"{partition}: there is nothing to accept: its broker has not said yet where it begins")
                 continue
-            gap = _diagnose(admin, partition, row.next_offset, row.topic_id, config.startup_timeout_seconds)
+            position = Position(row.epoch, row.next_offset, row.topic_id, lineages[row.partition])
+            gap = _diagnose(config, admin, partition, position)
             if gap is None:
                 print(f"{partition}: there is nothing to accept")
             else:
@@ -117,14 +119,12 @@ def rename(arguments: argparse.Namespace) -> int:
     return EX_OK
 
 
-def _diagnose(
-    admin: topics.Admin, partition: Partition, next_offset: int, topic_id: str, patience_seconds: float
-) -> Gap | None:
+def _diagnose(config: Config, admin: topics.Admin, partition: Partition, position: Position) -> Gap | None:
     """Find out why an offset cannot be read, if so; what the brokers do not answer is asked again."""
-    deadline = time.monotonic() + patience_seconds
+    deadline = time.monotonic() + config.startup_timeout_seconds
     while True:
         try:
-            return diagnose(admin, partition, {"": (next_offset, topic_id)}).get("")
+            return diagnose(config.kafka, admin, partition, {"": position}).gaps.get("")
         except (ServerUnavailable, SourceError) as error:
             if time.monotonic() + offsets.PAUSE_SECONDS > deadline:
                 raise ServerUnavailable(f"{partition}: {error}; nothing is accepted") from error

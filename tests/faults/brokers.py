@@ -217,6 +217,10 @@ class Brokers:
         partitions = self.admin().list_topics(topic, timeout=10.0).topics[topic].partitions
         return partitions[partition].leader if partition in partitions else -1
 
+    def segments(self, topic: str, partition: int = 0, broker: int = 1) -> list[Path]:
+        """Return the files that hold a partition's records at a broker."""
+        return sorted((self._directory / f"data-{broker}" / f"{topic}-{partition}").glob("*.log"))
+
     def in_sync(self, topic: str, partition: int = 0) -> set[int]:
         """Return the replicas that have all the leader has."""
         return set(self.admin().list_topics(topic, timeout=10.0).topics[topic].partitions[partition].isrs)

@@ -11,8 +11,9 @@ from confluent_kafka import Producer, TopicPartition
 
 from kbatchd import config, offsets, topics, watch
 from kbatchd.errors import ServerUnavailable, SourceError
-from kbatchd.model import GapKind, Partition
+from kbatchd.model import Gap, GapKind, Partition
 from kbatchd.offsets import Beginnings, OffsetsInquiry, offset_of
+from kbatchd.progress import Position
 from tests.faults.kafka_wire import Api, Earlier, answers, requests
 from tests.faults.rules import Rule, alter, cut, delay, swallow
 from tests.fix_daemon import wait_until
@@ -43,6 +44,14 @@ def write(broker: Brokers, partition: Partition, count: int) -> None:
     for number in range(count):
         producer.produce(partition.topic, b"%d" % number, partition=partition.number)
     assert producer.flush(30) == 0
+
+
+def diagnosed(
+    broker: Brokers, admin: topics.Admin, partition: Partition, progress: dict[str, tuple[int, str]]
+) -> dict[str, Gap]:
+    kafka = config.Kafka(bootstrap_servers=broker.bootstrap_servers)
+    positions = {name: Position(1, next_offset, topic_id) for name, (next_offset, topic_id) in progress.items()}
+    return watch.diagnose(kafka, admin, partition, positions).gaps
 
 
 def saying(offset: int) -> Callable[[bytes], bytes]:
@@ -159,7 +168,7 @@ class TestDiagnosis:
 
         def answered() -> bool:
             try:
-                found.append(watch.diagnose(admin, partition, progress))
+                found.append(diagnosed(broker, admin, partition, progress))
             except (ServerUnavailable, SourceError):
                 return False
             return True
@@ -175,19 +184,19 @@ class TestDiagnosis:
         progress = {"r": (500, self.topic_id(admin, partition))}
         broker.wire.rule(answers(Api.LIST_OFFSETS), alter(saying(said)), times=1)
         try:
-            assert watch.diagnose(admin, partition, progress) == {}
+            assert diagnosed(broker, admin, partition, progress) == {}
         except ServerUnavailable:
-            assert watch.diagnose(admin, partition, progress) == {}
+            assert diagnosed(broker, admin, partition, progress) == {}
 
     def test_a_true_gap_is_told_with_the_answer_that_skips_less(
         self, broker: Brokers, admin: topics.Admin, partition: Partition
     ) -> None:
         progress = {"r": (100, self.topic_id(admin, partition))}
-        [gap] = watch.diagnose(admin, partition, progress).values()
+        [gap] = diagnosed(broker, admin, partition, progress).values()
         assert (gap.kind, gap.first, gap.last, gap.resume_at) == (GapKind.RETENTION, 100, 300, 300)
         # Of the four answers to the two questions the one that says the first offset is altered, once.
         broker.wire.rule(lambda f: answers(Api.LIST_OFFSETS)(f) and _says(f.data, 300), alter(saying(900)), times=1)
-        [gap] = watch.diagnose(admin, partition, progress).values()
+        [gap] = diagnosed(broker, admin, partition, progress).values()
         assert (gap.first, gap.last, gap.resume_at) == (100, 300, 300)
 
     def test_one_stale_answer_is_no_truncation(self, broker: Brokers, admin: topics.Admin) -> None:
@@ -199,9 +208,9 @@ class TestDiagnosis:
         progress = {"r": (500, self.topic_id(admin, partition))}
         rule = earlier.again(times=2)  # the first of the two questions: for the first offset and for the end
         with pytest.raises(ServerUnavailable, match="two answers do not say the same"):
-            watch.diagnose(admin, partition, progress)
+            diagnosed(broker, admin, partition, progress)
         assert rule.hits == 2
-        assert watch.diagnose(admin, partition, progress) == {}
+        assert diagnosed(broker, admin, partition, progress) == {}
 
 
 class TestTopicWatch:

@@ -11,6 +11,7 @@ import pytest
 
 from kbatchd import progress
 from kbatchd.errors import ConfigError, Fenced
+from kbatchd.lineage import Lineage
 from kbatchd.model import Gap, GapKind, Partition
 from kbatchd.progress import Owner, Position
 from tests.fix_daemon import wait_until
@@ -45,7 +46,8 @@ def theirs(ours: psycopg.Connection, database: str) -> Iterator[psycopg.Connecti
 def claim(connection: psycopg.Connection, owner: Owner = OURS, *numbers: int) -> dict[Partition, Position]:
     positions, anew = progress.claim(connection, owner, dict.fromkeys(numbers or IDS, "id"))
     assert not anew
-    return {Partition(TOPIC, number): position for number, position in positions.items()}
+    assert {position.topic_id for position in positions.values()} == {"id"}
+    return {Partition(TOPIC, number): Position(*position[:2]) for number, position in positions.items()}
 
 
 def stored(connection: psycopg.Connection, columns: str = "next_offset, epoch") -> dict[int, tuple[Any, ...]]:
@@ -103,8 +105,8 @@ class TestClaim:
 
     def test_a_topic_made_anew_is_told_and_not_moved(self, ours: psycopg.Connection) -> None:
         positions, anew = progress.claim(ours, OURS, {0: "id", 1: "new"})
-        assert positions == {0: Position(1, 0), 1: Position(1, 10)}
-        assert anew == [Gap(P1, GapKind.RECREATED, 10, 10, 0, "new")]
+        assert positions == {0: Position(1, 0, "id"), 1: Position(1, 10, "id")}
+        assert anew == [Gap(P1, GapKind.RECREATED, 10, 10, 0, "id", "new")]
         assert stored(ours, "next_offset, topic_id")[1] == (10, "id")
 
     def test_it_is_durable_whatever_the_session_says(self, ours: psycopg.Connection) -> None:
@@ -170,6 +172,66 @@ class TestAdvance:
         assert stored(ours) == {0: (0, 1), 1: (10, 1)}
 
 
+class TestLineage:
+    """Of which log the records were read, beside how far."""
+
+    READ = Lineage(((0, 0), (3, 12)), 20)
+
+    def read(self, connection: psycopg.Connection) -> None:
+        """Read partition 1 up to 20, and a marker behind it."""
+        progress.advance(connection, OURS, claim(connection), {P1: 21}, {P1: self.READ})
+
+    def test_it_is_kept_in_the_same_statement(self, ours: psycopg.Connection) -> None:
+        self.read(ours)
+        assert stored(ours, "next_offset, leader_epoch, leader_epochs, records_end") == {
+            0: (0, None, [], None),
+            1: (21, 3, [[0, 0], [3, 12]], 20),
+        }
+        assert progress.claim(ours, OURS, IDS)[0] == {
+            0: Position(2, 0, "id"),
+            1: Position(2, 21, "id", self.READ),
+        }
+        assert progress.lineages(ours, OURS) == {0: Lineage(), 1: self.READ}
+
+    def test_a_part_of_a_batch_has_a_part_of_it(self, ours: psycopg.Connection) -> None:
+        progress.advance(ours, OURS, claim(ours), {P1: 11}, {P1: self.READ})
+        assert progress.lineages(ours, OURS)[1] == Lineage(((0, 0),), 11)
+
+    def test_an_end_without_records_keeps_it(self, ours: psycopg.Connection) -> None:
+        self.read(ours)
+        progress.advance(ours, OURS, {P1: Position(1, 21)}, {P1: 40}, {})
+        assert stored(ours, "next_offset")[1] == (40,)
+        assert progress.lineages(ours, OURS)[1] == self.READ
+
+    @pytest.mark.parametrize(
+        ("gap", "after"),
+        [
+            (Gap(P1, GapKind.TRUNCATION, 15, 21, 15, "id"), Lineage(((0, 0), (3, 12)), 15)),
+            (Gap(P1, GapKind.TRUNCATION, 7, 21, 7, "id"), Lineage(((0, 0),), 7)),
+            # Nobody knows under which epoch the offset before was written.
+            (Gap(P1, GapKind.RETENTION, 21, 50, 50, "id"), READ.unknown()),
+            (Gap(P1, GapKind.RECREATED, 21, 21, 0, "id", "new"), Lineage()),
+        ],
+        ids=["truncated", "truncated further", "retention", "recreated"],
+    )
+    def test_what_holds_behind_a_gap(self, ours: psycopg.Connection, gap: Gap, after: Lineage) -> None:
+        self.read(ours)
+        progress.accept(ours, OURS, gap, epoch=1)
+        assert progress.lineages(ours, OURS)[1] == after
+        assert stored(ours, "leader_epoch")[1] == (after.epoch,)
+        # And: the ledger tells from where to where.
+        assert ours.execute("SELECT spans FROM kbatchd.batches").fetchall() == [({TOPIC: {"1": [21, gap.resume_at]}},)]
+
+    @pytest.mark.parametrize(
+        ("to", "after"),
+        [(0, Lineage()), (15, Lineage(((0, 0), (3, 12)), 15)), (20, READ), (21, READ.unknown()), (400, READ.unknown())],
+    )
+    def test_what_holds_when_somebody_moves_it(self, ours: psycopg.Connection, to: int, after: Lineage) -> None:
+        self.read(ours)
+        progress.set_progress(ours, OURS, P1, to)
+        assert progress.lineages(ours, OURS)[1] == after
+
+
 class TestLock:
     def test_one_at_a_time(self, ours: psycopg.Connection, theirs: psycopg.Connection) -> None:
         assert progress.lock(ours, OURS, [0]) == {0}
@@ -215,10 +277,23 @@ class TestAccept:
         assert ledger == [("gap", 0, {TOPIC: {"1": [10, 25]}})]
 
     def test_a_topic_made_anew_gets_its_new_id(self, ours: psycopg.Connection) -> None:
+        assert progress.former_ids(ours, OURS) == set()
         _, (gap,) = progress.claim(ours, OURS, {1: "new"})
         progress.accept(ours, OURS, gap, epoch=1)
         assert stored(ours, "next_offset, epoch, topic_id")[1] == (0, 2, "new")
-        assert progress.claim(ours, OURS, {1: "new"}) == ({1: Position(3, 0)}, [])
+        assert progress.claim(ours, OURS, {1: "new"}) == ({1: Position(3, 0, "new")}, [])
+
+        # And: the gap's offsets are the former topic's, which never comes back.
+        lines = ours.execute("SELECT topic_id, next_topic_id, first_offset, last_offset FROM kbatchd.gaps").fetchall()
+        assert lines == [("id", "new", 10, 10)]
+        assert progress.former_ids(ours, OURS) == {"id"}
+
+    def test_only_of_the_topic_that_progress_is_of(self, ours: psycopg.Connection) -> None:
+        """A report from before the topic was recreated, or from a broker that lags, says nothing of the new one."""
+        claim(ours)
+        with pytest.raises(Fenced):
+            progress.accept(ours, OURS, replace(self.GAP, topic_id="former"), epoch=1)
+        assert stored(ours)[1] == (10, 1)
 
     def test_only_where_progress_still_stands_at_the_gap(self, ours: psycopg.Connection) -> None:
         positions = claim(ours)

@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient
 from kbatchd import config
 from kbatchd.errors import SourceError
 from kbatchd.model import Partition
-from kbatchd.source import Source
+from kbatchd.source import EpochEnd, Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -133,6 +133,28 @@ def test_the_end_is_told_once_and_the_offset_that_is_not_there(source: Source, p
         out_of_range += polled.out_of_range
     assert ends == [(first, RECORDS)]
     assert out_of_range == [second]
+
+
+def test_a_log_that_ends_before_what_was_read_is_told_with_where_it_ends(
+    source: Source, partitions: list[Partition]
+) -> None:
+    """In the words of librdkafka's text, and nowhere else: a version that says it otherwise must not go unnoticed."""
+    first, second, third = partitions
+    for _ in range(10):  # librdkafka asks the leader at each assignment, not only at the first
+        source.assign(dict.fromkeys(partitions, RECORDS) | {second: RECORDS + 7}, dict.fromkeys((first, second), 0))
+        ends: dict[Partition, int] = {}
+        told: dict[Partition, EpochEnd] = {}
+        deadline = time.monotonic() + SOON_SECONDS
+        while not (ends.keys() == {first, third} and told):
+            assert time.monotonic() < deadline
+            polled = source.poll(500, 0.1)
+            ends |= polled.ends
+            told |= polled.ended
+            if polled.out_of_range:  # a fetch was faster than the question
+                assert polled.out_of_range == [second]
+                source.assign({second: RECORDS + 7}, {second: 0})
+        assert ends == {first: RECORDS, third: RECORDS}
+        assert told == {second: EpochEnd(RECORDS, 0)}
 
 
 def test_a_consumer_that_cannot_go_on_says_so(kafka: Kafka | GivenKafka, partitions: list[Partition]) -> None:

@@ -13,6 +13,7 @@ from kbatchd.batch import Batch
 from kbatchd.catalogue import Column
 from kbatchd.handover import NOT_OURS, Handover, Lane, Reading, Turn
 from kbatchd.intake import Intake
+from kbatchd.lineage import Lineage
 from kbatchd.model import FlushReason, Gap, GapKind, Partition
 from kbatchd.one_by_one import Encoding, Surroundings
 from kbatchd.place import PLACE_BYTES, Place
@@ -59,7 +60,9 @@ def granted(handover: Handover, encoder: RowEncoder, *partitions: Partition, at:
 
 
 #: As in a worker whose records have killed nobody.
-ENCODING = Encoding(0, TOPIC, Surroundings(Place(memoryview(bytearray(PLACE_BYTES))), lambda: None, {}, lambda: None))
+ENCODING = Encoding(
+    0, TOPIC, Surroundings(Place(memoryview(bytearray(PLACE_BYTES))), lambda: None, lambda _: "", lambda: None)
+)
 
 
 def grant(handover: Handover, route: str, starts: dict[Partition, int], encoder: RowEncoder) -> None:
@@ -71,7 +74,7 @@ def take(handover: Handover, turn: Turn, records: list[Sent]) -> None:
     """Do what the poll loop does with what it polled."""
     for route, (generation, encoder) in turn.encoders.items():
         intake = Intake(handover, route, ENCODING)
-        intake.begin(turn.readings[TOPIC].floors[route])
+        intake.begin(TOPIC, turn.readings[TOPIC].floors[route], {})
         intake.take(records, generation, encoder)
 
 
@@ -117,7 +120,7 @@ class TestGenerations:
         assert sorted(handover.revoke(lane)) == [P0, P1]
         handover.grant(lane, {P0: Position(2, 40)}, encoder)
         turn = handover.turn()
-        assert turn.readings == {TOPIC: Reading({P0: 40}, {TOPIC: {}})}
+        assert turn.readings == {TOPIC: Reading({P0: 40}, {TOPIC: {}}, {}, {})}
         assert turn.encoders[TOPIC][0] > generation
         assert handover.put(TOPIC, turn.encoders[TOPIC][0], chunk(*sent([40]))) is None
         assert not handover.is_drained()
@@ -128,7 +131,7 @@ class TestGenerations:
         handover.grant(lane, {P0: Position(1, 40)}, encoder)
         handover.revoke(lane)
         turn = handover.turn()
-        assert (turn.readings, turn.encoders) == ({TOPIC: Reading({}, {})}, {})
+        assert (turn.readings, turn.encoders) == ({TOPIC: Reading({}, {}, {}, {})}, {})
 
     def test_another_routes_revoke_leaves_this_one_alone(self, encoder: RowEncoder) -> None:
         handover = make(TOPIC, "other")
@@ -187,7 +190,7 @@ class TestSeveralRoutes:
         handover = self.make(encoder, {P0: 0}, {P1: 0})
         turn = handover.turn()
         intake = Intake(handover, "a", ENCODING)
-        intake.begin(turn.readings[TOPIC].floors["a"])
+        intake.begin(TOPIC, turn.readings[TOPIC].floors["a"], {})
         intake.note_end(P1, 100)
         grant(handover, "a", {P1: 50}, encoder)
         intake.put_ends(turn.encoders["a"][0])
@@ -198,7 +201,7 @@ class TestSeveralRoutes:
         handover.turn()
         handover.revoke(handover.lanes["a"])
         turn = handover.turn()
-        assert turn.readings == {TOPIC: Reading({P0: 400}, {"b": {}})}
+        assert turn.readings == {TOPIC: Reading({P0: 400}, {"b": {}}, {}, {})}
         assert turn.encoders.keys() == {"b"}
 
     def test_one_without_room_is_parked_and_comes_back(self, encoder: RowEncoder) -> None:
@@ -209,13 +212,13 @@ class TestSeveralRoutes:
         handover.park("a")
         assert handover.put("a", turn.encoders["a"][0], rest) is None, "it is read again"
         turn = handover.turn()
-        assert turn.readings == {TOPIC: Reading({P0: 0}, {"b": {}})}
+        assert turn.readings == {TOPIC: Reading({P0: 0}, {"b": {}}, {}, {})}
         assert turn.encoders.keys() == {"b"}
         assert handover.turn().readings == {}
         handover.done(*ready(handover))
         handover.free_retired()
         turn = handover.turn()
-        assert turn.readings == {TOPIC: Reading({P0: 0}, {"a": {0: 6}, "b": {}})}
+        assert turn.readings == {TOPIC: Reading({P0: 0}, {"a": {0: 6}, "b": {}}, {}, {"a": {0: Lineage()}})}
         assert turn.encoders.keys() == {"a", "b"}
 
     def test_the_lowest_is_shown_as_committed(self, encoder: RowEncoder) -> None:
@@ -352,25 +355,25 @@ class TestNews:
     def test_wanted_released_and_gaps_are_taken_once(self) -> None:
         handover = make()
         gap = Gap(P1, GapKind.RETENTION, 0, 5, 5, "id")
-        handover.want({P0: "id"})
-        handover.want({P1: "id"})
+        handover.want({P0})
+        handover.want({P1})
         handover.release([P1])
-        handover.report(TOPIC, gap)
-        assert handover.news() == ({P0: "id"}, [P1], [(handover.lanes[TOPIC], gap)])
+        handover.report(TOPIC, gap, 1)
+        assert handover.news() == ({P0}, [P1], [(handover.lanes[TOPIC], gap, 1)])
         assert handover.news() == (None, [], [])
 
     def test_wanting_nothing_is_news_as_well(self) -> None:
         """A worker without partitions is ready once it knows that it has none."""
         handover = make()
-        handover.want({})
+        handover.want(set())
         assert handover.next_batch(NEVER) is None
-        assert handover.news()[0] == {}
+        assert handover.news()[0] == set()
 
     def test_wanted_again_after_a_release(self) -> None:
         handover = make()
         handover.release([P0])
-        handover.want({P0: "id"})
-        assert handover.news() == ({P0: "id"}, [P0], [])
+        handover.want({P0})
+        assert handover.news() == ({P0}, [P0], [])
 
     def test_news_comes_before_batches(self, encoder: RowEncoder) -> None:
         handover = make()
@@ -442,7 +445,7 @@ class TestWakingUp:
     def test_by_news(self, other_thread: ThreadPoolExecutor) -> None:
         handover = make()
         results = self.wait_in(other_thread, handover)
-        handover.want({})
+        handover.want(set())
         self.woken()
         assert results == [None]
 

@@ -53,6 +53,9 @@ class Sent:
     def offset(self) -> int:
         return 77
 
+    def leader_epoch(self) -> int | None:
+        return None
+
     def timestamp(self) -> tuple[int, int]:
         return (1, MILLISECONDS)
 
