@@ -42,6 +42,8 @@ _PIECE_BYTES: Final = 131_072
 #: What stands between fields, beside what was said: European spreadsheets write semicolons.
 _DELIMITERS: Final = (";", "\t", "|", ",", ":")
 
+_AROUND_NAMES: Final = ' "\r\n' + UTF8_MARK.decode()
+
 _quote: Convert = json.encoder.encode_basestring
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 #: PostgreSQL's own CSV says t and f.
@@ -102,11 +104,14 @@ class CsvReader:
         if first is None:
             return  # an empty file
         if isinstance(first, Refusal):
-            raise ConfigError(f"{self._name}:{rows.line}: the header: {first}")
+            hint = self._other_delimiter(rows.source().decode(errors="replace"))
+            raise ConfigError(f"{self._name}:{rows.line}: the header: {f'feeds no column{hint}' if hint else first}")
         names = [name.removeprefix(UTF8_MARK.decode()) for name in first]
         faults = []
         if not self._feeding.is_fed_by(names):
-            what = f"feeds no column: {self._feeding.explain(names)}{self._other_delimiter(names)}"
+            what = (
+                f"feeds no column: {self._feeding.explain(names)}{self._other_delimiter(self._delimiter.join(names))}"
+            )
             raise ConfigError(f"{self._name}:{rows.line}: the header: {what}")
         if "" in names:
             faults.append(f"field {names.index('') + 1} has no name")
@@ -118,11 +123,12 @@ class CsvReader:
             raise ConfigError(*(f"{self._name}:{rows.line}: the header: {fault}" for fault in faults))
         self._fields = [(name, f"{_quote(name)}:", self._converters.get(name, _quote)) for name in names]
 
-    def _other_delimiter(self, names: Sequence[str]) -> str:
+    def _other_delimiter(self, line: str) -> str:
         """Guess what stands between the fields, where another character makes names of them that feed columns."""
-        line = self._delimiter.join(names)
         for other in _DELIMITERS:
-            if other != self._delimiter and self._feeding.is_fed_by([each.strip(' "') for each in line.split(other)]):
+            if other != self._delimiter and self._feeding.is_fed_by(
+                [each.strip(_AROUND_NAMES) for each in line.split(other)]
+            ):
                 return f"; say --delimiter {'tab' if other == chr(9) else repr(other)}"
         return ""
 

@@ -98,7 +98,7 @@ class Sink:
 
     def close_breaker(self, route: str) -> None:
         """Count dead letters in a row from 0 again: the route has halted for those that were counted."""
-        self._in_a_row.pop(route, None)
+        self._memories.pop(route, None)
 
 
 class _Flush(Insertion):

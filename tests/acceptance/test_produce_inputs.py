@@ -28,6 +28,8 @@ def loose(make_producing: MakeProducing) -> Producing:
         (b"id;name;note\n1;a;b\n", "say --delimiter ';'"),
         (b"id\tname\tnote\n1\ta\tb\n", "say --delimiter tab"),
         (b'"id"|"name"\n1|a\n', "say --delimiter '|'"),
+        (b'"id";"name"\n"1";"a"\n', "say --delimiter ';'"),
+        (b'\xef\xbb\xbf"id"\t"name"\r\n"1"\t"a"\r\n', "say --delimiter tab"),
         (b"ID,Name,NOTE\n1,a,b\n", "names are compared exactly, capitals and all"),
         (b"number,what\n1,a\n", "it has number, what, and the columns take id, name, note"),
         (b"\xef\xbb\xbfid;name\n1;a\n", "say --delimiter ';'"),
