@@ -14,8 +14,9 @@ import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from kbatchd import catalogue, progress
+from kbatchd import catalogue, halting, progress
 from kbatchd.errors import Fenced
+from kbatchd.halting import Halt
 from kbatchd.model import Gap, Partition
 from kbatchd.progress import Owner, Position
 from kbatchd.rows import RowEncoder
@@ -24,7 +25,7 @@ from kbatchd.stats import Count
 from kbatchd.targets import build_target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from kbatchd.batch_copy import Target
     from kbatchd.handover import Handover, Lane
@@ -75,8 +76,11 @@ class Claims:
         self._locked: set[Partition] = set()
         #: The id of a recreated topic, when a first claim has met it: a second one shall confirm.
         self._met: str | None = None
-        #: Partitions that stand still, with the epoch that an operator has to move.
+        #: Partitions that stand still, with the epoch that an operator has to move; those that the breaker has halted;
+        #: and those of which that is yet to be written down.
         self._halted: dict[Partition, int] = {}
+        self._tripped: set[Partition] = set()
+        self._unmarked: dict[Partition, Halt] = {}
         self._made: tuple[Target, RowEncoder] | None = None
         #: Where each claimed partition stands; the sink moves it.
         self.positions: dict[Partition, Position] = {}
@@ -118,7 +122,7 @@ class Claims:
             self.revoke()
         for partition in ours:
             self._wanted.pop(partition, None)
-            self._halted.pop(partition, None)
+            self._forget_halt(partition)
             self.positions.pop(partition, None)
 
     def unlock(self, partitions: Iterable[Partition]) -> None:
@@ -136,6 +140,7 @@ class Claims:
         if due:
             self._claim(due)
         self._notice_moves()
+        self._mark_halts()
 
     def revoke(self, not_before: float = 0.0) -> None:
         """Empty the lane and queue its partitions for a new claim, but for those that are halted."""
@@ -158,9 +163,11 @@ class Claims:
         self._wanted.update(dict.fromkeys(partitions & self._wanted.keys(), not_before))
         self.unlock(partitions)  # last of all, as it may raise
 
-    def halt(self, partitions: Iterable[Partition]) -> None:
+    def halt(self, partitions: Collection[Partition], why: Halt) -> None:
         """Stop reading these until an operator moves their epoch; the others of the lane are claimed anew."""
         self._halted.update({partition: self.positions[partition].epoch for partition in partitions})
+        self._tripped = (self._tripped - set(partitions)) | (set(partitions) if why is Halt.BREAKER else set())
+        self._unmarked.update(dict.fromkeys(partitions, why))
         self.revoke()
 
     def topic_id(self, partitions: Iterable[Partition]) -> str:
@@ -196,8 +203,9 @@ class Claims:
     def show(self) -> None:
         """Tell the monitor which partitions are ours: those whose lock we hold, and those that stand still."""
         halted = {partition.number for partition in self._halted}
+        tripped = {partition.number for partition in self._tripped}
         owned = {partition.number for partition in self._locked} | halted
-        self._numbers.show_partitions(owned, halted, aside=any(at > 0.0 for at in self._waiting.values()))
+        self._numbers.show_partitions(owned, halted, tripped, aside=any(at > 0.0 for at in self._waiting.values()))
 
     def _claim(self, partitions: list[Partition]) -> None:
         """Claim those whose advisory lock we get; the others belong to another daemon, which we stand by for."""
@@ -273,7 +281,7 @@ class Claims:
         self._numbers.add_gap(gap.kind)
         if self._route.on_gap == "halt":
             log.error("halted; `kbatchd progress accept` lets it go on", extra={"action": "halt", **about})
-            self.halt([gap.partition])
+            self.halt([gap.partition], Halt.GAP)
             return
         connection, owner = self._session()
         try:
@@ -298,12 +306,25 @@ class Claims:
             return
         moved = {Partition(self._route.topic, n) for n in progress.moved_by_others(*self._session(), epochs)}
         for partition in moved & self._halted.keys():
-            del self._halted[partition]
+            self._forget_halt(partition)
             self._wanted[partition] = 0.0
             self.sweep_at = 0.0
         granted = moved & self._lane.epochs.keys()
         if granted:
             self.be_fenced(Fenced(sorted(granted)))
+
+    def _forget_halt(self, partition: Partition) -> None:
+        self._halted.pop(partition, None)
+        self._tripped.discard(partition)
+        self._unmarked.pop(partition, None)
+
+    def _mark_halts(self) -> None:
+        """Write down what has halted since: for `kbatchd status` on any host, and for `kbatchd progress accept`."""
+        for why in Halt:
+            epochs = {p.number: self._halted[p] for p, reason in self._unmarked.items() if reason is why}
+            if epochs:
+                halting.mark(*self._session(), epochs, why)
+        self._unmarked.clear()
 
     def _session(self) -> tuple[Connection, Owner]:
         assert self._connection is not None

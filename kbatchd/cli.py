@@ -46,11 +46,13 @@ examples:
   kbatchd create-topic --config kbatchd.toml        make the topics of all routes
   kbatchd --config kbatchd.toml                     run
   kbatchd status --config kbatchd.toml --watch      rate, lag and owners, from any host
+  kbatchd status --config kbatchd.toml --exit-code  ... and 1 unless every route is ok, for probes
   kbatchd progress show --config kbatchd.toml       where each partition stands
   kbatchd progress set --config kbatchd.toml requests 0 12000
                                                     read partition 0 of route requests again from offset 12000
   kbatchd progress accept --config kbatchd.toml requests
-                                                    let the halted partitions of a route go on behind their gaps
+                                                    let the halted partitions of a route go on: behind their gaps, or
+                                                    where the breaker has halted them
   kbatchd progress rename --config kbatchd.toml api --from-route requests
                                                     take over what route api has read as requests; also --from-pipeline
   kbatchd produce --config kbatchd.toml requests requests.ndjson.gz
@@ -79,6 +81,7 @@ signals, to the daemon:
 
 exit codes:
   0    done, or stopped as asked
+  1    with status --exit-code: something is not as it should be
   2    the command line is wrong
   65   some records were refused: they are in the failed file, or dead letters still; all others are through
   69   Kafka or PostgreSQL cannot be reached; trying again later may help
@@ -188,7 +191,9 @@ def _parser() -> argparse.ArgumentParser:
     change.add_argument("route", metavar="ROUTE", help="a route's name")
     change.add_argument("partition", metavar="PARTITION", type=_whole_number, help="a partition's number")
     change.add_argument("next_offset", metavar="OFFSET", type=_whole_number, help="the offset to read next")
-    accept = _command(actions, "accept", "progress:accept", "accept a gap or a re-created topic, and go on behind it")
+    accept = _command(
+        actions, "accept", "progress:accept", "let halted partitions go on, behind a gap or after the breaker"
+    )
     accept.add_argument("route", metavar="ROUTE", help="a route's name")
     accept.add_argument("partition", nargs="*", metavar="PARTITION", type=_whole_number, help="all halted by default")
     text = "take over progress, dead letters, gaps and ledger of a route or a pipeline that has another name now"
@@ -200,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "show how the pipeline is doing, from PostgreSQL and Kafka; the daemon need not run"
     status = _command(commands, "status", "status:run", text)
     status.add_argument("--json", action="store_true", help="one line of JSON, for programs")
+    status.add_argument("--exit-code", action="store_true", help="for probes: 1 unless every route is ok")
     status.add_argument("--watch", action="store_true", help="look again every two seconds, until Ctrl-C")
 
     _add_produce(commands)
@@ -229,6 +235,8 @@ def _add_produce(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     begin.add_argument("--restart", action="store_true", help="send a file anew that was sent before, or in part")
     formats = "default: by the name, else by the first byte"
     produce.add_argument("--format", choices=("ndjson", "array", "csv"), help=formats)
+    delimiter = 'between the fields of CSV: one character, or "tab"; default: a comma, in .tsv a tab'
+    produce.add_argument("--delimiter", type=_delimiter, metavar="C", help=delimiter)
     produce.add_argument("--key-field", metavar="FIELD", help="the field that is the record's key; default: the file's")
     produce.add_argument("--failed", type=Path, metavar="FILE", help="where refused records go; default: FILE.failed")
     produce.add_argument("--rate", type=_rate, metavar="R", help="at most so many records a second")
@@ -316,6 +324,13 @@ def _time(text: str) -> datetime:
     if at is None or at.tzinfo is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time with its offset, as 2026-01-31T08:00:00Z")
     return at
+
+
+def _delimiter(text: str) -> str:
+    character = {"tab": "\t", "\\t": "\t"}.get(text.lower(), text)
+    if len(character) != 1 or character in '\r\n"':
+        raise argparse.ArgumentTypeError(f"{text!r} is not one character, nor tab")
+    return character
 
 
 def _rate(text: str) -> float:

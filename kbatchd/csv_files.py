@@ -31,12 +31,18 @@ from kbatchd.model import Refusal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from kbatchd.feeding import Feeding
     from kbatchd.mapping import Feed
 
     Convert = Callable[[str], str]
 
 #: A piece's bytes: as much as one chunk of other files.
 _PIECE_BYTES: Final = 131_072
+
+#: What stands between fields, beside what was said: European spreadsheets write semicolons.
+_DELIMITERS: Final = (";", "\t", "|", ",", ":")
+
+_AROUND_NAMES: Final = ' "\r\n' + UTF8_MARK.decode()
 
 _quote: Convert = json.encoder.encode_basestring
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
@@ -54,23 +60,33 @@ class _NotJson(ValueError):
 class CsvReader:
     """Reads one CSV file."""
 
-    def __init__(self, feeds: Sequence[Feed], key_field: str | None, max_row_bytes: int, name: str) -> None:
+    def __init__(
+        self,
+        feeds: Sequence[Feed],
+        key_field: str | None,
+        max_row_bytes: int,
+        name: str,
+        delimiter: str,
+        feeding: Feeding,
+    ) -> None:
         of_fields = [feed for feed in feeds if feed.source is Source.FIELD and len(feed.path) == 1]
         self._converters = {str(feed.path[0]): _converter(feed) for feed in of_fields}
         self._required = [str(feed.path[0]) for feed in of_fields if feed.is_plain and feed.column.not_null]
         self._key_field = key_field
         self._max_row_bytes = max_row_bytes
         self._name = name
+        self._delimiter = delimiter
+        self._feeding = feeding
         self._fields: list[tuple[str, str, Convert]] = []
         csv.field_size_limit(MAX_RECORD_BYTES)  # a row's own limit is smaller
 
     def read_header(self, chunks: Iterator[bytes]) -> None:
         """Read the file's first row; ConfigError with all faults of it."""
-        self._take_header(_Rows(chunks, 0, self._max_row_bytes, self._name))
+        self._take_header(_Rows(chunks, 0, self._max_row_bytes, self._name, self._delimiter))
 
     def read(self, chunks: Iterator[bytes], place: Place, max_records: int) -> Iterator[Piece]:
         """Convert the rows. From the file's beginning on this reads the header too; else `read_header` comes first."""
-        rows = _Rows(chunks, place.lines, self._max_row_bytes, self._name)
+        rows = _Rows(chunks, place.lines, self._max_row_bytes, self._name, self._delimiter)
         if place.offset == 0:
             self._take_header(rows)
             place = place.after(header := Piece([], (), rows.take()))
@@ -88,9 +104,15 @@ class CsvReader:
         if first is None:
             return  # an empty file
         if isinstance(first, Refusal):
-            raise ConfigError(f"{self._name}:{rows.line}: the header: {first}")
+            hint = self._other_delimiter(rows.source().decode(errors="replace"))
+            raise ConfigError(f"{self._name}:{rows.line}: the header: {f'feeds no column{hint}' if hint else first}")
         names = [name.removeprefix(UTF8_MARK.decode()) for name in first]
         faults = []
+        if not self._feeding.is_fed_by(names):
+            what = (
+                f"feeds no column: {self._feeding.explain(names)}{self._other_delimiter(self._delimiter.join(names))}"
+            )
+            raise ConfigError(f"{self._name}:{rows.line}: the header: {what}")
         if "" in names:
             faults.append(f"field {names.index('') + 1} has no name")
         faults += [f"{name!r} is there twice" for name in dict.fromkeys(names) if names.count(name) > 1]
@@ -100,6 +122,15 @@ class CsvReader:
         if faults:
             raise ConfigError(*(f"{self._name}:{rows.line}: the header: {fault}" for fault in faults))
         self._fields = [(name, f"{_quote(name)}:", self._converters.get(name, _quote)) for name in names]
+
+    def _other_delimiter(self, line: str) -> str:
+        """Guess what stands between the fields, where another character makes names of them that feed columns."""
+        for other in _DELIMITERS:
+            if other != self._delimiter and self._feeding.is_fed_by(
+                [each.strip(_AROUND_NAMES) for each in line.split(other)]
+            ):
+                return f"; say --delimiter {'tab' if other == chr(9) else repr(other)}"
+        return ""
 
     def _record(self, row: list[str] | Refusal) -> bytes | Refusal:
         if isinstance(row, Refusal):
@@ -210,9 +241,11 @@ class _Lines:
 class _Rows:
     """The rows of a file, or why they are none; empty lines are left out."""
 
-    def __init__(self, chunks: Iterator[bytes], lines_before: int, max_row_bytes: int, name: str) -> None:
+    def __init__(
+        self, chunks: Iterator[bytes], lines_before: int, max_row_bytes: int, name: str, delimiter: str
+    ) -> None:
         self._source = _Lines(chunks, lines_before, max_row_bytes, name)
-        self._reader = csv.reader(self._source, strict=True)
+        self._reader = csv.reader(self._source, strict=True, delimiter=delimiter)
         self._taken: list[bytes] = []
         self.taken_bytes = 0
         self._lines_before = lines_before

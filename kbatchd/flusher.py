@@ -26,6 +26,7 @@ from kbatchd.errors import (
     TableChanged,
     TopicMadeAnew,
 )
+from kbatchd.halting import Halt
 from kbatchd.identity import Identity
 from kbatchd.postgres import Connection, Error, Verdict, connect, verdict
 from kbatchd.sink import Sink
@@ -228,7 +229,8 @@ class Flusher(threading.Thread):
             claims.revoke()  # the next claim reads the table anew, and tells of it
         except BreakerOpen as breaker:
             log.error(str(breaker), extra={"action": "breaker_open"})
-            claims.halt(list(lane.epochs))
+            self._sink.close_breaker(lane.route.name)
+            claims.halt(list(lane.epochs), Halt.BREAKER)
         except SinkError as error:  # nothing of it is in, and no record is to blame
             self._put_aside(lane, error)
         except Error as error:

@@ -321,9 +321,11 @@ class Insertion:
         if limit and self.memory.in_a_row.internal >= limit:
             return BreakerOpen(
                 f"route {route}: more than {limit} records in a row met a fault of kbatchd itself; look into "
-                f"kbatchd.dead_letters, code {INTERNAL}, please report it, and restart with a version without it"
+                f"kbatchd.dead_letters, code {INTERNAL}, please report it, and install a version without it; "
+                f"`kbatchd progress accept --config FILE {route}` counts from 0 again, and the route goes on"
             )
         return BreakerOpen(
             f"route {route}: more than {self.target.max_dead_letters} dead letters in a row; "
-            "look into kbatchd.dead_letters, mend the cause, then restart"
+            f"see `kbatchd dead-letters list --config FILE --route {route}`, and fix the cause; then "
+            f"`kbatchd progress accept --config FILE {route}` counts from 0, and the route goes on where it stands"
         )

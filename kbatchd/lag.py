@@ -91,10 +91,14 @@ class PartitionLag(NamedTuple):
         return max(0.0, round(time.time() - oldest, 3)) if self.records and oldest else 0.0
 
     def stands_still(self, waits: float | None, linger_seconds: float) -> bool:
-        """Tell whether an owner is there, records have been waiting for `waits`, and progress has not moved since."""
+        """Tell whether an owner is there, records have been waiting for `waits`, and progress has not moved since.
+
+        Where nobody knows for how long they have been waiting (their timestamps may be of the future, or missing), that
+        progress has not moved is enough.
+        """
         moved = time.time() - self.progress.updated_at.timestamp()
         longest = STILL_SECONDS + STILL_LINGERS * linger_seconds
-        return self.progress.is_held and bool(self.records) and min(moved, waits or 0.0) > longest
+        return self.progress.is_held and bool(self.records) and min(moved, waits or moved) > longest
 
     @property
     def lost(self) -> int:
@@ -157,8 +161,8 @@ class Oldest:
         #: By route and partition: the offset that was looked for, and the time of the record there, in seconds.
         self._known: dict[tuple[str, Partition], tuple[int, float]] = {}
 
-    def times(self, lags: Sequence[PartitionLag]) -> dict[tuple[str, Partition], float]:
-        """Return since when records wait, by route and partition, of those that have some.
+    def times(self, lags: Sequence[PartitionLag], seconds: float = LOOK_SECONDS) -> dict[tuple[str, Partition], float]:
+        """Look for so long; return since when records wait, by route and partition, of those that have some.
 
         Of a partition whose turn has not come the time may be that of a record that is in the table by now.
         """
@@ -166,7 +170,7 @@ class Oldest:
         self._known = {key: known for key, known in self._known.items() if key in waiting}
         due = [key for key, offset in waiting.items() if self._known.get(key, (-1,))[0] != offset]
         due.sort(key=lambda key: key in self._known)  # those never seen first
-        deadline = time.monotonic() + LOOK_SECONDS
+        deadline = time.monotonic() + seconds
         due = due[:LOOKED_AT_PARTITIONS]
         while due and time.monotonic() < deadline:
             # Of a partition that several routes wait at, one offset at a time.

@@ -37,8 +37,12 @@ class Claimed(NamedTuple):
     owner: str | None
     target: str
     updated_at: datetime
-    #: When it was claimed; None: never.
+    #: When it was claimed, and by which process; None: never.
     claimed_at: datetime | None
+    host: str | None
+    pid: int | None
+    #: Why it stands still: see halting.py.
+    halted: str | None
     #: Whether that session is still there.
     is_held: bool
 
@@ -91,7 +95,7 @@ def read_claimed(connection: psycopg.Connection, pipeline: str) -> list[Claimed]
     rows = connection.execute(
         """
         SELECT p.route, p.topic, p.topic_id, p.partition, p.next_offset, p.epoch, p.owner, p.target, p.updated_at,
-               p.claimed_at, a.pid IS NOT NULL
+               p.claimed_at, p.host, p.pid, p.halted, a.pid IS NOT NULL
         FROM kbatchd.progress AS p
         LEFT JOIN pg_stat_activity AS a ON a.pid = p.backend_pid AND a.datname = current_database()
                                        AND a.application_name = 'kbatchd ' || p.owner
@@ -116,6 +120,26 @@ def read_bins(connection: psycopg.Connection, pipeline: str, since: float, secon
         {"pipeline": pipeline, "since": since, "seconds": seconds},
     )
     return [Bin(*row) for row in rows]
+
+
+def read_refusals(connection: psycopg.Connection, pipeline: str) -> dict[str, int]:
+    """Count, of each route, the dead letters since its last row, in the last hour's ledger; of some there are none.
+
+    A route whose every record is refused looks well otherwise: it has an owner, and no lag.
+    """
+    rows = connection.execute(
+        """
+        SELECT b.route, sum(b.dead_letters)::bigint FROM kbatchd.batches AS b
+        WHERE b.pipeline = %(pipeline)s AND b.committed_at > now() - interval '1 hour' AND b.dead_letters > 0
+          AND b.id > coalesce((
+              SELECT max(good.id) FROM kbatchd.batches AS good
+              WHERE good.pipeline = b.pipeline AND good.route = b.route AND good.rows > 0
+                AND good.committed_at > now() - interval '1 hour'), 0)
+        GROUP BY b.route
+        """,
+        {"pipeline": pipeline},
+    )
+    return dict(rows.fetchall())
 
 
 def read_causes(connection: psycopg.Connection, pipeline: str) -> list[Cause]:

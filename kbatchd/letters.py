@@ -191,6 +191,12 @@ def routes(connection: psycopg.Connection, pipeline: str, choice: Choice) -> lis
     return [name for (name,) in connection.execute(query.encode(), _parameters(pipeline, choice))]
 
 
+def places(connection: psycopg.Connection, pipeline: str, choice: Choice) -> list[tuple[int, int, bytes | None]]:
+    """Return partition, offset and key of the chosen letters."""
+    query = f'SELECT partition, "offset", key FROM kbatchd.dead_letters WHERE {_CHOSEN}'  # noqa: S608 - a constant
+    return connection.execute(query.encode(), _parameters(pipeline, choice)).fetchall()
+
+
 def known(connection: psycopg.Connection, pipeline: str, choice: Choice) -> list[int]:
     """Return the ids of the chosen letters."""
     query = f"SELECT id FROM kbatchd.dead_letters WHERE {_CHOSEN}"  # noqa: S608 - a constant

@@ -8,6 +8,8 @@ the flusher, by the start-up checks (`register`), by `kbatchd progress`, and, to
 from __future__ import annotations
 
 import hashlib
+import os
+import socket
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
@@ -95,6 +97,12 @@ class ProgressRow:
     target: str
     topic_id: str
     updated_at: datetime
+    #: Who has claimed it last, and when; None: nobody.
+    host: str | None
+    pid: int | None
+    claimed_at: datetime | None
+    #: Why it stands still: see halting.py.
+    halted: str | None
 
 
 def is_begun(connection: psycopg.Connection, owner: Owner) -> bool:
@@ -212,12 +220,12 @@ def claim(
             f"""
             UPDATE kbatchd.progress
             SET epoch = epoch + 1, owner = %(worker)s, backend_pid = pg_backend_pid(), claimed_at = now(),
-                partitions = ({_KNOWN})
+                partitions = ({_KNOWN}), host = %(host)s, pid = %(pid)s, halted = NULL
             WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s
               AND partition = ANY(%(partitions)s::int[])
             RETURNING partition, epoch, next_offset, topic_id, leader_epochs, records_end, target
             """,  # noqa: S608 - made of constants
-            {**_keys(owner), "partitions": list(topic_ids)},
+            {**_keys(owner), "partitions": list(topic_ids), "host": socket.gethostname(), "pid": os.getpid()},
         ).fetchall()
         missing = topic_ids.keys() - {partition for partition, *_ in rows}
         if missing:
@@ -329,7 +337,8 @@ def accept(connection: psycopg.Connection, owner: Owner, gap: Gap, epoch: int) -
         moved = connection.execute(
             """
             UPDATE kbatchd.progress
-            SET next_offset = %(resume_at)s, topic_id = %(next_topic_id)s, epoch = epoch + 1, updated_at = now()
+            SET next_offset = %(resume_at)s, topic_id = %(next_topic_id)s, epoch = epoch + 1, halted = NULL,
+                updated_at = now()
             WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s AND partition = %(partition)s
               AND epoch = %(epoch)s AND topic_id = %(topic_id)s AND next_offset IN (%(first)s, %(last)s)
             """,
@@ -371,7 +380,7 @@ def set_progress(connection: psycopg.Connection, owner: Owner, partition: Partit
         row = connection.execute(
             """
             UPDATE kbatchd.progress AS p
-            SET next_offset = %(next_offset)s, epoch = p.epoch + 1, updated_at = now()
+            SET next_offset = %(next_offset)s, epoch = p.epoch + 1, updated_at = now(), halted = NULL
             FROM (
                 SELECT next_offset FROM kbatchd.progress
                 WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s AND partition = %(partition)s
@@ -453,7 +462,8 @@ def show(connection: psycopg.Connection, pipeline: str) -> list[ProgressRow]:
     with connection.cursor(row_factory=class_row(ProgressRow)) as cursor:
         return cursor.execute(
             """
-            SELECT route, topic, partition, next_offset, epoch, owner, target, topic_id, updated_at
+            SELECT route, topic, partition, next_offset, epoch, owner, target, topic_id, updated_at, host, pid,
+                   claimed_at, halted
             FROM kbatchd.progress WHERE pipeline = %s ORDER BY route, topic, partition
             """,
             (pipeline,),

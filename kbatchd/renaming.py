@@ -124,7 +124,7 @@ def _rename(connection: Connection, former: Owner, owner: Owner) -> Moved:
             "name that table in the route"
         )
     dead_letters, gaps, batches = (connection.execute(query.encode(), names).rowcount for query in _KEPT_SQL)
-    stands = {Partition(owner.topic, number): (offset, offset) for _, number, offset in rows}
+    stands = {Partition(owner.topic, number): (offset, offset) for _, number, offset in rows if offset is not None}
     progress.write_ledger(connection, owner, "rename", stands)
     return Moved(len(rows), dead_letters, gaps, batches)
 

@@ -7,7 +7,8 @@ is no reason of the letter, which keeps its own. Progress is not touched: the of
 
 An upsert takes no letter over a row that is there: nobody knows which of the two is newer. Such a letter stays open, as
 `row_exists`, unless whoever replays says that letters overwrite. Of several letters with one key the newest is tried
-first, so that the older ones are those that stay. Letters that delete count as overwriting.
+first, so that the older ones are those that stay. Letters that delete count as overwriting. Where records may delete, a
+row that is not there may have been deleted since: then the letter stays open too, as `row_deleted` (later.py).
 
 Called by `kbatchd dead-letters replay`, in its main thread.
 """
@@ -17,11 +18,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kbatchd import catalogue, letters
+from kbatchd import catalogue, letters, progress
 from kbatchd.errors import SinkError
 from kbatchd.insertion import Insertion, Outcome
+from kbatchd.later import Later, is_delete, may_delete
 from kbatchd.letters import LetterRecord
-from kbatchd.message import Message
 from kbatchd.model import Refusal
 from kbatchd.targets import build_target, deletes, fill_batch
 from kbatchd.upsert import Staging
@@ -31,23 +32,35 @@ if TYPE_CHECKING:
 
     from kbatchd.batch import Batch
     from kbatchd.batch_copy import Target
-    from kbatchd.config import Route
-    from kbatchd.letters import Letter
-    from kbatchd.mapping import Deletes
+    from kbatchd.config import Config, Route
+    from kbatchd.letters import Choice, Letter
     from kbatchd.postgres import Connection
 
 
 class Replay:
     """Replays the letters of one route."""
 
-    def __init__(self, connection: Connection, pipeline: str, route: Route, *, overwrite: bool) -> None:
-        """Read the table as it is now; ConfigError when it cannot be fed."""
+    def __init__(
+        self, connection: Connection, config: Config, route: Route, choice: Choice, *, overwrite: bool
+    ) -> None:
+        """Read the table as it is now; ConfigError when it cannot be fed. `choice` are the letters that will come."""
         self._connection = connection
+        pipeline = config.pipeline
         self._cautious = route.mode == "upsert" and not overwrite
         table = catalogue.read_table(connection, route.table)
         #: Where letters that delete must wait for --overwrite: which ones do, and what else may be wrong with them.
         self._deletes = deletes(route) if self._cautious and route.format == "json" else None
         self._deleting = build_target(pipeline, route, "replay", table)[1] if self._deletes else None
+        self._later: Later | None = None
+        if self._deletes is not None and may_delete(route, table, self._deletes):
+            wanted = letters.places(connection, pipeline, choice)
+            rows = [
+                row
+                for row in progress.show(connection, pipeline)
+                if (row.route, row.topic) == (route.name, route.topic)
+            ]
+            ends = {row.partition: row.next_offset for row in rows if row.next_offset is not None}
+            self._later = Later(config.kafka, route.topic, self._deletes, wanted, ends)
         if self._cautious:
             route = route.model_copy(update={"insert_only": True, "delete_when": None})
         target, self._encoder = build_target(pipeline, route, "replay", table)
@@ -81,6 +94,8 @@ class Replay:
         values = [letter.value if corrected is None else corrected for letter in chosen]
         if self._cautious and (why := self._why_not_deleted(chosen[0], values[0])) is not None:
             return self._keep(chosen[0], why, corrected)
+        if self._later and (why := self._later.why_not(chosen[0].partition, chosen[0].offset)) is not None:
+            return self._keep(chosen[0], why, corrected)
         batch = fill_batch(self._encoder, [LetterRecord(letter) for letter in chosen], values)
         insertion = _Replaying(self._connection, batch, self._target, chosen, corrected, cautious=self._cautious)
         try:
@@ -97,7 +112,7 @@ class Replay:
 
     def _why_not_deleted(self, letter: Letter, value: bytes | None) -> Refusal | None:
         """Say why a letter that deletes does not; None for one that does not delete."""
-        if self._deletes is None or self._deleting is None or not _is_delete(letter, value, self._deletes):
+        if self._deletes is None or self._deleting is None or not is_delete(LetterRecord(letter), value, self._deletes):
             return None
         refused = self._deleting.encode([LetterRecord(letter)], [value], []).refused
         return refused[0][1] if refused else _ROW_DELETED
@@ -111,17 +126,6 @@ _ROW_EXISTS = Refusal(
 _ROW_DELETED = Refusal(
     "row_exists", None, "it deletes the row of its key, perhaps one of a newer record; --overwrite lets it"
 )
-
-
-def _is_delete(letter: Letter, value: bytes | None, which: Deletes) -> bool:
-    if value is None:
-        return True
-    message = Message(value, LetterRecord(letter), 0)
-    try:
-        message.decode(suspect=False)
-    except (ValueError, RecursionError):
-        return False  # whatever it is, the encoder will say so
-    return which.by(message)
 
 
 class _RowExists(Exception):

@@ -96,6 +96,10 @@ class Sink:
             self.outcome = flush.outcome
         return flush.outcome
 
+    def close_breaker(self, route: str) -> None:
+        """Count dead letters in a row from 0 again: the route has halted for those that were counted."""
+        self._memories.pop(route, None)
+
 
 class _Flush(Insertion):
     """A batch as the daemon writes it: with its dead letters, its progress and its ledger line."""

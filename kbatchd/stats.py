@@ -105,7 +105,8 @@ _OTHER = _CODES + MAX_CODES * (_CODE_WORDS + 1)
 _BITMAP_WORDS = MAX_PARTITIONS // 64
 _OWNED = _OTHER + 1
 _HALTED = _OWNED + _BITMAP_WORDS
-_ROUTE_SIZE = _HALTED + _BITMAP_WORDS
+_TRIPPED = _HALTED + _BITMAP_WORDS
+_ROUTE_SIZE = _TRIPPED + _BITMAP_WORDS
 
 
 class RouteSlot:
@@ -114,7 +115,7 @@ class RouteSlot:
     def __init__(self, numbers: memoryview) -> None:
         self._numbers = numbers
         self._bytes = numbers.cast("B")
-        self._shown: tuple[frozenset[int], frozenset[int]] | None = None
+        self._shown: tuple[frozenset[int], ...] | None = None
 
     def __getitem__(self, count: Count) -> int:
         return int(self._numbers[_COUNTS[count]])
@@ -173,14 +174,16 @@ class RouteSlot:
         for code, count in codes.items():
             self._numbers[self._code_at(code)] += count
 
-    def show_partitions(self, owned: Collection[int], halted: Collection[int], *, aside: bool) -> None:
-        """Tell which partitions are this worker's, which of them stand still, and whether the route is put aside."""
-        shown = frozenset(owned), frozenset(halted)
+    def show_partitions(
+        self, owned: Collection[int], halted: Collection[int], tripped: Collection[int] = (), *, aside: bool
+    ) -> None:
+        """Tell which partitions are this worker's, which halted, which by the breaker; if the route is put aside."""
+        shown = frozenset(owned), frozenset(halted), frozenset(tripped)
         self._numbers[_ASIDE] = aside
         if shown == self._shown:
             return
         self._shown = shown
-        for start, numbers in zip((_OWNED, _HALTED), shown, strict=True):
+        for start, numbers in zip((_OWNED, _HALTED, _TRIPPED), shown, strict=True):
             bits = bytearray(MAX_PARTITIONS // 8)
             for number in numbers:
                 if number < MAX_PARTITIONS:
@@ -203,6 +206,11 @@ class RouteSlot:
     def halted(self) -> set[int]:
         """Those of them that stand still."""
         return self._bits(_HALTED)
+
+    @property
+    def tripped(self) -> set[int]:
+        """Those that the breaker has halted."""
+        return self._bits(_TRIPPED)
 
     @property
     def batches(self) -> dict[FlushReason, int]:

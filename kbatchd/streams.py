@@ -29,6 +29,9 @@ _ZSTD_FEED_BYTES: Final = 1_024
 _ZSTD_WINDOW_BYTES: Final = 1 << 27
 
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+#: Of frames without content, RFC 8878: 0x184D2A50 to 0x184D2A5F.
+_ZSTD_SKIPPABLE: Final = b"\x2a\x4d\x18"
+_ZSTD_SKIPPABLE_HEAD: Final = 8
 #: gzip's format, in zlib's numbers.
 _GZIP_WINDOW: Final = 31
 
@@ -89,7 +92,7 @@ class Input:
             first += more
         if first.startswith(_GZIP_MAGIC):
             yield from self._unpacked(_gunzip(first, self._read), "gzip")
-        elif first.startswith(_ZSTD_MAGIC):
+        elif first.startswith(_ZSTD_MAGIC) or _is_skippable(first):
             yield from self._unpacked(_unzstd(first, self._read), "zstd")
         elif self._suffix in {".gz", ".zst"} and first:
             raise ConfigError(f"{self.name}: is damaged: it does not begin as a {self._suffix} does")
@@ -141,11 +144,34 @@ def _gunzip(packed: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
         packed = (member.unused_data or read()).lstrip(b"\0")  # padding, as tapes have it
 
 
+def _is_skippable(packed: bytes) -> bool:
+    """Tell whether a frame without content begins here: pzstd and others put sizes and seek tables into such."""
+    return len(packed) >= len(_ZSTD_MAGIC) and packed[0] & 0xF0 == 0x50 and packed[1:4] == _ZSTD_SKIPPABLE  # noqa: PLR2004
+
+
+def _behind_skippable(packed: bytes, read: Callable[[], bytes]) -> bytes:
+    """Go over a skippable frame: its magic number, its length in four bytes, and so many bytes."""
+    while len(packed) < _ZSTD_SKIPPABLE_HEAD and (more := read()):
+        packed += more
+    left = _ZSTD_SKIPPABLE_HEAD + int.from_bytes(packed[4:_ZSTD_SKIPPABLE_HEAD], "little")
+    while len(packed) < left:
+        left -= len(packed)
+        packed = read()
+        if not packed:
+            raise _Damaged("it ends too soon")
+    return packed[left:] or read()
+
+
 def _unzstd(packed: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
     import zstandard  # noqa: PLC0415 - only with the extra
 
     unpack = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
     while packed:
+        while len(packed) < len(_ZSTD_MAGIC) and (more := read()):
+            packed += more
+        if _is_skippable(packed):
+            packed = _behind_skippable(packed, read)
+            continue
         frame = unpack.decompressobj()
         while not frame.eof:
             if not packed:

@@ -78,8 +78,8 @@ def replay(arguments: argparse.Namespace) -> int:
             )
         tally = _Tally()
         for route in letters.routes(connection, config.pipeline, choice):
-            way = _make_replay(connection, config, route, overwrite=arguments.overwrite)
             chosen = replace(choice, route=route)
+            way = _make_replay(connection, config, route, chosen, overwrite=arguments.overwrite)
             backwards = way is not None and way.newest_first
             for page in letters.read(connection, config.pipeline, chosen, newest_first=backwards):
                 tally.replay(route, way, page, corrected)
@@ -133,13 +133,15 @@ class _Tally:
         return EX_DATA if any(kept for _, kept in self._counts.values()) else EX_OK
 
 
-def _make_replay(connection: Connection, config: Config, name: str, *, overwrite: bool) -> Replay | None:
+def _make_replay(
+    connection: Connection, config: Config, name: str, choice: Choice, *, overwrite: bool
+) -> Replay | None:
     route = next((route for route in config.route if route.name == name), None)
     if route is None:
         log.complain([f"route {name}: is not in the file, so its letters cannot be replayed"])
         return None
     try:
-        return Replay(connection, config.pipeline, route, overwrite=overwrite)
+        return Replay(connection, config, route, choice, overwrite=overwrite)
     except ConfigError as error:
         log.complain([f"route {name}: {fault}" for fault in error.faults])
         return None

@@ -18,6 +18,6 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.parser.error("--generate begins anew each time: no --resume, no --restart")
     config = load_config(arguments)
     route = route_named(config, arguments.route)
-    names = ("files", "generate", "seed", "rate", "key_field", "failed", "format", "resume", "restart")
+    names = ("files", "generate", "seed", "rate", "key_field", "failed", "format", "delimiter", "resume", "restart")
     options = Options(**{name: getattr(arguments, name) for name in names})
     return command.run(config, route, options, lambda line: print(line, flush=True))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from kbatchd import catalogue, log, offsets, progress, renaming, topics
+from kbatchd import catalogue, halting, log, offsets, progress, renaming, topics
 from kbatchd.commands import load_config, print_table, route_named
 from kbatchd.config import Config, Route
 from kbatchd.errors import EX_OK, ConfigError, KbatchError, ServerUnavailable, SourceError
@@ -63,7 +63,7 @@ def set_one(arguments: argparse.Namespace) -> int:
 
 
 def accept(arguments: argparse.Namespace) -> int:
-    """Let halted partitions go on behind their gaps."""
+    """Let halted partitions go on: behind their gaps, or where the breaker has halted them."""
     config = load_config(arguments)
     route = route_named(config, arguments.route)
     admin = topics.make_admin(config.kafka)
@@ -84,7 +84,9 @@ def accept(arguments: argparse.Namespace) -> int:
                 continue
             position = Position(row.epoch, row.next_offset, row.topic_id, lineages[row.partition])
             gap = _diagnose(config, admin, partition, position)
-            if gap is None:
+            if gap is None and halting.resume(connection, _owner(config, route), row.partition):
+                print(f"{partition}: the breaker is closed; the route goes on at offset {row.next_offset}")
+            elif gap is None:
                 print(f"{partition}: there is nothing to accept")
             else:
                 progress.accept(connection, _owner(config, route), gap, row.epoch)

@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from kbatchd import ledger, topics
+from kbatchd import ledger, standing, topics
 from kbatchd.commands import load_config, print_table
 from kbatchd.config import Config
 from kbatchd.config_table import host_and_port
@@ -26,12 +26,20 @@ from kbatchd.errors import EX_OK, KbatchError
 from kbatchd.lag import Oldest, PartitionLag, PartitionState, survey
 from kbatchd.migrations import check_version
 from kbatchd.postgres import Connection, Error, connect, explained
+from kbatchd.printable import printable
+from kbatchd.standing import Word
 
 #: How long Kafka may take to answer: what PostgreSQL knows is shown without it.
 KAFKA_SECONDS = 5.0
 
+#: How long the first records that wait may be looked for, to know since when they do.
+OLDEST_SECONDS = 3.0
+
 #: How long the monitor may take, which is on this host or not there.
 MONITOR_SECONDS = 1.0
+
+#: With --exit-code, when something is not as it should be.
+EX_NOT_FINE = 1
 
 #: Between two looks of --watch.
 WATCH_SECONDS = 2.0
@@ -39,15 +47,17 @@ WATCH_SECONDS = 2.0
 #: The ledger's last minute tells the rate.
 RATE_SECONDS = 60.0
 
-#: What is said without the owner's monitor, which alone knows more.
-_NO_FAULT = "no fault seen"
-
-_PARTITIONS = ("route", "partition", "owner", "next_offset", "end", "lag", "oldest waits", "moved", "state")
+_PARTITIONS = (
+    "route", "partition", "owner", "host", "pid", "since",
+    "next_offset", "end", "lag", "oldest waits", "moved", "state",
+)  # fmt: skip
 _ROUTES = ("route", "table", "rows/s", "lag", "oldest waits", "dead letters", "state")
-_NUMBERS = frozenset({"partition", "next_offset", "end", "lag", "oldest waits", "moved", "rows/s", "dead letters"})
+_NUMBERS = frozenset(
+    {"partition", "pid", "next_offset", "end", "lag", "oldest waits", "moved", "rows/s", "dead letters"}
+)
 #: What is left out where the terminal is too narrow for all: the first first.
 _SPARE_OF_ROUTES = ("table", "rows/s")
-_SPARE_OF_PARTITIONS = ("end", "moved", "next_offset")
+_SPARE_OF_PARTITIONS = ("since", "end", "moved", "pid", "next_offset", "host")
 
 
 @dataclass(slots=True)
@@ -61,9 +71,12 @@ class Look:
     dead_letters: dict[str, int] = field(default_factory=dict)
     #: What the monitor says of its daemon: routes that are put aside, partitions that are halted.
     aside: set[str] = field(default_factory=set)
-    halted: set[tuple[str, int]] = field(default_factory=set)
-    #: The partitions that it speaks of.
+    halted: dict[tuple[str, int], str] = field(default_factory=dict)
+    #: The partitions that it speaks of, and those of them whose worker waits for PostgreSQL.
     owned: set[tuple[str, int]] = field(default_factory=set)
+    waiting: set[tuple[str, int]] = field(default_factory=set)
+    #: Routes whose every record is refused, and for how many records.
+    refused: dict[str, int] = field(default_factory=dict)
     #: What could not be asked, in words.
     trouble: list[str] = field(default_factory=list)
 
@@ -73,8 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments)
     with contextlib.closing(Lookout(config)) as lookout:
         if not arguments.watch:
-            _print(config, lookout.look(), as_json=arguments.json)
-            return EX_OK
+            document = _document(config, lookout.look())
+            _print(document, as_json=arguments.json)
+            return EX_OK if document["fine"] or not arguments.exit_code else EX_NOT_FINE
         with contextlib.suppress(KeyboardInterrupt):
             _watch(config, lookout, as_json=arguments.json)
     return EX_OK
@@ -100,6 +114,7 @@ class Lookout:
             claimed = ledger.read_claimed(self._connection, self._config.pipeline)
             for each in ledger.read_bins(self._connection, self._config.pipeline, look.at - RATE_SECONDS, RATE_SECONDS):
                 look.rates[each.route] = look.rates.get(each.route, 0.0) + each.rows / RATE_SECONDS
+            look.refused = ledger.read_refusals(self._connection, self._config.pipeline)
             for cause in ledger.read_causes(self._connection, self._config.pipeline):
                 look.dead_letters[cause.route] = look.dead_letters.get(cause.route, 0) + cause.count
         look.lags = [PartitionLag(row, PartitionState.UNKNOWN, None, None) for row in claimed]
@@ -117,7 +132,7 @@ class Lookout:
         if self._oldest is None and any(lag.records for lag in look.lags):
             names = {route.topic for route in self._config.route}
             self._oldest = Oldest(self._config.kafka, f"{self._config.pipeline}-status", names)
-        times = self._oldest.times(look.lags) if self._oldest else {}
+        times = self._oldest.times(look.lags, OLDEST_SECONDS) if self._oldest else {}
         look.waits = {
             (lag.progress.route, lag.progress.partition): lag.waits(times.get((lag.progress.route, lag.partition)))
             for lag in look.lags
@@ -134,8 +149,11 @@ class Lookout:
             said = orjson.loads(answer.read()) if answer.status == HTTPStatus.OK else {}
             if isinstance(said, dict) and said.get("pipeline") == self._config.pipeline:
                 look.aside = {route["name"] for route in said["routes"] if route["aside"]}
-                look.halted = {(each["route"], each["partition"]) for each in said["partitions"] if each["halted"]}
-                look.owned = {(each["route"], each["partition"]) for each in said["partitions"] if each["ours"]}
+                ours = [each for each in said["partitions"] if each["ours"]]
+                look.owned = {(each["route"], each["partition"]) for each in ours}
+                look.halted = {(each["route"], each["partition"]): halt for each in ours if (halt := each["halt"])}
+                waiting = [each for each in ours if each["word"] == Word.WAITING]
+                look.waiting = {(each["route"], each["partition"]) for each in waiting}
 
     def close(self) -> None:
         """Leave."""
@@ -156,7 +174,7 @@ def _watch(config: Config, lookout: Lookout, *, as_json: bool) -> None:
                 look = Look(time.time(), trouble=[" ".join(str(error).split())])
             if in_place:
                 print("\x1b[H\x1b[2J", end="")
-            _print(config, look, as_json=as_json)
+            _print(_document(config, look), as_json=as_json)
             sys.stdout.flush()
             time.sleep(WATCH_SECONDS)
 
@@ -171,27 +189,35 @@ def _other_screen() -> Iterator[None]:
         print("\x1b[?25h\x1b[?1049l", end="", flush=True)
 
 
-def _print(config: Config, look: Look, *, as_json: bool) -> None:
+def _print(document: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        print(orjson.dumps(_document(config, look)).decode())
+        print(orjson.dumps(document).decode())
         return
-    document = _document(config, look)
-    print(f"pipeline {config.pipeline}, {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(look.at))}")
-    for text in look.trouble:
-        print(f"! {text}")
+    at = document["at"]
+    print(f"pipeline {document['pipeline']}, {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))}")
+    for text in (*document["trouble"], *document["warnings"]):
+        print(f"! {printable(text)}")
     print_table(_ROUTES, [_route_line(route) for route in document["routes"]], _NUMBERS, _SPARE_OF_ROUTES)
     print()
-    lines = [_partition_line(each, look.at) for each in document["partitions"]]
+    lines = [_partition_line(each, at) for each in document["partitions"]]
     print_table(_PARTITIONS, lines, _NUMBERS, _SPARE_OF_PARTITIONS)
 
 
 def _document(config: Config, look: Look) -> dict[str, Any]:
     partitions = [_partition(lag, look, config.batch.linger_seconds) for lag in look.lags]
+    routes = [_route(config, name, partitions, look) for name in (route.name for route in config.route)]
+    warnings = [
+        standing.refused(route.name, count)
+        for route in config.route
+        if (count := look.refused.get(route.name, 0)) >= standing.REFUSED_IN_A_ROW
+    ]
     return {
         "pipeline": config.pipeline,
         "at": look.at,
+        "fine": not look.trouble and not warnings and {route["state"] for route in routes} <= standing.FINE,
         "trouble": look.trouble,
-        "routes": [_route(config, name, partitions, look) for name in (route.name for route in config.route)],
+        "warnings": warnings,
+        "routes": routes,
         "partitions": partitions,
     }
 
@@ -200,9 +226,6 @@ def _route(config: Config, name: str, partitions: Sequence[dict[str, Any]], look
     own = [partition for partition in partitions if partition["route"] == name]
     lags = [partition["lag"] for partition in own if partition["lag"] is not None]
     waits = [partition["lag_seconds"] for partition in own if partition["lag_seconds"] is not None]
-    aside = ["put aside"] if name in look.aside else []
-    faults = sorted({partition["state"] for partition in own})
-    states = [word for word in (_activity(own), *aside, *faults) if word not in {"ok", _NO_FAULT}]
     return {
         "route": name,
         "table": next(route.table for route in config.route if route.name == name),
@@ -210,35 +233,32 @@ def _route(config: Config, name: str, partitions: Sequence[dict[str, Any]], look
         "lag": sum(lags) if lags else None,
         "lag_seconds": max(waits, default=None),
         "dead_letters": look.dead_letters.get(name, 0),
-        "state": ", ".join(states) or (_NO_FAULT if _NO_FAULT in faults else "ok"),
+        "state": standing.of_route(partition["state"] for partition in own),
     }
-
-
-def _activity(partitions: Sequence[dict[str, Any]]) -> str:
-    """Say whether anybody works on a route."""
-    held = [partition["held"] for partition in partitions]
-    if not held:
-        return "no progress yet"
-    return "ok" if all(held) else "partly stopped" if any(held) else "stopped"
 
 
 def _partition(lag: PartitionLag, look: Look, linger_seconds: float) -> dict[str, Any]:
     claimed = lag.progress
     key = claimed.route, claimed.partition
     waits = look.waits.get(key)
-    state = str(lag.state)
-    if key in look.halted:
-        state = "halted" if lag.state is PartitionState.OK else f"halted: {state}"
-    elif lag.state is PartitionState.OK and lag.stands_still(waits, linger_seconds):
-        state = "stands still"
-    elif lag.state is PartitionState.OK and claimed.is_held and key not in look.owned:
-        state = _NO_FAULT
+    state = standing.of_partition(
+        lag,
+        claimed.halted or look.halted.get(key),
+        waits,
+        linger_seconds,
+        is_aside=key in look.owned and claimed.route in look.aside,
+        waits_for_postgres=key in look.waiting,
+        is_known=key in look.owned,
+    )
     return {
         "route": claimed.route,
         "topic": claimed.topic,
         "partition": claimed.partition,
         "owner": claimed.owner,
         "held": claimed.is_held,
+        "host": claimed.host,
+        "pid": claimed.pid,
+        "since": claimed.claimed_at.timestamp() if claimed.claimed_at else None,
         "next_offset": claimed.next_offset,
         "start": lag.start,
         "end": lag.end,
@@ -266,6 +286,9 @@ def _partition_line(each: dict[str, Any], now: float) -> list[str]:
         each["route"],
         str(each["partition"]),
         each["owner"] or "-" if each["held"] else "nobody",
+        each["host"] or "-" if each["held"] else "-",
+        _known(each["pid"]) if each["held"] else "-",
+        _age(max(0.0, now - each["since"])) if each["held"] and each["since"] else "-",
         _known(each["next_offset"]),
         _known(each["end"]),
         _known(each["lag"]),

@@ -66,6 +66,16 @@ METRICS = (
     ),
     Described("kbatchd_partitions_owned", "gauge", ("route",), "Partitions that this daemon's workers own."),
     Described("kbatchd_partitions_halted", "gauge", ("route",), "Those that stand still until somebody acts."),
+    Described(
+        "kbatchd_partitions_tripped",
+        "gauge",
+        ("route",),
+        "Those of them that the breaker has halted: too many dead letters in a row.",
+    ),
+    Described("kbatchd_partitions_state", "gauge", ("route", "state"), "Partitions by the word that the page has."),
+    Described(
+        "kbatchd_refused_in_a_row", "gauge", ("route",), "Dead letters since the last row, of the last hour; 0 if none."
+    ),
     Described("kbatchd_workers_aside", "gauge", ("route",), "Workers that have put the route aside, for its table."),
     Described(
         "kbatchd_lag_records",
@@ -166,6 +176,7 @@ class Metrics(Collector):
                 _add_each(families[family], name, counts)
             _add(families["kbatchd_partitions_owned"], (name,), sum(len(each.owned) for each in numbers))
             _add(families["kbatchd_partitions_halted"], (name,), sum(len(each.halted) for each in numbers))
+            _add(families["kbatchd_partitions_tripped"], (name,), sum(len(each.tripped) for each in numbers))
             _add(families["kbatchd_workers_aside"], (name,), sum(each.aside for each in numbers))
             for family, histogram in (
                 ("kbatchd_freshness_seconds", FRESHNESS_SECONDS),
@@ -190,6 +201,10 @@ class Metrics(Collector):
 
     def _collect_lag(self, families: dict[str, Metric], view: View) -> None:
         """Add the lag of owned partitions; nothing, where the brokers' last answer is too old to be true."""
+        for (route, word), count in sorted(self._daemon.words(view).items()):
+            _add(families["kbatchd_partitions_state"], (route, word), count)
+        for route in (route.name for route in self._daemon.config.route):
+            _add(families["kbatchd_refused_in_a_row"], (route,), view.refused.get(route, 0))
         age = view.kafka.age_seconds
         owners = self._daemon.owners()
         for lag in view.lags:

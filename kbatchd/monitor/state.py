@@ -7,23 +7,29 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kbatchd import __version__
+from kbatchd import __version__, standing
+from kbatchd.halting import Halt
 from kbatchd.lag import PartitionLag, PartitionState
+from kbatchd.standing import Word
 from kbatchd.stats import Count, Field, State
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     from kbatchd.config import Config
     from kbatchd.ledger import Cause
     from kbatchd.monitor.watcher import Contact, View
-    from kbatchd.stats import Slot, Slots
+    from kbatchd.stats import RouteSlot, Slot, Slots
 
 #: A worker's loop comes round ten times a second; one that does not for this long is told of.
 SILENT_SECONDS = 5.0
+
+#: Of the partitions that a word holds for, so many are named.
+SHOWN_PARTITIONS = 20
 
 #: Warnings and errors that are shown, of all processes together.
 SHOWN_NOTES = 30
@@ -76,22 +82,30 @@ class Daemon:
             for name, route in slot.routes.items():
                 if route.aside:
                     warnings.append(f"worker {index} has put route {name} aside")
-                if halted := sorted(route.halted):
-                    warnings.append(f"route {name}: halted partitions: {', '.join(map(str, halted))}")
+                if halted := sorted(route.halted - route.tripped):
+                    warnings.append(f"route {name}: halted partitions: {_listed(halted)}")
         faulty = [lag for lag in view.lags if lag.state is not PartitionState.OK]
-        return warnings + [f"route {lag.progress.route}: {lag.partition}: {lag.state}" for lag in faulty]
+        warnings += [f"route {lag.progress.route}: {lag.partition}: {lag.state}" for lag in faulty]
+        return [*warnings, *self._words_of_many(view), *self._refused(view)]
+
+    def _words_of_many(self, view: View) -> Iterator[str]:
+        """Say what holds for partitions of a route, often for all of them: a line each."""
+        partitions = self._partitions(view)
+        for route in self.config.route:
+            own = [each for each in partitions if each["route"] == route.name]
+            for word in (Word.BREAKER, Word.NO_OWNER, Word.STILL):
+                if numbers := [each["partition"] for each in own if each["word"] == word]:
+                    yield f"route {route.name}: {word}: partitions {_listed(numbers)}"
+
+    def _refused(self, view: View) -> Iterator[str]:
+        for route in self.config.route:
+            if (count := view.refused.get(route.name, 0)) >= standing.REFUSED_IN_A_ROW:
+                yield standing.refused(route.name, count)
 
     def status(self, view: View) -> dict[str, Any]:
         """Return all of it, for JSON."""
-        owners = self.owners()
         readiness = self.readiness(view)
-        halted = {
-            (name, number)
-            for slot in self.slots.of("worker")
-            for name, route in slot.routes.items()
-            for number in route.halted
-        }
-        partitions = [_partition(lag, view, owners, halted) for lag in _all(view)]
+        partitions = self._partitions(view)
         return {
             "version": __version__,
             "pipeline": self.config.pipeline,
@@ -117,6 +131,35 @@ class Daemon:
             "notes": self._notes(),
         }
 
+    def words(self, view: View) -> Counter[tuple[str, str]]:
+        """Count the partitions of each route by their word."""
+        return Counter((each["route"], each["word"]) for each in self._partitions(view))
+
+    def _partitions(self, view: View) -> list[dict[str, Any]]:
+        owners, workers = self.owners(), self.slots.of("worker")
+        partitions = []
+        for lag in _all(view):
+            owner = owners.get((lag.progress.route, lag.progress.partition))
+            waits = lag.waits(view.oldest.get((lag.progress.route, lag.partition)))
+            partition = {**_partition(lag, waits), "ours": owner is not None}
+            partitions.append({**partition, **self._word(lag, waits, view, None if owner is None else workers[owner])})
+        return partitions
+
+    def _word(self, lag: PartitionLag, waits: float | None, view: View, slot: Slot | None) -> dict[str, Any]:
+        """Say how a partition stands; `slot` is that of the worker that owns it, if it is this daemon's."""
+        route = slot.routes[lag.progress.route] if slot else None
+        halt = _halt(route, lag.progress.partition) if route else lag.progress.halted
+        word = standing.of_partition(
+            lag,
+            halt,
+            waits,
+            self.config.batch.linger_seconds,
+            is_aside=route is not None and route.aside,
+            waits_for_postgres=not view.postgres.is_up or (slot is not None and slot[Field.POSTGRES_WAIT_SINCE] > 0),
+            is_known=slot is not None,
+        )
+        return {"halt": halt, "halted": halt is not None, "word": word}
+
     @property
     def _shows_records(self) -> bool:
         return self.config.monitor is None or self.config.monitor.show_records
@@ -138,6 +181,7 @@ class Daemon:
             "partitions": len(own),
             "halted": sum(partition["halted"] for partition in own),
             "aside": any(each.aside for each in numbers),
+            "word": standing.of_route(partition["word"] for partition in own),
             "lag": sum(lags) if lags else None,
             "lag_seconds": max(waits, default=None),
         }
@@ -171,26 +215,35 @@ def _all(view: View) -> Sequence[PartitionLag]:
     return lags
 
 
-def _partition(
-    lag: PartitionLag, view: View, owners: dict[tuple[str, int], int], halted: set[tuple[str, int]]
-) -> dict[str, Any]:
+def _halt(route: RouteSlot, number: int) -> Halt | None:
+    """Say what has halted a partition of this daemon's."""
+    if number in route.tripped:
+        return Halt.BREAKER
+    return Halt.GAP if number in route.halted else None
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:SHOWN_PARTITIONS]))
+    return shown if len(numbers) <= SHOWN_PARTITIONS else f"{shown} and {len(numbers) - SHOWN_PARTITIONS} more"
+
+
+def _partition(lag: PartitionLag, waits: float | None) -> dict[str, Any]:
     claimed = lag.progress
-    key = (claimed.route, claimed.partition)
-    oldest = view.oldest.get((claimed.route, lag.partition))
     return {
         "route": claimed.route,
         "topic": claimed.topic,
         "partition": claimed.partition,
         "owner": claimed.owner,
-        "ours": key in owners,
+        "host": claimed.host,
+        "pid": claimed.pid,
+        "since": _seconds(claimed.claimed_at),
         "held": claimed.is_held,
-        "halted": key in halted,
         "state": str(lag.state),
         "next_offset": claimed.next_offset,
         "start": lag.start,
         "end": lag.end,
         "lag": lag.records,
-        "lag_seconds": lag.waits(oldest),
+        "lag_seconds": waits,
         "lost": lag.lost,
         "epoch": claimed.epoch,
         "updated_at": _seconds(claimed.updated_at),

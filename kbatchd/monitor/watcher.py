@@ -73,6 +73,8 @@ class View:
     #: Since when records wait, by route and partition.
     oldest: Mapping[tuple[str, Partition], float] = field(default_factory=dict)
     causes: Sequence[Cause] = ()
+    #: Routes whose every record is refused, and for how many records.
+    refused: Mapping[str, int] = field(default_factory=dict)
     gaps: Sequence[RecordedGap] = ()
 
 
@@ -125,8 +127,9 @@ class Watcher(threading.Thread):
         claimed = ledger.read_claimed(connection, pipeline)
         self.view = replace(self.view, claimed=claimed, postgres=Contact(time.time()))
         if now >= self._causes_at:
-            causes = ledger.read_causes(connection, pipeline)
-            self.view = replace(self.view, causes=causes, gaps=ledger.read_gaps(connection, pipeline))
+            causes, refused = ledger.read_causes(connection, pipeline), ledger.read_refusals(connection, pipeline)
+            gaps = ledger.read_gaps(connection, pipeline)
+            self.view = replace(self.view, causes=causes, refused=refused, gaps=gaps)
             self._causes_at = now + CAUSES_SECONDS
 
     def _read_ledger(self, connection: Connection) -> None:

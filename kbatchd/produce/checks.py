@@ -14,7 +14,16 @@ if TYPE_CHECKING:
 
     from kbatchd.catalogue import Column
     from kbatchd.config_mapping import RouteMapping
+    from kbatchd.feeding import Feeding
     from kbatchd.files import Piece
+
+
+class Unfed(NamedTuple):
+    """Records that feed no column."""
+
+    records: int
+    line: int
+    explanation: str
 
 
 class Checked(NamedTuple):
@@ -23,13 +32,23 @@ class Checked(NamedTuple):
     values: Sequence[bytes]
     keys: Sequence[bytes | None]
     failures: list[Failure]
+    #: Of the sound records, those that feed no column: their number, the first one's line, and what it has.
+    unfed: Unfed | None = None
 
 
 class Checker:
     """Decides what is sent, and under which key."""
 
-    def __init__(self, columns: Sequence[Column], mapping: RouteMapping, key_field: str | None, max_bytes: int) -> None:
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        mapping: RouteMapping,
+        feeding: Feeding,
+        key_field: str | None,
+        max_bytes: int,
+    ) -> None:
         self._door = Door(columns, key_field, mapping)
+        self._feeding = feeding
         self._max_bytes = max_bytes
 
     def check(self, piece: Piece, records_before: int) -> Checked:
@@ -46,13 +65,22 @@ class Checker:
                 found = look(values)
             refused.update((left[index], why) for index, why in found)
         if not refused:
-            return Checked(values, keys, [])
+            return Checked(values, keys, [], self._unfed(values, piece.lines))
         sound = [at for at, index in enumerate(left) if index not in refused]
+        good = [values[at] for at in sound]
         return Checked(
-            [values[at] for at in sound],
+            good,
             [keys[at] for at in sound],
             [self._failure(piece, index, why, records_before) for index, why in sorted(refused.items())],
+            self._unfed(good, [piece.lines[left[at]] for at in sound]),
         )
+
+    def _unfed(self, values: Sequence[bytes], lines: Sequence[int]) -> Unfed | None:
+        found = self._feeding.feeds_none(values)
+        if not found:
+            return None
+        explanation = self._feeding.explain(self._feeding.fields(values[found[0]]))
+        return Unfed(len(found), lines[found[0]], explanation)
 
     def _too_large(self, values: Sequence[bytes]) -> list[tuple[int, Refusal]]:
         limit = self._max_bytes

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from kbatchd.bar import Bar
 from kbatchd.csv_files import CsvReader
+from kbatchd.errors import ConfigError
 from kbatchd.failures import SUFFIX, FailedFile
+from kbatchd.feeding import Feeding
 from kbatchd.files import is_array, read_array, read_lines
 from kbatchd.mapping import resolve_feeds
 from kbatchd.produce.checks import Checker
+from kbatchd.produce.heads import foreign
 from kbatchd.produce.pace import Pace
 from kbatchd.resumable.delivery import Patience
 
@@ -37,6 +40,7 @@ class Options:
     key_field: str | None = None
     failed: Path | None = None
     format: Format | None = None
+    delimiter: str | None = None
     resume: bool = False
     restart: bool = False
 
@@ -61,7 +65,8 @@ class Context:
         self.feeds = resolve_feeds(columns, route)
         self._key_field = options.key_field or route.key_field
         self._max_bytes = config.kafka.max_record_bytes
-        self.checker = Checker(columns, route, self._key_field, self._max_bytes)
+        self.feeding = Feeding(self.feeds, route)
+        self.checker = Checker(columns, route, self.feeding, self._key_field, self._max_bytes)
         #: Records that were not sent.
         self.failed = 0
         self._failed_file: FailedFile | None = None
@@ -69,8 +74,17 @@ class Context:
     def splitter(self, name: str, head: bytes) -> Splitter:
         """Choose how an input is split, by its name, else by its first bytes."""
         kind = self.options.format or _format_of(name, head)
-        csv = CsvReader(self.feeds, self._key_field, self._max_bytes, name) if kind == "csv" else None
+        if (what := foreign(head, kind, is_json=kind != "csv" and self.route.format == "json")) is not None:
+            raise ConfigError(f"{name}: {what}")
+        if self.options.delimiter is not None and kind != "csv":
+            raise ConfigError(f"{name}: --delimiter is for CSV, and this is {kind}; --format csv says otherwise")
+        csv = None
+        if kind == "csv":
+            csv = CsvReader(self.feeds, self._key_field, self._max_bytes, name, self._delimiter(name), self.feeding)
         return Splitter(kind, csv, name, self.pace.piece_records)
+
+    def _delimiter(self, name: str) -> str:
+        return self.options.delimiter or ("\t" if _suffix(name) == ".tsv" else ",")
 
     def failed_file(self, path: Path | None) -> FailedFile:
         """Return where an input's failures go: the file that was named, or one beside the input."""
@@ -105,9 +119,13 @@ class Splitter(NamedTuple):
         return read(chunks, place, self.piece_records, self.name)
 
 
-def _format_of(name: str, head: bytes) -> Format:
+def _suffix(name: str) -> str:
     suffixes = [suffix for suffix in map(str.lower, Path(name).suffixes) if suffix not in {".gz", ".zst"}]
-    suffix = suffixes[-1] if suffixes else ""
-    if suffix == ".csv":
+    return suffixes[-1] if suffixes else ""
+
+
+def _format_of(name: str, head: bytes) -> Format:
+    suffix = _suffix(name)
+    if suffix in {".csv", ".tsv"}:
         return "csv"
     return "array" if suffix not in {".ndjson", ".jsonl"} and is_array(head) else "ndjson"

@@ -9,6 +9,7 @@ import hashlib
 import secrets
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from kbatchd import log
 from kbatchd.errors import ConfigError
 from kbatchd.files import Place
 from kbatchd.model import Partition
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from kbatchd.failures import FailedFile, Failure
     from kbatchd.files import Piece
+    from kbatchd.produce.checks import Unfed
     from kbatchd.produce.context import Context
     from kbatchd.resumable.delivery import RecordProducer
     from kbatchd.streams import Input
@@ -70,6 +72,7 @@ class Sending:
         self._place = Place(begin.position.offset, begin.position.lines, begin.position.records)
         self._sent, self._failed = begin.position.sent, begin.position.failed
         self._failures: list[Failure] = []
+        self._unfed: Unfed | None = None
         #: What is settled.
         self.position = begin.position
 
@@ -105,6 +108,10 @@ class Sending:
         context.failed += failed
         refused = f", {failed:,} failed (see {self._failed_file.path})" if failed else ""
         context.tell(f"{self._name}: {acknowledged.count:,} records acknowledged{refused}")
+        if self._unfed is not None:
+            count, line, explanation = self._unfed
+            what = f"{count:,} records feed no column of {context.route.table}, the first on line {line:,}"
+            log.complain([f"{self._name}: warning: {what}: {explanation}"])
         for number, (first, last, count) in sorted(acknowledged.partitions.items()):
             partition = Partition(context.route.topic, number)
             context.tell(f"  {partition}: {count:,} records, offsets {first} to {last}")
@@ -121,6 +128,9 @@ class Sending:
             self._producer.add(checked.values, checked.keys)
         self._context.pace.count(len(checked.values))
         self._failures += checked.failures
+        if checked.unfed is not None:
+            before = 0 if self._unfed is None else self._unfed.records
+            self._unfed = (self._unfed or checked.unfed)._replace(records=before + checked.unfed.records)
         self._sent += len(checked.values)
         self._failed += len(checked.failures)
         self._sha.update(piece.raw)

@@ -8,13 +8,19 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
+
+import psycopg
+from confluent_kafka import Producer
 
 from kbatchd.errors import EX_UNAVAILABLE
 from tests.fix_daemon import wait_until
+from tests.fix_load import value
 
 if TYPE_CHECKING:
     from tests.fix_daemon import Daemon, MakeDaemon
@@ -74,7 +80,7 @@ def test_what_stands_still_is_not_ok(
     aside, halted, fine = (make_delivery(1, f"public.{name}") for name in ("aside", "halted", "fine"))
     halted.execute("ALTER TABLE public.halted ADD CONSTRAINT never CHECK (seq < 0)")
     routes = aside.route, {**halted.route, "max_dead_letters": 20}, fine.route
-    daemon, _ = make_monitored(*routes, workers={"count": 1})
+    daemon, monitor = make_monitored(*routes, workers={"count": 1})
 
     def states(asked: Daemon) -> list[str]:
         return [route["state"] for route in status(asked)["routes"]]
@@ -82,18 +88,26 @@ def test_what_stands_still_is_not_ok(
     # The daemon at the file's address tells what it does,
     wait_until(lambda: states(daemon) == ["ok"] * 3, 10, "the monitor's first look")
     halted.send(21)
-    wait_until(lambda: states(daemon) == ["ok", "halted", "ok"], 20, "the breaker")
+    wait_until(lambda: states(daemon) == ["ok", "halted: breaker", "ok"], 20, "the breaker")
     aside.execute("ALTER TABLE public.aside RENAME TO hidden")
     for delivery in (aside, fine):
         delivery.send(20)
-    wait_until(lambda: states(daemon)[:2] == ["put aside", "halted"], 10, "the route without a table")
+    wait_until(lambda: states(daemon)[:2] == ["put aside", "halted: breaker"], 10, "the route without a table")
     # and from elsewhere it is seen that records wait, and progress does not move.
     elsewhere = make_daemon(*routes)
-    wait_until(lambda: states(elsewhere) == ["stands still", "stands still", "no fault seen"], 30, "what stands still")
-    wait_until(lambda: states(daemon) == ["put aside, stands still", "halted", "ok"], 10, "what stands still, and why")
+    seen = ["stands still", "halted: breaker", "no fault seen"]
+    wait_until(lambda: states(elsewhere) == seen, 30, "what stands still")
+    assert elsewhere.command("status", "--exit-code").returncode == 1
+    assert states(daemon) == ["put aside", "halted: breaker", "ok"]
+    # Its partitions have the same word, here and on the page.
+    words = {str(aside.topic): "put aside", str(halted.topic): "halted: breaker", str(fine.topic): "ok"}
+    assert {each["topic"]: each["state"] for each in status(daemon)["partitions"]} == words
+    page = monitor.status()
+    assert [each["word"] for each in page["routes"]] == ["put aside", "halted: breaker", "ok"]
+    assert {each["topic"]: each["word"] for each in page["partitions"]} == words
     aside.execute("ALTER TABLE public.hidden RENAME TO aside")
     aside.wait_drained()
-    wait_until(lambda: states(daemon) == ["ok", "halted", "ok"], 10, "the mended route")
+    wait_until(lambda: states(daemon) == ["ok", "halted: breaker", "ok"], 10, "the mended route")
 
 
 def test_status_does_not_claim_more_than_it_knows(
@@ -112,11 +126,68 @@ def test_status_does_not_claim_more_than_it_knows(
     # Halted, as the topic ends below progress: both see it,
     delivery.execute("UPDATE kbatchd.progress SET next_offset = 10, epoch = epoch + 1")
     wait_until(lambda: states(daemon) == ["halted: truncation"] * 2, 20, "the halted partition")
-    assert states(elsewhere) == ["truncation"] * 2
-    # until the topic has grown so far. Nothing waits: the daemon alone knows that it is halted still.
+    assert states(elsewhere) == ["halted: truncation"] * 2
+    # also when the topic has grown so far, and nothing waits.
     delivery.send(5)
     wait_until(lambda: states(daemon) == ["halted"] * 2, 10, "a topic that has grown")
-    assert states(elsewhere) == ["no fault seen"] * 2
+    assert states(elsewhere) == ["halted"] * 2
+
+
+def test_what_stands_still_is_seen_whatever_its_timestamps(
+    make_daemon: MakeDaemon, make_delivery: MakeDelivery
+) -> None:
+    """Six partitions whose flush waits for a lock: of records of the future nobody can tell how long they wait."""
+    delivery = make_delivery(6)
+    daemon = make_daemon(delivery.route, postgres={"lock_timeout_seconds": 60}).start()
+    daemon.wait_ready()
+    delivery.send(6)
+    delivery.wait_drained()
+    assert daemon.command("status", "--exit-code").returncode == 0
+    with psycopg.connect(delivery.dsn) as blocker:
+        blocker.execute(f"LOCK TABLE {delivery.table}".encode())
+        producer = Producer({"bootstrap.servers": delivery.bootstrap_servers})
+        for partition in range(6):
+            later = int((time.time() + 3600) * 1000)
+            producer.produce(delivery.topic, value(partition, 7), partition=partition, timestamp=later)
+        assert producer.flush(30) == 0
+
+        def states() -> list[str]:
+            return [each["state"] for each in status(daemon)["partitions"]]
+
+        wait_until(lambda: states() == ["stands still"] * 6, 20, "all of them stand still")
+        for _ in range(3):
+            assert states() == ["stands still"] * 6
+        done = daemon.command("status", "--exit-code")
+        assert done.returncode == 1
+        assert done.stdout.count("stands still") == 7
+    delivery.wait_drained()
+    assert daemon.command("status", "--exit-code").returncode == 0
+
+
+def test_who_owns_a_partition_and_where(make_daemon: MakeDaemon, make_delivery: MakeDelivery) -> None:
+    delivery = make_delivery(2)
+    daemon, standby = (make_daemon(delivery.route) for _ in range(2))
+
+    def owners() -> list[tuple[Any, ...]]:
+        partitions = status(daemon)["partitions"]
+        assert all(time.time() - 60 < each["since"] <= time.time() + 1 for each in partitions)
+        return [(each["owner"], each["host"], each["pid"]) for each in partitions]
+
+    daemon.start().wait_ready()
+    host = socket.gethostname()
+    assert owners() == [(f"worker-{number}", host, pid) for number, pid in enumerate(daemon.workers())]
+    assert delivery.query("SELECT owner, host, pid FROM kbatchd.progress ORDER BY partition") == owners()
+    # After a takeover it is another process.
+    standby.start()
+    standby.wait_for_log("action=ready", 30)
+    daemon.kill()
+    wait_until(lambda: [pid for *_, pid in owners()] == standby.workers(), 20, "the standby's claims")
+    # Of a stopped pipeline nobody owns anything.
+    assert standby.stop() == 0
+    shown = status(daemon)
+    assert {each["state"] for each in shown["partitions"]} == {"no owner"}
+    assert shown["routes"][0]["state"] == "stopped"
+    assert daemon.command("status", "--exit-code").returncode == 1
 
 
 def test_watch_refreshes_in_place(make_daemon: MakeDaemon, delivery: Delivery) -> None:

@@ -217,7 +217,7 @@ class Fuzz:
         (first, rows), *others = made
         for index, why in first.refused:
             assert why.code != INTERNAL, (mapping, columns, values[index], why)
-            _dead_letter(OWNER, records[index], why)
+            _dead_letter(OWNER, "id", records[index], why)
         uses_now = any(said.source == "now" for said in mapping.columns.values())
         for encoded, other_rows in others:
             assert _codes(encoded) == _codes(first), (mapping, columns, values)

@@ -42,7 +42,9 @@ def daemon() -> Daemon:
 
 
 def view(kafka_age_seconds: float = 0.0) -> View:
-    claimed = Claimed("requests", "requests", "id", 3, 40, 1, "worker-0", "t", datetime.now(UTC), None, is_held=True)
+    claimed = Claimed(
+        "requests", "requests", "id", 3, 40, 1, "worker-0", "t", datetime.now(UTC), None, None, None, None, is_held=True
+    )
     lag = PartitionLag(claimed, PartitionState.OK, 0, 100)
     oldest = {("requests", Partition("requests", 3)): time.time() - 5}
     now = time.time()
