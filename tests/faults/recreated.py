@@ -36,8 +36,8 @@ def while_a_batch_is_open(stage: Stage) -> None:
     stage.check()
 
 
-def with_one_stale_answer(stage: Stage, on_gap: str = "record") -> None:
-    """A broker that lags says once, when all is in, that the topic has its former id."""
+def with_stale_answers(stage: Stage, answers: int = 1, on_gap: str = "record") -> None:
+    """A broker that lags says, so often, when all is in, that the topic has its former id."""
     oracle = stage.oracle()
     earlier = Earlier(stage.wire, Api.METADATA, Api.DESCRIBE_TOPIC_PARTITIONS)
     daemon = stage.daemon(route(oracle, on_gap=on_gap)).start()
@@ -50,7 +50,7 @@ def with_one_stale_answer(stage: Stage, on_gap: str = "record") -> None:
     stage.send(oracle, 500)
     settle_for_good(stage, daemon)
     known = accept_all(stage, daemon, oracle)
-    rule.times = 1
+    rule.times = answers
     stage.wire.cut()  # the watch asks soon after a broker's connection was lost
     stage.send(oracle, 10)
     rule.wait()

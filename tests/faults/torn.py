@@ -130,6 +130,26 @@ def a_wrong_tag(stage: Stage) -> None:
     stage.check()
 
 
+def a_merge_leaves_a_row_out(stage: Stage) -> None:
+    """Of an upsert's rows one is not merged, once, and PostgreSQL says how many were."""
+    oracle = stage.oracle()
+    stage.execute(f"ALTER TABLE {oracle.table} ADD UNIQUE (seq)")
+    stage.execute(f"ALTER TABLE {oracle.table} ALTER seq SET NOT NULL")
+    stage.send(oracle, 100)
+
+    def alter(data: bytes) -> bytes:
+        """A statement that ends with its text has its length at the beginning."""
+        body = data[5:].replace(b"WHEN NOT MATCHED THEN", b"WHEN NOT MATCHED AND winner.seq <> 7 THEN")
+        return data[:1] + struct.pack(">i", 4 + len(body)) + body
+
+    merging = statement("MERGE INTO ONLY .* WHEN NOT MATCHED THEN", "Q", "P")
+    rule = stage.postgres_wire.rule(merging, lambda f, c: c.send(f.side, alter(f.data)), times=1)
+    daemon = stage.daemon(route(oracle, mode="upsert", key=["seq"])).start()
+    rule.wait()
+    stage.settle(daemon)
+    stage.check()
+
+
 def without_a_row(data: bytes) -> bytes:
     """Take the second row out of a CopyData message in binary format."""
     body = data[5:]

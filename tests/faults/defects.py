@@ -1,0 +1,175 @@
+"""What is taken out of the daemon, one mechanism each, and the scenario that finds it.
+
+`old` is in the module's source once; `new` is what stood there before, or what somebody might make of it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Change(NamedTuple):
+    """A text of a module's source, and what stands there instead."""
+
+    module: str
+    old: str
+    new: str
+
+
+class Defect(NamedTuple):
+    """Changes, and the name of the scenario (scenarios.py) that finds them."""
+
+    scenario: str
+    changes: tuple[Change, ...]
+
+
+DEFECTS = {
+    # Kafka's answers
+    "a sentinel is taken for an offset": Defect(
+        "a first start: LIST_OFFSETS swallowed",
+        (
+            Change(
+                "kbatchd.offsets",
+                "        return answers\n\n    def _ask_twice",
+                '        answers.known.update(list_offsets(self._admin, answers.silent, "latest").known)\n'
+                "        answers.silent.clear()\n        return answers\n\n    def _ask_twice",
+            ),
+        ),
+    ),
+    "no answer is an end at accept": Defect(
+        "accept: LIST_OFFSETS swallowed",
+        (
+            Change(
+                "kbatchd.offsets",
+                "    low, high = (question.answers() for question in questions)\n",
+                "    low, high = (question.answers() for question in questions)\n"
+                "    ends = OffsetsInquiry(admin, low.silent, 'latest', timeout_seconds).answers().known\n"
+                "    low = Answers({**low.known, **ends}, {})\n",
+            ),
+            Change(
+                "kbatchd.watch", "    second, _ = _look(kafka, admin, partition, positions)\n", "    second = first\n"
+            ),
+        ),
+    ),
+    "one answer is enough to skip": Defect(
+        "one stale answer at accept",
+        (
+            Change(
+                "kbatchd.watch", "    second, _ = _look(kafka, admin, partition, positions)\n", "    second = first\n"
+            ),
+        ),
+    ),
+    "checksums are not looked at": Defect(
+        "a byte altered on the way", (Change("kbatchd.source", '"check.crcs": True', '"check.crcs": False'),)
+    ),
+    # Which topic, which log
+    "a flush does not ask which topic it is of": Defect(
+        "recreated while a batch is open",
+        (
+            Change(
+                "kbatchd.identity",
+                "        if not self._inquiry.wait(ANSWER_SECONDS):\n            return\n",
+                "        return\n",
+            ),
+        ),
+    ),
+    "an id that was seen before is new": Defect(
+        "recreated, stale answers",
+        (
+            Change(
+                "kbatchd.identity",
+                "            return topic_id in self._former.get(topic, ())",
+                "            return False",
+            ),
+        ),
+    ),
+    "reading begins without the leader epoch": Defect(
+        "an unclean election",
+        (Change("kbatchd.source", "leader_epoch=epoch))", "leader_epoch=-1))"),),
+    ),
+    # What ack=db says
+    "ack=db: progress of the former topic counts": Defect(
+        "ack=db, a recreated topic that halted",
+        (
+            Change("kbatchd.gateway.database", "if at.topic_id != log.topic_id:", "if False:"),
+            Change(
+                "kbatchd.reached", "        if begin < 0 or ", "        return Reached.YES\n        if begin < 0 or "
+            ),
+        ),
+    ),
+    "ack=db: progress from before its beginning counts": Defect(
+        "ack=db before the first progress",
+        (
+            Change(
+                "kbatchd.reached",
+                "        if self.next_offset is None or last >= min(self.next_offset, self.records_end or 0):\n"
+                "            return Reached.NOT_YET\n",
+                "        return Reached.YES if last < (self.next_offset or 0) else Reached.NOT_YET\n",
+            ),
+        ),
+    ),
+    "dead letters of any topic of the name": Defect(
+        "ack=db, a recreated topic that was accepted",
+        (
+            Change(
+                "kbatchd.reached",
+                "          AND (d.topic_id IS NULL OR d.topic_id OPERATOR(pg_catalog.=) s.topic_id)\n"
+                "          AND d.refused_at OPERATOR(pg_catalog.>=) pg_catalog.to_timestamp(s.since)\n",
+                "",
+            ),
+        ),
+    ),
+    # The books
+    "COPY's tag is not compared": Defect(
+        "a row vanishes on the way",
+        (Change("kbatchd.batch_copy", "skipped = expected - found\n", "skipped = 0\n"),),
+    ),
+    "COPY's tag is not compared in windows": Defect(
+        "a row vanishes on the way, in windows",
+        (Change("kbatchd.batch_copy", "skipped = expected - found\n", "skipped = 0\n"),),
+    ),
+    "the first progress is not durable": Defect(
+        "PostgreSQL dies behind the first progress",
+        (
+            Change(
+                "kbatchd.progress",
+                '        connection.execute("SET LOCAL synchronous_commit = on")\n        yield',
+                "        yield",
+            ),
+        ),
+    ),
+    "progress that is missing begins at 0": Defect(
+        "one partition's progress missing",
+        (
+            Change("kbatchd.progress", "generate_series(({_KNOWN}), %(highest)s)", "generate_series(0, %(highest)s)"),
+            Change("kbatchd.inspection", "        if lost:\n", "        if False:\n"),
+        ),
+    ),
+    "progress set reads the line without its lock": Defect(
+        "progress set while a flush is under way",
+        (Change("kbatchd.progress", "FOR UPDATE  -- a flush may be about to move it", ""),),
+    ),
+    "row security is not in the fingerprint": Defect(
+        "row security switched on",
+        (Change("kbatchd.catalogue", "('lc_monetary'), row_security_active(c.oid),\n", "('lc_monetary'),\n"),),
+    ),
+    "merged and deleted are not compared with what was staged": Defect(
+        "a merge leaves a row out",
+        (Change("kbatchd.upsert", "        if changed != keys:\n", "        if False:\n"),),
+    ),
+    # Names
+    "a renamed route begins anew": Defect(
+        "the route renamed",
+        (
+            Change(
+                "kbatchd.preflight",
+                "    if faults:\n        raise ConfigError(*faults)\n    for route",
+                "    for route",
+            ),
+        ),
+    ),
+    "produce resumes from nothing": Defect(
+        "a file sent again",
+        (Change("kbatchd.produce.file_run", "if stored is None and options.resume:", "if False:"),),
+    ),
+}
