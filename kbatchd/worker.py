@@ -26,6 +26,7 @@ from kbatchd.source import Source
 from kbatchd.standstill import Standstill
 from kbatchd.stats import Field, Slot
 from kbatchd.suspicions import NOTHING_TO_HEED, Heed
+from kbatchd.unreadable import Unreadable
 from kbatchd.watch import Diagnosis, TopicWatch
 
 if TYPE_CHECKING:
@@ -53,10 +54,6 @@ SWITCH_INTERVAL_SECONDS = 0.0005
 
 #: How often the collector runs, which is off otherwise: the loop's own objects have no cycles, those of errors may.
 COLLECT_SECONDS = 60.0
-
-#: How long a partition stands still that has something unreadable, before it is tried again: an assignment throws away
-#: what was fetched of its topic's other partitions.
-UNREADABLE_SECONDS = 30.0
 
 #: How often committed offsets are shown to Kafka's tools.
 SHOW_SECONDS = 1.0
@@ -100,7 +97,7 @@ class Worker:
         #: What we asked the flusher for; and what may not be read on before it is looked into.
         self._wanted: set[Partition] = set()
         self._undiagnosed: set[Partition] = set()
-        self._unreadable_until: dict[Partition, float] = {}
+        self._unreadable = Unreadable()
         self._show_at = 0.0
         self._collect_at = time.monotonic() + COLLECT_SECONDS
 
@@ -189,8 +186,7 @@ class Worker:
             if self._config.kafka.assignment == "pinned":
                 self._want(self._pinned())
             gaps: list[tuple[str, Gap, int]] = []
-            now = time.monotonic()
-            for partition in sorted(p for p in self._undiagnosed if self._unreadable_until.get(p, now) <= now):
+            for partition in sorted(filter(self._unreadable.is_due, self._undiagnosed)):
                 self._slot.beat()
                 gaps += self._diagnose(partition)
             self._report(gaps)
@@ -241,7 +237,7 @@ class Worker:
         doubtful = {p for p in self._wanted if p.topic in polled.unknown_topics}
         doubtful.update(polled.out_of_range, polled.ended, *(intake.parted for intake in self._all_intakes()))
         for partition, error in polled.unreadable.items():
-            self._tell_unreadable(partition, error)
+            self._unreadable.note(partition, self._handover.reached(partition), error)
             doubtful.add(partition)
         for partition, ended in polled.ended.items():
             what = "the leader's log is another one than was read"
@@ -250,17 +246,6 @@ class Worker:
             self._source.unassign(doubtful)
             self._undiagnosed |= doubtful
             self._watch.suspect()
-
-    def _tell_unreadable(self, partition: Partition, error: str) -> None:
-        """Tell that a partition stands still, and what can be done."""
-        self._unreadable_until[partition] = time.monotonic() + UNREADABLE_SECONDS
-        for route, position in self._handover.reached(partition).items():
-            what = (
-                f"{partition} stands still at offset {position.next_offset}: what the broker has there cannot be read; "
-                "if another replica has it whole, let that one lead; to leave it out, move the partition behind it: "
-                f"`kbatchd progress set {route} {partition.number} OFFSET`"
-            )
-            log.error(what, extra={"action": "unreadable", "route": route, "error": error})
 
     def _diagnose(self, partition: Partition) -> list[tuple[str, Gap, int]]:
         """Find out for which routes, under which claims, an offset is not there; if for none, read on."""

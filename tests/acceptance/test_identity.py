@@ -11,6 +11,7 @@ from confluent_kafka.admin import NewTopic
 from tests.faults.kafka_wire import Api, Earlier
 from tests.faults.oracle import note, value
 from tests.faults.stage import route
+from tests.faults.unanswered import altered_once
 from tests.fix_daemon import wait_until
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 #: A topic that was recreated is noticed at the next look at the topics, every 10 s, or by the next batch.
 NOTICED_SECONDS = 20.0
+
+#: One bad answer: the next look at the topics, and the records.
+REREAD_SECONDS = 6.0
 
 
 def recreate_at_once(stage: Stage, oracle: Oracle, records: int) -> None:
@@ -182,3 +186,15 @@ def test_a_byte_altered_on_the_brokers_disk_is_no_altered_value(stage: Stage) ->
     moved = stage.command(daemon, "progress", "set", oracle.topic, "0", "200")
     assert moved.returncode == 0, moved.stderr
     wait_until(lambda: rows(stage, oracle) == stands + 100, NOTICED_SECONDS, "what is behind it")
+
+
+def test_a_byte_altered_on_the_way_is_read_again_at_once(stage: Stage) -> None:
+    oracle = stage.oracle()
+    stage.send(oracle, 100)
+    rule = altered_once(stage)
+    daemon = stage.daemon(route(oracle), batch={"linger_seconds": 0.05}).start()
+    rule.wait()
+    wait_until(lambda: rows(stage, oracle) == 100, REREAD_SECONDS, "all records")
+    assert len(daemon.logged("action=unreadable")) == 1
+    assert not daemon.logged("stands still at offset"), "a single bad answer is no damage"
+    stage.check()

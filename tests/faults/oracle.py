@@ -71,16 +71,18 @@ class Edition(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """A line of kbatchd.gaps."""
+    """A line of kbatchd.gaps: of a recreated topic with the former one's id, and empty."""
 
-    topic_id: str
+    topic_id: str | None
     kind: str
     partition: int
     first: int
     last: int
 
-    def covers(self, record: Kept) -> bool:
-        return self.partition == record.partition and self.first <= record.offset < self.last
+    def covers(self, topic_id: str, record: Kept) -> bool:
+        """Tell whether it names this record of the topic that had this id."""
+        is_of_log = (self.topic_id, self.partition) == (topic_id, record.partition)
+        return is_of_log and self.first <= record.offset < self.last
 
 
 class Row(NamedTuple):
@@ -280,7 +282,8 @@ def _faults_of_former(topic_id: str, gone: list[Kept], now: Edition, books: Book
         of_topic, next_offset = books.progress.get(record.partition, ("", 0))
         is_deleted = topic_id == now.topic_id == of_topic and record.offset < now.begins.get(record.partition, 0)
         reached = next_offset if is_deleted else last.get(record.partition, -1)
-        if record.seq not in taken and record.offset < reached and not any(gap.covers(record) for gap in books.gaps):
+        is_named = any(gap.covers(topic_id, record) for gap in books.gaps)
+        if record.seq not in taken and record.offset < reached and not is_named:
             unnamed.append(record)
     return _named("gone, not written and not named", unnamed)
 

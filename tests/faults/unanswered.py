@@ -144,20 +144,25 @@ def one_stale_answer_at_accept(stage: Stage) -> None:
     stage.check()
 
 
-def a_byte_altered_on_the_way(stage: Stage) -> None:
-    """One digit of a record is another one, as after a fault of a disk: its checksum no longer fits."""
-    oracle = stage.oracle()
-    stage.send(oracle, 100)
+def altered_once(stage: Stage) -> Rule:
+    """Make one digit of a record another one in one answer: its checksum no longer fits."""
 
     def alter(data: bytes) -> bytes:
         at = data.index(b'"note":"') + len(b'"note":"')
         return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
-    rule = stage.wire.rule(
+    return stage.wire.rule(
         lambda frame: answers(Api.FETCH)(frame) and b'"note":"' in frame.data,
         lambda frame, connection: connection.send(frame.side, alter(frame.data)),
         times=1,
     )
+
+
+def a_byte_altered_on_the_way(stage: Stage) -> None:
+    """What came altered is not written, and is read again."""
+    oracle = stage.oracle()
+    stage.send(oracle, 100)
+    rule = altered_once(stage)
     daemon = stage.daemon(kafka=IMPATIENT).start()
     rule.wait()
     stage.settle(daemon)
