@@ -95,7 +95,7 @@ class Table:
     def read(self, partition: Partition, *epochs: list[int]) -> None:
         """Note what was read under which leader epoch, from which offset on."""
         self.connection.execute(
-            "UPDATE kbatchd.progress SET leader_epochs = %s::jsonb WHERE partition = %s",
+            "UPDATE kbatchd.progress SET leader_epochs = %s::jsonb, records_end = next_offset WHERE partition = %s",
             (json.dumps(epochs), partition.number),
         )
 
@@ -232,10 +232,11 @@ def test_a_gap_of_a_former_log_loses_nobodys_records(table: Table, database: str
         (Log("other", {0: 0}), [[0, 0]]),  # a recreated topic, and progress is of the former
         (Log("id", {0: 1}), [[0, 0]]),  # a truncated log that is halted: progress is past what was there before
         (Log("id", {0: 0}), [[0, 5]]),  # what was there before progress began, with `start = "latest"`
+        (Log("id", {0: 0}), [[0, 0], [0, 5]]),  # what was passed over by hand, somewhere below 5
         (Log("id", {0: 0}), []),  # progress of a former version
         (None, [[0, 0]]),  # brokers that did not say
     ],
-    ids=["recreated", "truncated", "before the start", "unknown", "unnamed"],
+    ids=["recreated", "truncated", "before the start", "passed over", "unknown", "unnamed"],
 )
 def test_an_offset_below_progress_is_not_enough(
     table: Table, database: str, tmp_path: Path, log: Log | None, read: list[list[int]]
@@ -275,7 +276,9 @@ def test_seen_is_not_enough_it_must_be_on_disk(own_postgres: Postgres, own_datab
                 with psycopg.connect(own_database, autocommit=True) as later:
                     assert _read(later, "SELECT next_offset FROM kbatchd.progress WHERE partition = 0") == 0, "lost"
                     assert not waiting.done()
-                    later.execute("UPDATE kbatchd.progress SET next_offset = 1, leader_epochs = '[[0, 0]]'")
+                    later.execute(
+                        "UPDATE kbatchd.progress SET next_offset = 1, records_end = 1, leader_epochs = '[[0, 0]]'"
+                    )
                 assert await waiting is Outcome.COMMITTED
 
         run(test())
