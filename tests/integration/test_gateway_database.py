@@ -187,7 +187,7 @@ def test_what_kafka_lost_is_not_committed(table: Table, database: str, tmp_path:
     gap = Gap(P0, GapKind.RETENTION, 0, 7, 7, "id")
     progress.accept(table.connection, OWNER, gap, table.positions[P0].epoch)
     table.read(P0, [0, 0])
-    other = Gap(P1, GapKind.RECREATED, 0, 0, 0, "id2")
+    other = Gap(P1, GapKind.RECREATED, 0, 0, 0, "id", "id2")
 
     async def test() -> None:
         async with running(config := make_config(tmp_path, database)) as (watcher, _):
@@ -205,7 +205,7 @@ def test_what_kafka_lost_is_not_committed(table: Table, database: str, tmp_path:
 def test_a_gap_of_a_former_log_loses_nobodys_records(table: Table, database: str, tmp_path: Path) -> None:
     """A recreated topic's gap is empty, and a truncated one's offsets are others' now."""
     table.advance(P0, 10)
-    gap = Gap(P0, GapKind.RECREATED, 10, 10, 0, "id2")
+    gap = Gap(P0, GapKind.RECREATED, 10, 10, 0, "id", "id2")
     progress.accept(table.connection, OWNER, gap, table.positions[P0].epoch)
     table.advance(P1, 20)
     gap = Gap(P1, GapKind.TRUNCATION, 15, 20, 15, "id")
