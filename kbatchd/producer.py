@@ -21,6 +21,7 @@ from kbatchd.client_settings import NOT_TAKEN, Settings
 from kbatchd.config_kafka import record_too_large
 from kbatchd.errors import ConfigError, KbatchError
 from kbatchd.model import OffsetRange, Partition
+from kbatchd.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -135,11 +136,11 @@ _CERTAIN = {
 class Sending:
     """The records of one request that are under way."""
 
-    __slots__ = ("_done", "acknowledged", "errors", "left", "on_done", "sent_at", "size_bytes", "topic")
+    __slots__ = ("_done", "_places", "acknowledged", "errors", "left", "on_done", "sent_at", "size_bytes", "topic")
 
     def __init__(
         self, topic: str, count: int, size_bytes: int, sent_at: float, on_done: Callable[[Sending], object],
-        done: list[Sending],
+        done: list[Sending], places: Places,
     ) -> None:  # fmt: skip
         self.topic = topic
         #: Records without a report.
@@ -149,14 +150,19 @@ class Sending:
         self.on_done = on_done
         #: Where it goes with its last report.
         self._done = done
-        #: Partition and offset of each record, and the reasons of the others, in the order of the reports.
-        self.acknowledged: list[tuple[int, int]] = []
+        self._places = places
+        #: Partition and offset of each record (None: nobody has said), and the reasons of the others, in the order of
+        #: the reports.
+        self.acknowledged: list[tuple[int, int | None]] = []
         self.errors: list[KafkaError] = []
 
     def report(self, error: KafkaError | None, message: Message) -> None:
         """Take one delivery report."""
         if error is None:
-            self.acknowledged.append((message.partition(), message.offset()))  # type: ignore[arg-type]
+            offset = message.offset()
+            if offset is None or self._places:
+                offset = self._places.offset(message.topic(), message.partition(), offset)
+            self.acknowledged.append((message.partition(), offset))  # type: ignore[arg-type]
         else:
             self.errors.append(error)
         self.left -= 1
@@ -171,7 +177,7 @@ class Sending:
             self._done.append(self)
 
     def ranges(self) -> list[OffsetRange]:
-        """Return where all the records are; NotAcknowledged when that is not known of all."""
+        """Return where the records are, of which Kafka has said so; NotAcknowledged when it does not have all."""
         ranges = _ranges(self.topic, self.acknowledged)
         if self.errors:
             certain = all(error.code() in _CERTAIN for error in self.errors)
@@ -199,6 +205,7 @@ class RecordProducer:
         self._down_at_us = 0
         self._under_way: deque[Sending] = deque()
         self._done: list[Sending] = []
+        self._places = Places()
         self.queued_records = self.queued_bytes = 0
         self._timer = self._loop.call_later(_IDLE_SECONDS, self._collect)
         self._collects_soon = False
@@ -225,7 +232,7 @@ class RecordProducer:
     async def send(
         self, topic: str, values: Sequence[bytes], keys: Sequence[bytes | None], headers: Headers | None
     ) -> list[OffsetRange]:
-        """Send any number of records; return where they are, once Kafka has acknowledged them all.
+        """Send any number of records; return where they are, once Kafka has acknowledged them all, as far as it tells.
 
         Raises NotSent before anything is sent, NotAcknowledged after. Brokers that are away have a moment to come back.
         """
@@ -271,7 +278,7 @@ class RecordProducer:
             raise KafkaAway(f"Kafka has acknowledged nothing for {STALL_SECONDS} s")
         if self.queued_records + count > self._max_records or self.queued_bytes > self._max_bytes:
             raise QueueFull("too many records wait for Kafka")
-        sending = Sending(topic, count, size_bytes, now, on_done, self._done)
+        sending = Sending(topic, count, size_bytes, now, on_done, self._done, self._places)
         self._under_way.append(sending)
         self.queued_records += count
         self.queued_bytes += size_bytes
@@ -355,14 +362,15 @@ class RecordProducer:
         self._timer.cancel()
 
 
-def _ranges(topic: str, acknowledged: list[tuple[int, int]]) -> list[OffsetRange]:
+def _ranges(topic: str, acknowledged: list[tuple[int, int | None]]) -> list[OffsetRange]:
     """Put offsets that follow each other together."""
-    if len(acknowledged) == 1:
-        [(number, offset)] = acknowledged
+    known = [(number, offset) for number, offset in acknowledged if offset is not None]
+    if len(known) == 1:
+        [(number, offset)] = known
         return [OffsetRange(Partition(topic, number), offset, offset)]
     ranges: list[OffsetRange] = []
     last_number, last_offset, first = -1, -2, 0
-    for number, offset in sorted(acknowledged):
+    for number, offset in sorted(known):
         if number != last_number or offset != last_offset + 1:
             if last_number >= 0:
                 ranges.append(OffsetRange(Partition(topic, last_number), first, last_offset))

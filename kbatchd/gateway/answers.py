@@ -51,7 +51,7 @@ def accepted(
             HTTPStatus.GATEWAY_TIMEOUT, "lost", "Kafka lost records of this request", {"acknowledged": _shown(ranges)}
         )
     status = 200 if outcome is Outcome.COMMITTED else 202
-    if single:
+    if single and ranges:  # none: Kafka has the record, and has not said where
         [(partition, offset, _)] = ranges
         return one(head, partition.number, offset, status)
     return _json(status, orjson.dumps({"count": count, "ranges": _shown(ranges)}))

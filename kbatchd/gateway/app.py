@@ -161,8 +161,9 @@ class App:
     ) -> None:
         """Say what Kafka has said; called by the producer."""
         try:
-            if single and not sending.errors:
-                answer = answers.one(head, *sending.acknowledged[0])
+            number, offset = sending.acknowledged[0] if single and not sending.errors else (0, None)
+            if offset is not None:
+                answer = answers.one(head, number, offset)
             else:
                 answer = answers.accepted(head, count, sending.ranges(), single=single)
         except NotAcknowledged as error:
@@ -280,7 +281,8 @@ class App:
         count, single = len(records.values), records.single
         del records  # they may be large, and the wait long
         outcome: Outcome | list[DeadLetter] | None = None
-        if order.wait_seconds is not None and ranges:
+        placed = sum(last - first + 1 for _, first, last in ranges)
+        if order.wait_seconds is not None and ranges and placed == count:
             exchange.forget_body()
             self._waiting += 1
             try:

@@ -91,7 +91,10 @@ _RANGES: Final = {"type": "array", "items": {"$ref": "#/components/schemas/Offse
 
 _SCHEMAS: Final[dict[str, Schema]] = {
     "Place": _object({"topic": _STRING, "partition": _INTEGER, "offset": _INTEGER}),
-    "Places": _object({"count": _INTEGER, "ranges": _RANGES}),
+    "Places": {
+        **_object({"count": _INTEGER, "ranges": _RANGES}),
+        "description": "A record that is in no range is in Kafka as well, which has not said where.",
+    },
     "OffsetRange": _object(
         {"topic": _STRING, "partition": _INTEGER, "first_offset": _INTEGER, "last_offset": _INTEGER}
     ),

@@ -13,6 +13,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from kbatchd.client_settings import NOT_TAKEN, Settings
 from kbatchd.errors import ConfigError, ServerUnavailable
+from kbatchd.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -121,11 +122,15 @@ class Acknowledged:
         self.partitions: dict[int, tuple[int, int, int]] = {}
         self.count = 0
 
-    def add(self, offsets: Sequence[tuple[int, int]]) -> None:
-        """Count (partition, offset) pairs. Between them are others' records, and the markers of transactions."""
+    def add(self, offsets: Sequence[tuple[int, int | None]]) -> None:
+        """Count (partition, offset) pairs. Between them are others' records, and the markers of transactions.
+
+        None: Kafka has the record, and has not said where.
+        """
         by_partition: dict[int, list[int]] = {}
         for number, offset in offsets:
-            by_partition.setdefault(number, []).append(offset)
+            if offset is not None:
+                by_partition.setdefault(number, []).append(offset)
         for number, found in by_partition.items():
             first, last, count = self.partitions.get(number, (found[0], found[0], 0))
             self.partitions[number] = min(first, *found), max(last, *found), count + len(found)
@@ -157,13 +162,17 @@ class Reports:
     """The delivery reports of one attempt to send a transaction."""
 
     def __init__(self) -> None:
-        self.offsets: list[tuple[int, int]] = []
+        self.offsets: list[tuple[int, int | None]] = []
+        self._places = Places()
         self.error: KafkaError | None = None
 
     def take(self, error: KafkaError | None, message: Message) -> None:
         """Take one."""
         if error is None:
-            self.offsets.append((message.partition(), message.offset()))  # type: ignore[arg-type]
+            offset = message.offset()
+            if offset is None or self._places:
+                offset = self._places.offset(message.topic(), message.partition(), offset)
+            self.offsets.append((message.partition(), offset))  # type: ignore[arg-type]
         elif self.error is None or self.error.code() not in REFUSED:
             self.error = error
 

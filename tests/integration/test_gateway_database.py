@@ -95,7 +95,7 @@ class Table:
     def read(self, partition: Partition, *epochs: list[int]) -> None:
         """Note what was read under which leader epoch, from which offset on."""
         self.connection.execute(
-            "UPDATE kbatchd.progress SET leader_epochs = %s::jsonb WHERE partition = %s",
+            "UPDATE kbatchd.progress SET leader_epochs = %s::jsonb, records_end = next_offset WHERE partition = %s",
             (json.dumps(epochs), partition.number),
         )
 
@@ -187,7 +187,7 @@ def test_what_kafka_lost_is_not_committed(table: Table, database: str, tmp_path:
     gap = Gap(P0, GapKind.RETENTION, 0, 7, 7, "id")
     progress.accept(table.connection, OWNER, gap, table.positions[P0].epoch)
     table.read(P0, [0, 0])
-    other = Gap(P1, GapKind.RECREATED, 0, 0, 0, "id2")
+    other = Gap(P1, GapKind.RECREATED, 0, 0, 0, "id", "id2")
 
     async def test() -> None:
         async with running(config := make_config(tmp_path, database)) as (watcher, _):
@@ -205,7 +205,7 @@ def test_what_kafka_lost_is_not_committed(table: Table, database: str, tmp_path:
 def test_a_gap_of_a_former_log_loses_nobodys_records(table: Table, database: str, tmp_path: Path) -> None:
     """A recreated topic's gap is empty, and a truncated one's offsets are others' now."""
     table.advance(P0, 10)
-    gap = Gap(P0, GapKind.RECREATED, 10, 10, 0, "id2")
+    gap = Gap(P0, GapKind.RECREATED, 10, 10, 0, "id", "id2")
     progress.accept(table.connection, OWNER, gap, table.positions[P0].epoch)
     table.advance(P1, 20)
     gap = Gap(P1, GapKind.TRUNCATION, 15, 20, 15, "id")
@@ -232,10 +232,11 @@ def test_a_gap_of_a_former_log_loses_nobodys_records(table: Table, database: str
         (Log("other", {0: 0}), [[0, 0]]),  # a recreated topic, and progress is of the former
         (Log("id", {0: 1}), [[0, 0]]),  # a truncated log that is halted: progress is past what was there before
         (Log("id", {0: 0}), [[0, 5]]),  # what was there before progress began, with `start = "latest"`
+        (Log("id", {0: 0}), [[0, 0], [0, 5]]),  # what was passed over by hand, somewhere below 5
         (Log("id", {0: 0}), []),  # progress of a former version
         (None, [[0, 0]]),  # brokers that did not say
     ],
-    ids=["recreated", "truncated", "before the start", "unknown", "unnamed"],
+    ids=["recreated", "truncated", "before the start", "passed over", "unknown", "unnamed"],
 )
 def test_an_offset_below_progress_is_not_enough(
     table: Table, database: str, tmp_path: Path, log: Log | None, read: list[list[int]]
@@ -275,7 +276,9 @@ def test_seen_is_not_enough_it_must_be_on_disk(own_postgres: Postgres, own_datab
                 with psycopg.connect(own_database, autocommit=True) as later:
                     assert _read(later, "SELECT next_offset FROM kbatchd.progress WHERE partition = 0") == 0, "lost"
                     assert not waiting.done()
-                    later.execute("UPDATE kbatchd.progress SET next_offset = 1, leader_epochs = '[[0, 0]]'")
+                    later.execute(
+                        "UPDATE kbatchd.progress SET next_offset = 1, records_end = 1, leader_epochs = '[[0, 0]]'"
+                    )
                 assert await waiting is Outcome.COMMITTED
 
         run(test())

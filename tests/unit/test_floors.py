@@ -40,6 +40,7 @@ FLOORS = {
         "kbatchd.postgres", "kbatchd.rdkafka_log", "kbatchd.stats", "kbatchd.systemd", "kbatchd.place",
         "kbatchd.suspicions"},
     0: {"kbatchd", "kbatchd.errors", "kbatchd.histograms", "kbatchd.lineage", "kbatchd.model", "kbatchd.outlet",
+        "kbatchd.places",
         "kbatchd.paths", "kbatchd.printable",
         "kbatchd.refused_login", "kbatchd.shipped", "kbatchd.toml_lines"},
 }  # fmt: skip

@@ -3,6 +3,7 @@ from __future__ import annotations
 from kbatchd.batch import BufferPool, RouteBatches
 from kbatchd.lineage import KEPT_EPOCHS, Lineage
 from kbatchd.model import Partition
+from kbatchd.reached import Reached, Stand
 from tests.records import TOPIC, Sent, chunk
 
 P0, P1 = Partition(TOPIC, 0), Partition(TOPIC, 1)
@@ -90,3 +91,14 @@ def test_reading_begins_behind_the_last_record_not_behind_markers() -> None:
     assert batches.begin(P0) == (3, 4)
     batches.forget_log(P0, committed=10)
     assert batches.begin(P0) == (10, None)
+
+
+def test_an_epoch_begins_anew_behind_what_was_passed_over() -> None:
+    """Somebody has moved progress from 2 to 8: what lies between was not read, though its epoch is that of both."""
+    batches = made()
+    batches.reached[P0] = 8
+    batches.lineages[P0] = Lineage(((3, 0),), 2).below(8).unknown()
+    batches.put(chunk(*records(Sent, range(8, 10), 3)), {P0: 1}, 0.0)
+    assert batches.lineages[P0] == Lineage(((3, 0), (3, 8)), 10)
+    stand = Stand("id", 10, [first for _, first in batches.lineages[P0].epochs], [3, 3], 10)
+    assert [stand.past(3, offset, offset) for offset in (5, 8)] == [Reached.NOT_YET, Reached.YES]
