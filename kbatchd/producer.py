@@ -40,6 +40,7 @@ _OURS: dict[str, str | int | float | bool] = {
     # Else librdkafka's producers ask brokers to: a topic that was deleted would come back, with one partition.
     "allow.auto.create.topics": False,
     "acks": "all",
+    "delivery.report.only.error": False,  # else no request hears that its records are there
     "statistics.interval.ms": 250,  # tells whether a broker is up; 40 us each time
 }
 

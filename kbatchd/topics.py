@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, Uuid, libversion
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
+from kbatchd.client_settings import NOT_TAKEN
 from kbatchd.errors import ConfigError, KbatchError, ServerUnavailable
 from kbatchd.kafka_errors import NO_TOPIC, REFUSED, code_of, our_error, text_of
 from kbatchd.rdkafka_log import rdkafka_log
@@ -68,7 +69,7 @@ class Admin(AdminClient):
         }
         try:
             super().__init__(properties, logger=rdkafka_log)
-        except (KafkaException, TypeError, ValueError) as error:
+        except NOT_TAKEN as error:
             raise ConfigError(f"kafka.librdkafka: {text_of(error)}") from error
 
 
@@ -279,6 +280,6 @@ def _description(topic: str, answer: Any) -> TopicDescription:  # noqa: ANN401 -
 def _consumer_fault(properties: dict[str, str | int | float | bool]) -> str:
     try:
         Consumer(properties, logger=rdkafka_log).close()
-    except (KafkaException, TypeError, ValueError) as error:
+    except NOT_TAKEN as error:
         return text_of(error)
     return ""

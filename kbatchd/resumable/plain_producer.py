@@ -9,15 +9,29 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from kbatchd.errors import ServerUnavailable
-from kbatchd.resumable.delivery import SLICE_SECONDS, Acknowledged, Reports, make_producer, refuse, send_all
+from kbatchd.resumable.delivery import (
+    SLICE_SECONDS,
+    Acknowledged,
+    Reports,
+    make_producer,
+    refuse,
+    send_all,
+    with_ours,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from kbatchd import config
+    from kbatchd.client_settings import Settings
     from kbatchd.resumable.delivery import Headers, Patience
     from kbatchd.resumable.position import Position
     from kbatchd.samples import Label
+
+
+def settings(timeout_seconds: float) -> Settings:
+    """Say what this producer is made with."""
+    return with_ours({"delivery.timeout.ms": round(timeout_seconds * 1000)})
 
 
 class PlainProducer:
@@ -37,8 +51,7 @@ class PlainProducer:
         self._patience = patience
         self._labels = labels
         self._reports = Reports()
-        settings = {"delivery.timeout.ms": round(timeout_seconds * 1000)}
-        self._producer = make_producer(kafka, settings, patience)
+        self._producer = make_producer(kafka, settings(timeout_seconds), patience)
 
     def add(self, values: Sequence[bytes], keys: Sequence[bytes | None]) -> None:
         """Send records; raises for any record before these that was not acknowledged."""
