@@ -37,6 +37,9 @@ REQUEST_TIMEOUT_SECONDS = 10.0
 #: Between two answers of which the second confirms the first.
 PAUSE_SECONDS = 0.5
 
+#: To librdkafka an admin client is a producer: it sends nothing, and must not meet a producer's errors.
+OURS: dict[str, str | int | float | bool] = {"enable.idempotence": False}
+
 #: What a broker without topic ids answers.
 _NO_ID = str(Uuid(0, 0))
 
@@ -63,10 +66,7 @@ class Admin(AdminClient):
     def __init__(self, kafka: config.Kafka) -> None:
         """Start librdkafka's threads and connect in the background; never fails for want of a broker."""
         self.trouble = _Trouble()
-        properties: dict[str, Any] = {
-            **kafka.client,
-            "error_cb": self.trouble.note,
-        }
+        properties: dict[str, Any] = {**kafka.client, **OURS, "error_cb": self.trouble.note}
         try:
             super().__init__(properties, logger=rdkafka_log)
         except NOT_TAKEN as error:

@@ -9,7 +9,7 @@ import time
 from itertools import repeat
 from typing import TYPE_CHECKING, Final, Protocol
 
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaError, Producer
 
 from kbatchd.client_settings import NOT_TAKEN, Properties, Settings
 from kbatchd.errors import ConfigError, ServerUnavailable
@@ -199,18 +199,6 @@ def send_all(
                 break
             except BufferError:
                 when_full()
-
-
-def cause_of(error: KafkaException | SystemError) -> KafkaError:
-    """Return librdkafka's error.
-
-    A fatal one becomes an exception between two delivery reports; calling the next one, Python finds that odd.
-    """
-    cause = error if isinstance(error, KafkaException) else error.__cause__
-    if not isinstance(cause, KafkaException):
-        raise error
-    kafka_error: KafkaError = cause.args[0]
-    return kafka_error
 
 
 def refuse(*errors: KafkaError | None) -> None:

@@ -20,12 +20,12 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 
 from kbatchd.client_settings import NOT_TAKEN, Settings
 from kbatchd.errors import ConfigError
+from kbatchd.kafka_errors import cause_of
 from kbatchd.resumable.delivery import (
     LAST_SECONDS,
     SLICE_SECONDS,
     Acknowledged,
     Reports,
-    cause_of,
     make_producer,
     refuse,
     remedy,
