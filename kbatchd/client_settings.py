@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 Properties = dict[str, str | int | float | bool]
 
-#: What librdkafka raises for settings that it does not take.
-NOT_TAKEN = (KafkaException, TypeError, ValueError)
+#: What librdkafka, and Python's side of it, raise for settings that they do not take.
+NOT_TAKEN = (KafkaException, AttributeError, TypeError, ValueError)
 
 #: With the newer group protocol the broker shares partitions out: librdkafka then refuses to hear of a strategy.
 _OF_CLASSIC_GROUPS = {"partition.assignment.strategy"}

@@ -114,7 +114,9 @@ class Kafka(Table):
             "sasl.username": self.sasl_username,
             self._password_property: self._password and self._password.get_secret_value(),
         }
-        return {**self.librdkafka, **{name: value for name, value in ours.items() if value is not None}}
+        ours = {name: value for name, value in ours.items() if value is not None}
+        # Ours last: librdkafka obeys the last of a property and its aliases, such as `metadata.broker.list`.
+        return {**{name: value for name, value in self.librdkafka.items() if name not in ours}, **ours}
 
     @property
     def _password_property(self) -> str:
@@ -167,6 +169,9 @@ class Kafka(Table):
         impossible = [f"{name} ({why})" for name, why in _IMPOSSIBLE.items() if name in properties]
         if impossible:
             raise fault(f"holds {'; and '.join(impossible)}; take it out")
+        largest = str(properties.get("message.max.bytes", _MESSAGE_MAX_BYTES))
+        if not (largest.isascii() and largest.isdecimal()):  # librdkafka takes 0x100000 and "1000000 bytes" as well
+            raise fault("holds a message.max.bytes that is no whole number; allowed: such as 1_000_000")
         return properties
 
     @field_validator("allow_insecure")

@@ -95,3 +95,15 @@ def text_of(error: BaseException) -> str:
     """Return an error's text in one line."""
     cause = error.args[0] if isinstance(error, KafkaException) else error
     return " ".join((cause.str() if isinstance(cause, KafkaError) else str(cause)).split())
+
+
+def cause_of(error: KafkaException | SystemError) -> KafkaError:
+    """Return librdkafka's error.
+
+    A fatal one becomes an exception between two delivery reports; calling the next one, Python finds that odd.
+    """
+    cause = error if isinstance(error, KafkaException) else error.__cause__
+    if not isinstance(cause, KafkaException):
+        raise error
+    kafka_error: KafkaError = cause.args[0]
+    return kafka_error

@@ -20,6 +20,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from kbatchd.client_settings import NOT_TAKEN, Settings
 from kbatchd.config_kafka import record_too_large
 from kbatchd.errors import ConfigError, KbatchError
+from kbatchd.kafka_errors import cause_of
 from kbatchd.model import OffsetRange, Partition
 from kbatchd.places import Places
 
@@ -41,6 +42,7 @@ _OURS: dict[str, str | int | float | bool] = {
     # Else librdkafka's producers ask brokers to: a topic that was deleted would come back, with one partition.
     "allow.auto.create.topics": False,
     "acks": "all",
+    "delivery.report.only.error": False,  # else no request hears that its records are there
     "statistics.interval.ms": 250,  # tells whether a broker is up; 40 us each time
 }
 
@@ -252,7 +254,7 @@ class RecordProducer:
     def _look_for_brokers(self) -> None:
         """Let librdkafka say whether it has lost its brokers since the last look."""
         if not self._collects_soon:
-            self._producer.poll(0)
+            self._poll()
 
     async def _wait_up(self) -> None:
         try:
@@ -318,7 +320,7 @@ class RecordProducer:
     def _collect(self) -> None:
         """Take the delivery reports that have come, and tell of the requests that are done."""
         self._look()
-        self._producer.poll(0)
+        self._poll()
         done = self._done.copy()
         self._done.clear()
         for sending in done:
@@ -331,10 +333,21 @@ class RecordProducer:
         self._collects_soon = bool(under_way)
         self._timer = self._loop.call_later(_COLLECT_SECONDS if under_way else _IDLE_SECONDS, self._collect)
 
-    def _on_error(self, error: KafkaError) -> None:
-        if error.fatal():
+    def _poll(self) -> None:
+        """Let librdkafka tell what it has to tell: of a fatal error by an exception, and of what it ends by reports."""
+        try:
+            self._producer.poll(0)
+        except (KafkaException, SystemError) as error:
+            self._note_fatal(cause_of(error))
+
+    def _note_fatal(self, error: KafkaError) -> None:
+        if not self.fatal.is_set():
             log.error("the producer cannot go on", extra={"action": "producer_fatal", "error": error.str()})
             self.fatal.set()
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._note_fatal(error)
         elif error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
             self._down_at_us = time.monotonic_ns() // 1000
             self._note_up(up=False)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
 
-from kbatchd import producer, source
+from kbatchd import producer, source, topics
 from kbatchd.client_settings import NOT_TAKEN, Settings
-from kbatchd.resumable import delivery
+from kbatchd.resumable import file_producer, plain_producer
 from kbatchd.topics import check_librdkafka
 
 if TYPE_CHECKING:
@@ -39,9 +40,12 @@ def judge(config: Config) -> dict[Where, str]:
 
 
 def _clients(config: Config) -> Iterator[tuple[Callable[..., object], Settings]]:
-    """Say what is made: workers, gateways, `kbatchd produce`."""
+    """Say what is made: workers, those who ask about topics, `kbatchd produce`, gateways."""
     yield Consumer, source.settings("check", "check")
-    yield Producer, delivery.SETTINGS
+    yield AdminClient, Settings(topics.OURS)
+    yield Producer, plain_producer.settings(config.startup_timeout_seconds)
+    yield Producer, file_producer.sending_settings("check")
+    yield Consumer, file_producer.looking_settings("check", stable=True)
     if config.gateway is not None:
         yield Producer, producer.settings(config.gateway, "check")
 

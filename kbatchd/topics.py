@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, Uuid, libversion
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
+from kbatchd.client_settings import NOT_TAKEN
 from kbatchd.errors import ConfigError, KbatchError, ServerUnavailable
 from kbatchd.kafka_errors import NO_TOPIC, REFUSED, code_of, our_error, text_of
 from kbatchd.rdkafka_log import rdkafka_log
@@ -35,6 +36,9 @@ REQUEST_TIMEOUT_SECONDS = 10.0
 
 #: Between two answers of which the second confirms the first.
 PAUSE_SECONDS = 0.5
+
+#: To librdkafka an admin client is a producer: it sends nothing, and must not meet a producer's errors.
+OURS: dict[str, str | int | float | bool] = {"enable.idempotence": False}
 
 #: What a broker without topic ids answers.
 _NO_ID = str(Uuid(0, 0))
@@ -62,13 +66,10 @@ class Admin(AdminClient):
     def __init__(self, kafka: config.Kafka) -> None:
         """Start librdkafka's threads and connect in the background; never fails for want of a broker."""
         self.trouble = _Trouble()
-        properties: dict[str, Any] = {
-            **kafka.client,
-            "error_cb": self.trouble.note,
-        }
+        properties: dict[str, Any] = {**kafka.client, **OURS, "error_cb": self.trouble.note}
         try:
             super().__init__(properties, logger=rdkafka_log)
-        except (KafkaException, TypeError, ValueError) as error:
+        except NOT_TAKEN as error:
             raise ConfigError(f"kafka.librdkafka: {text_of(error)}") from error
 
 
@@ -279,6 +280,6 @@ def _description(topic: str, answer: Any) -> TopicDescription:  # noqa: ANN401 -
 def _consumer_fault(properties: dict[str, str | int | float | bool]) -> str:
     try:
         Consumer(properties, logger=rdkafka_log).close()
-    except (KafkaException, TypeError, ValueError) as error:
+    except NOT_TAKEN as error:
         return text_of(error)
     return ""

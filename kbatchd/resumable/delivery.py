@@ -9,15 +9,14 @@ import time
 from itertools import repeat
 from typing import TYPE_CHECKING, Final, Protocol
 
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaError, Producer
 
-from kbatchd.client_settings import NOT_TAKEN, Settings
+from kbatchd.client_settings import NOT_TAKEN, Properties, Settings
 from kbatchd.errors import ConfigError, ServerUnavailable
 from kbatchd.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any
 
     from confluent_kafka import Message
 
@@ -32,6 +31,7 @@ _OURS: Final[dict[str, str | int | float | bool]] = {
     # Else librdkafka's producers ask brokers to: a topic that was deleted would come back, with one partition.
     "allow.auto.create.topics": False,
     "acks": "all",
+    "delivery.report.only.error": False,  # else nobody hears of a record that is there
 }
 
 #: What it would like; the file may say otherwise.
@@ -177,11 +177,15 @@ class Reports:
             self.error = error
 
 
-def make_producer(kafka: config.Kafka, settings: dict[str, Any], patience: Patience) -> Producer:
+def with_ours(settings: Properties) -> Settings:
+    """Say what a producer is made with that needs these as well."""
+    return Settings({**SETTINGS.ours, **settings}, SETTINGS.defaults)
+
+
+def make_producer(kafka: config.Kafka, settings: Settings, patience: Patience) -> Producer:
     """Make librdkafka's producer; ConfigError when it does not like the settings."""
     try:
-        ours = Settings({**SETTINGS.ours, **settings}, SETTINGS.defaults)
-        return ours.make(Producer, kafka.client, error_cb=patience.note)
+        return settings.make(Producer, kafka.client, error_cb=patience.note)
     except NOT_TAKEN as error:
         raise ConfigError(f"kafka.librdkafka: {error}") from error
 
@@ -204,18 +208,6 @@ def send_all(
                 break
             except BufferError:
                 when_full()
-
-
-def cause_of(error: KafkaException | SystemError) -> KafkaError:
-    """Return librdkafka's error.
-
-    A fatal one becomes an exception between two delivery reports; calling the next one, Python finds that odd.
-    """
-    cause = error if isinstance(error, KafkaException) else error.__cause__
-    if not isinstance(cause, KafkaException):
-        raise error
-    kafka_error: KafkaError = cause.args[0]
-    return kafka_error
 
 
 def refuse(*errors: KafkaError | None) -> None:

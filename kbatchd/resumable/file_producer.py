@@ -18,24 +18,24 @@ from typing import TYPE_CHECKING, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
+from kbatchd.client_settings import NOT_TAKEN, Settings
 from kbatchd.errors import ConfigError
-from kbatchd.rdkafka_log import rdkafka_log
+from kbatchd.kafka_errors import cause_of
 from kbatchd.resumable.delivery import (
     LAST_SECONDS,
     SLICE_SECONDS,
     Acknowledged,
     Reports,
-    cause_of,
     make_producer,
     refuse,
     remedy,
     send_all,
+    with_ours,
 )
 from kbatchd.resumable.position import Position
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any
 
     from kbatchd import config
     from kbatchd.resumable.delivery import Patience
@@ -61,6 +61,21 @@ _FENCED: Final = {
     KafkaError.INVALID_PRODUCER_EPOCH,
     KafkaError.PRODUCER_FENCED,
 }
+
+
+def sending_settings(identity: str) -> Settings:
+    """Say what the producer of a file's transactions is made with."""
+    return with_ours({
+        "transactional.id": identity,
+        "transaction.timeout.ms": round(TRANSACTION_TIMEOUT_SECONDS * 1000),
+        "delivery.timeout.ms": round(TRANSACTION_TIMEOUT_SECONDS * 1000),
+    })  # fmt: skip
+
+
+def looking_settings(identity: str, *, stable: bool) -> Settings:
+    """Say what the client for the group's offsets is made with."""
+    isolation = "read_committed" if stable else "read_uncommitted"
+    return Settings({"group.id": identity, "enable.auto.commit": False, "isolation.level": isolation})
 
 
 class TakenOver(ConfigError):
@@ -260,12 +275,7 @@ class FileProducer:
         return self._producer, self._group
 
     def _connect(self) -> None:
-        settings: dict[str, Any] = {
-            "transactional.id": self._identity,
-            "transaction.timeout.ms": round(TRANSACTION_TIMEOUT_SECONDS * 1000),
-            "delivery.timeout.ms": round(TRANSACTION_TIMEOUT_SECONDS * 1000),
-        }
-        producer = make_producer(self._kafka, settings, self._patience)
+        producer = make_producer(self._kafka, sending_settings(self._identity), self._patience)
         try:
             # As long as it takes: were another producer made, this one's request might still come, and fence that.
             self._call(lambda: producer.init_transactions(SLICE_SECONDS), math.inf)
@@ -291,16 +301,10 @@ class FileProducer:
 
     def _consumer(self, *, stable: bool) -> Consumer:
         """Make a client for the group's offsets. `stable`: wait for the outcome of a transaction that is under way."""
-        settings: dict[str, Any] = {
-            **self._kafka.client,
-            "group.id": self._identity,
-            "enable.auto.commit": False,
-            "isolation.level": "read_committed" if stable else "read_uncommitted",
-            "error_cb": self._patience.note,
-        }
         try:
-            return Consumer(settings, logger=rdkafka_log)
-        except (KafkaException, TypeError, ValueError) as error:
+            settings = looking_settings(self._identity, stable=stable)
+            return settings.make(Consumer, self._kafka.client, error_cb=self._patience.note)
+        except NOT_TAKEN as error:
             raise ConfigError(f"kafka.librdkafka: {error}") from error
 
     def _call_bounded(self, function: Callable[[], object]) -> None:

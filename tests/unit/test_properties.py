@@ -12,7 +12,7 @@ from kbatchd import producer, source
 from kbatchd.cli import main
 from kbatchd.config import Gateway, load
 from kbatchd.errors import EX_CONFIG, EX_OK
-from kbatchd.resumable import delivery
+from kbatchd.resumable import delivery, file_producer, plain_producer
 from tests.minimal import MINIMAL
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ def write(file: Path, tables: str = "", **properties: object) -> None:
         ("linger_ms", 900_000, "`linger.ms`|`message.timeout.ms`"),
         ("reconnect_backoff_ms", 3_600_001, "3600001"),
         ("no_such_property", 1, "No such configuration property"),
+        ("linger_ms", 20_000, "`linger.ms`|`message.timeout.ms`"),  # of the transactions of `kbatchd produce`
+        ("enable_gapless_guarantee", True, "`enable.gapless.guarantee` requires"),  # of who asks about topics
+        ("default_topic_config", "x", "keys"),
+        ("delivery_report_only_error", "yes", "bool"),
     ],
 )
 def test_what_contradicts_is_found_at_its_line(
@@ -50,6 +54,37 @@ def test_what_contradicts_is_found_at_its_line(
     said = capsys.readouterr().err
     assert said.startswith(f"kbatchd: {file}:9: kafka.librdkafka.{name.replace('_', '.')}: ")
     assert any(each in said for each in why.split("|"))
+
+
+@pytest.mark.parametrize("value", ["0x100000", "2e6", "x", "2000000 bytes", 2e6, True])
+def test_the_largest_record_is_a_whole_number(file: Path, value: object, capsys: pytest.CaptureFixture[str]) -> None:
+    write(file, message_max_bytes=value)
+    assert main(["check-config", "--config", str(file)]) == EX_CONFIG
+    assert "message.max.bytes that is no whole number" in capsys.readouterr().err
+    write(file, message_max_bytes="2000000")
+    assert load(file).kafka.max_record_bytes == 2_000_000 - 512
+
+
+def test_each_acknowledgement_is_heard_of(file: Path) -> None:
+    write(file, delivery_report_only_error=True)
+    assert main(["check-config", "--config", str(file)]) == EX_OK
+    made: list[dict[str, object]] = []
+
+    def make(properties: dict[str, object], **_: object) -> Producer:
+        made.append(properties)
+        return Producer(properties)
+
+    given = {"delivery.report.only.error": True}
+    producer.settings(Gateway(), "c").make(make, given)
+    plain_producer.settings(60.0).make(make, given)
+    file_producer.sending_settings("x").make(make, given)
+    assert [properties["delivery.report.only.error"] for properties in made] == [False] * 3
+
+
+def test_the_brokers_are_those_of_the_file_s_own_key(file: Path) -> None:
+    write(file, bootstrap_servers="127.0.0.1:1", metadata_broker_list="127.0.0.1:1")
+    names = list(load(file).kafka.client)
+    assert names.index("bootstrap.servers") > names.index("metadata.broker.list"), "librdkafka obeys the last"
 
 
 @pytest.mark.parametrize(
