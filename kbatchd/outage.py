@@ -29,7 +29,7 @@ class Outage:
     def __init__(self) -> None:
         #: Since when, by the first question that had no answer or the first error.
         self._since: float | None = None
-        self._error = ""
+        self._error, self._errors = "", 0
         self._told = False
         #: Since when a question has waited for its answer, as far as we have listened.
         self._waits_since: float | None = None
@@ -46,7 +46,8 @@ class Outage:
             return
         if self._since is not None and now - self._since > BLIP_SECONDS:
             self._told = True
-            log.warning("trouble with Kafka", extra={"action": "kafka_error", "error": self._error})
+            repeated = {"repeated": self._errors - 1} if self._errors > 1 else {}
+            log.warning("trouble with Kafka", extra={"action": "kafka_error", "error": self._error, **repeated})
         elif self._waits_since is not None and now - self._waits_since > SILENCE_SECONDS:
             self._since, self._told = self._waits_since, True
             about = {"action": "kafka_silent", "seconds": round(now - self._since, 1)}
@@ -55,6 +56,7 @@ class Outage:
     def note(self, error: str) -> None:
         """Take an error of a broker's connection, which librdkafka mends by itself."""
         self._error = error
+        self._errors += 1
         if self._since is None:
             self._since = time.monotonic() if self._waits_since is None else self._waits_since
         if self._told:
@@ -65,4 +67,4 @@ class Outage:
         if self._told and self._since is not None:
             seconds = round(time.monotonic() - self._since, 1)
             log.warning("Kafka is back", extra={"action": "kafka_back", "seconds": seconds})
-        self._since, self._told = None, False
+        self._since, self._told, self._errors = None, False, 0

@@ -301,7 +301,7 @@ FAULTS: dict[str, tuple[Callable[[Seed], Any], str, str, str]] = {
     # The topics.
     "no topic": (change("route", topic="t-nowhere"), "fault", "topic t-nowhere does not exist", "create-topic"),
     "a topic made anew": (lambda seed: seed.progress(0, topic_id="another"), "fault", "was made anew", "progress accept"),
-    "a truncated topic": (lambda seed: seed.progress(1000), "fault", "ends at 10", "progress accept"),
+    "a truncated topic": (lambda seed: seed.progress(1000), "fault", "was truncated at 10", "progress accept"),
     "records deleted unread": (retention, "fault", "offsets 2 to 4 were deleted", "progress accept"),
     "partitions that are gone": (lambda seed: [seed.progress(3, partition=n) for n in (0, 1, 2, 3, 9)], "warning", "knows of partition 9",
                                  "made anew"),

@@ -464,7 +464,7 @@ class TestFenced:
         with pytest.raises(Fenced):
             route.flush(records)
         reached = route.positions[P0].next_offset
-        assert route.positions[P0] == Position(1, reached)
+        assert route.positions[P0][:2] == (1, reached)
         assert route.dead_offsets() == list(range(0, reached, 3))
         assert len(route.ledger()) == 1
         assert route.ids() == [i for i in range(reached) if i % 3]

@@ -47,6 +47,7 @@ def test_a_question_without_an_answer(clock: list[float], caplog: pytest.LogCapt
 def test_an_error_that_stands(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
     outage = Outage()
     outage.look(None)
+    outage.note("cut")
     outage.note("refused")
     turns(outage, clock, BLIP_SECONDS + 0.2, clock[0] + 1.0)
     outage.note("refused again")
@@ -54,6 +55,7 @@ def test_an_error_that_stands(clock: list[float], caplog: pytest.LogCaptureFixtu
     outage.end()
     assert [what for what, _ in told(caplog)] == ["kafka_error", "kafka_error", "kafka_back"]
     assert [vars(record).get("error") for record in caplog.records] == ["refused", "refused again", None]
+    assert vars(caplog.records[0])["repeated"] == 1
     assert told(caplog)[-1][1] == pytest.approx(20.2, abs=0.3)
 
 
