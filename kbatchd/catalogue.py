@@ -185,7 +185,7 @@ WHERE given
 """
 
 _TYPES_SQL: Final = f"""
-{_REACHED.format(table="%s::oid", from_oid=0)}
+{_REACHED.format(table="%s::pg_catalog.oid", from_oid=0)}
 SELECT t.oid::bigint,
     CASE WHEN n.nspname OPERATOR(pg_catalog.=) 'pg_catalog' AND t.typtype OPERATOR(pg_catalog.=) 'b'
         THEN t.typname::pg_catalog.text ELSE pg_catalog.format_type(t.oid, NULL) END,

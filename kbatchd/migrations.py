@@ -32,9 +32,9 @@ _OWN_PATH = "SET LOCAL search_path = pg_catalog"
 _CREATE_SCHEMA = "CREATE SCHEMA kbatchd"
 _CREATE_TABLE = """\
 CREATE TABLE kbatchd.migrations (
-    number      integer     PRIMARY KEY,
-    name        text        NOT NULL,
-    applied_at  timestamptz NOT NULL DEFAULT now()
+    number      integer                PRIMARY KEY,
+    name        pg_catalog.text        NOT NULL,
+    applied_at  pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now()
 )"""
 _RUN_MIGRATE = "run `kbatchd migrate --config FILE` first"
 

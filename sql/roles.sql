@@ -8,10 +8,10 @@
 
 DO $$
 DECLARE
-    role          text   := 'kbatchd';                    -- yours: as in postgres.dsn
-    append_tables text[] := ARRAY['public.requests'];     -- yours: the tables of routes with mode = "append"
-    upsert_tables text[] := ARRAY[]::text[];              -- yours: the tables of routes with mode = "upsert"
-    relation      text;
+    role          pg_catalog.text   := 'kbatchd';                 -- yours: as in postgres.dsn
+    append_tables pg_catalog.text[] := ARRAY['public.requests'];  -- yours: the tables of routes with mode = "append"
+    upsert_tables pg_catalog.text[] := ARRAY[]::text[];           -- yours: the tables of routes with mode = "upsert"
+    relation      pg_catalog.text;
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) role) THEN
         EXECUTE pg_catalog.format('CREATE ROLE %I LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION', role);
