@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import psycopg
@@ -25,27 +25,34 @@ if TYPE_CHECKING:
 #: All types that these oids are made of: a domain's base, an array's element, a composite's attributes.
 _REACHED = """
 WITH RECURSIVE target(oid) AS (SELECT {table}), reached(oid) AS (
-    SELECT a.atttypid FROM target JOIN pg_catalog.pg_attribute a ON a.attrelid = target.oid
-    WHERE a.attnum > 0 AND NOT a.attisdropped AND a.atttypid >= {from_oid}
+    SELECT a.atttypid FROM target JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) target.oid
+    WHERE a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped AND a.atttypid OPERATOR(pg_catalog.>=) {from_oid}
     UNION
-    SELECT part.oid FROM reached JOIN pg_catalog.pg_type t ON t.oid = reached.oid CROSS JOIN LATERAL (
-        SELECT t.typbasetype WHERE t.typtype = 'd'
-        UNION ALL SELECT e.oid FROM pg_catalog.pg_type e WHERE e.typarray = t.oid
+    SELECT part.oid FROM reached JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) reached.oid
+    CROSS JOIN LATERAL (
+        SELECT t.typbasetype WHERE t.typtype OPERATOR(pg_catalog.=) 'd'
+        UNION ALL SELECT e.oid FROM pg_catalog.pg_type e WHERE e.typarray OPERATOR(pg_catalog.=) t.oid
         UNION ALL SELECT a.atttypid FROM pg_catalog.pg_attribute a
-            WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+            WHERE t.typtype OPERATOR(pg_catalog.=) 'c' AND a.attrelid OPERATOR(pg_catalog.=) t.typrelid
+                AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped
     ) part(oid)
 )
 """
-_LABELS = "ARRAY(SELECT enumlabel::text FROM pg_catalog.pg_enum WHERE enumtypid = t.oid ORDER BY enumsortorder)"
+_LABELS = """
+    ARRAY(SELECT enumlabel::pg_catalog.text FROM pg_catalog.pg_enum WHERE enumtypid OPERATOR(pg_catalog.=) t.oid
+    ORDER BY enumsortorder)"""
 _ATTRIBUTES = """
-    (SELECT json_agg(json_build_array(a.attname, a.atttypid::bigint, a.atttypmod, a.attndims) ORDER BY a.attnum)
+    (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(a.attname, a.atttypid::bigint, a.atttypmod, a.attndims)
+        ORDER BY a.attnum)
     FROM pg_catalog.pg_attribute a
-    WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped)"""
+    WHERE t.typtype OPERATOR(pg_catalog.=) 'c' AND a.attrelid OPERATOR(pg_catalog.=) t.typrelid
+        AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped)"""
 #: What a range, or a multirange, is of; where that is a domain, the domain's base.
 _RANGE_OF = """
-    coalesce((SELECT coalesce(b.typname, s.typname)::text FROM pg_catalog.pg_range r
-    JOIN pg_catalog.pg_type s ON s.oid = r.rngsubtype LEFT JOIN pg_catalog.pg_type b ON b.oid = s.typbasetype
-    WHERE t.oid IN (r.rngtypid, r.rngmultitypid)), '')"""
+    coalesce((SELECT coalesce(b.typname, s.typname)::pg_catalog.text FROM pg_catalog.pg_range r
+    JOIN pg_catalog.pg_type s ON s.oid OPERATOR(pg_catalog.=) r.rngsubtype
+    LEFT JOIN pg_catalog.pg_type b ON b.oid OPERATOR(pg_catalog.=) s.typbasetype
+    WHERE t.oid OPERATOR(pg_catalog.=) ANY (ARRAY[r.rngtypid, r.rngmultitypid])), '')"""
 #: Types below this oid are PostgreSQL's own, and do not change.
 _FIRST_USER_OID = 16384
 
@@ -53,19 +60,23 @@ _FIRST_USER_OID = 16384
 #: another session writes too (bug 18103, mended in 15.5 and 16.1), and looks each key of an array up from the root.
 #: BEFORE INSERT triggers see rows that MERGE only updates; rules forbid it; each key would visit all partitions.
 _MERGEABLE = """
-    (current_setting('server_version_num')::int >= 170000 AND c.relkind = 'r' AND NOT c.relhasrules AND NOT EXISTS
-        (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal))"""
+    (pg_catalog.current_setting('server_version_num')::int OPERATOR(pg_catalog.>=) 170000
+    AND c.relkind OPERATOR(pg_catalog.=) 'r' AND NOT c.relhasrules AND NOT EXISTS
+        (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid OPERATOR(pg_catalog.=) c.oid AND NOT tgisinternal))"""
 
 #: Not partial, not of expressions, not deferrable: what else is unique cannot decide a conflict.
 _DECIDES = "i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL"
 #: The columns and collations of all such indexes: without its own, MERGE makes two rows of a key.
 _UNIQUE_INDEXES = f"""
-    (SELECT string_agg(DISTINCT concat_ws(':', i.indnkeyatts, i.indkey, i.indcollation), ';')
-    FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND {_DECIDES})"""  # noqa: S608 - made of constants
+    (SELECT pg_catalog.string_agg(
+        DISTINCT pg_catalog.concat_ws(':', i.indnkeyatts, i.indkey, i.indcollation, i.indclass), ';')
+    FROM pg_catalog.pg_index i
+    WHERE i.indrelid OPERATOR(pg_catalog.=) c.oid AND {_DECIDES})"""  # noqa: S608 - made of constants
 #: A foreign server's partition of `c`: what goes there is another transaction's. Few databases have foreign tables.
 _FOREIGN_PARTITION = """
-    (SELECT min(f.ftrelid::regclass::text) FROM pg_catalog.pg_foreign_table f WHERE c.relkind = 'p'
-    AND c.oid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors(f.ftrelid)))"""
+    (SELECT pg_catalog.min(f.ftrelid::pg_catalog.regclass::pg_catalog.text) FROM pg_catalog.pg_foreign_table f
+    WHERE c.relkind OPERATOR(pg_catalog.=) 'p'
+        AND c.oid OPERATOR(pg_catalog.=) ANY (SELECT relid FROM pg_catalog.pg_partition_ancestors(f.ftrelid)))"""
 
 #: Its one parameter is the table's quoted name (`Table.quoted`). It is resolved anew each time, and the oid is part of
 #: the result: a table that was dropped and made anew, or renamed, differs too. What users' types are made of is in it
@@ -73,25 +84,30 @@ _FOREIGN_PARTITION = """
 #: with row-level security a merge passes over rows in silence. No row when there is no such table.
 FINGERPRINT_SQL: Final = f"""
 {_REACHED.format(table="pg_catalog.to_regclass(%s)", from_oid=_FIRST_USER_OID)}
-SELECT attrelid::text || ':' || md5(string_agg(
-    concat_ws(' ', attnum, atttypid, atttypmod, attnotnull, attgenerated, attidentity, attname), ',' ORDER BY attnum)
-    || coalesce((SELECT string_agg(
-        concat_ws(' ', t.oid, t.typbasetype, t.typtypmod, t.typnotnull, {_LABELS}, {_ATTRIBUTES}), ',' ORDER BY t.oid)
-        FROM reached JOIN pg_catalog.pg_type t ON t.oid = reached.oid), '')
-    || (SELECT concat_ws(' ', {_MERGEABLE}, current_setting('lc_monetary'), row_security_active(c.oid),
-         {_UNIQUE_INDEXES}, {_FOREIGN_PARTITION})
-        FROM pg_catalog.pg_class c WHERE c.oid = attrelid))
-FROM target JOIN pg_catalog.pg_attribute ON attrelid = target.oid
-WHERE attnum > 0 AND NOT attisdropped
+SELECT attrelid::pg_catalog.text OPERATOR(pg_catalog.||) ':' OPERATOR(pg_catalog.||)
+    pg_catalog.md5(pg_catalog.string_agg(
+    pg_catalog.concat_ws(' ', attnum, atttypid, atttypmod, attnotnull, attgenerated, attidentity, attname), ','
+    ORDER BY attnum)
+    OPERATOR(pg_catalog.||) coalesce((SELECT pg_catalog.string_agg(
+        pg_catalog.concat_ws(' ', t.oid, t.typbasetype, t.typtypmod, t.typnotnull, {_LABELS}, {_ATTRIBUTES}), ','
+        ORDER BY t.oid)
+        FROM reached JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) reached.oid), '')
+    OPERATOR(pg_catalog.||) (SELECT pg_catalog.concat_ws(' ', {_MERGEABLE},
+        pg_catalog.current_setting('lc_monetary'), pg_catalog.row_security_active(c.oid),
+        {_UNIQUE_INDEXES}, {_FOREIGN_PARTITION})
+        FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) attrelid))
+FROM target JOIN pg_catalog.pg_attribute ON attrelid OPERATOR(pg_catalog.=) target.oid
+WHERE attnum OPERATOR(pg_catalog.>) 0 AND NOT attisdropped
 GROUP BY attrelid
 """  # noqa: S608 - made of constants
 
 _TABLE_SQL: Final = f"""
-SELECT c.oid, n.nspname, c.relname, c.relkind::text,
-    has_any_column_privilege(c.oid, 'INSERT'), row_security_active(c.oid), current_user, {_MERGEABLE},
+SELECT c.oid, n.nspname, c.relname, c.relkind::pg_catalog.text,
+    pg_catalog.has_any_column_privilege(c.oid, 'INSERT'), pg_catalog.row_security_active(c.oid), current_user,
+    {_MERGEABLE},
     coalesce(pg_catalog.pg_get_partkeydef(c.oid), ''), {_FOREIGN_PARTITION}
-FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE c.oid = pg_catalog.to_regclass(%s)
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%s)
 """  # noqa: S608 - made of constants
 
 #: Tables of the same name in other schemas, or with other capitals: "$user" comes first in the path, SQL folds names.
@@ -106,18 +122,34 @@ ORDER BY n.nspname, c.relname LIMIT 3
 """
 
 _COLUMNS_SQL: Final = """
-SELECT attname, attnum, atttypid::bigint, atttypmod, attndims, attnotnull, attgenerated <> '', attidentity <> '',
-    atthasdef
-FROM pg_catalog.pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+SELECT attname, attnum, atttypid::bigint, atttypmod, attndims, attnotnull,
+    attgenerated OPERATOR(pg_catalog.<>) '', attidentity OPERATOR(pg_catalog.<>) '', atthasdef
+FROM pg_catalog.pg_attribute
+WHERE attrelid OPERATOR(pg_catalog.=) %s AND attnum OPERATOR(pg_catalog.>) 0 AND NOT attisdropped
+ORDER BY attnum
 """
 
-#: With whether one of its columns has another collation there: then two values may be one to the index alone.
+#: With whether one of its columns has another collation there: then two values may be one to the index alone. And with
+#: the operators that say which values are equal to it: strategy 3 of a btree.
+#: https://www.postgresql.org/docs/current/btree.html
 _UNIQUE_SQL: Final = f"""
-SELECT array_agg(a.attname::text), bool_or(k.compares <> a.attcollation)
+SELECT pg_catalog.array_agg(a.attname::pg_catalog.text),
+    pg_catalog.bool_or(k.compares OPERATOR(pg_catalog.<>) a.attcollation),
+    pg_catalog.array_agg(n.nspname::pg_catalog.text), pg_catalog.array_agg(o.oprname::pg_catalog.text)
 FROM pg_catalog.pg_index i
-    CROSS JOIN unnest(i.indkey::int2[], i.indcollation::oid[]) WITH ORDINALITY AS k(number, compares, place)
-    JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number
-WHERE i.indrelid = %s AND {_DECIDES} AND k.place <= i.indnkeyatts
+    CROSS JOIN ROWS FROM (
+        pg_catalog.unnest(i.indkey::pg_catalog.int2[]), pg_catalog.unnest(i.indcollation::pg_catalog.oid[]),
+        pg_catalog.unnest(i.indclass::pg_catalog.oid[])
+    ) WITH ORDINALITY AS k(number, compares, class, place)
+    JOIN pg_catalog.pg_attribute a
+        ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid AND a.attnum OPERATOR(pg_catalog.=) k.number
+    JOIN pg_catalog.pg_opclass c ON c.oid OPERATOR(pg_catalog.=) k.class
+    JOIN pg_catalog.pg_amop m
+        ON m.amopfamily OPERATOR(pg_catalog.=) c.opcfamily AND m.amopstrategy OPERATOR(pg_catalog.=) 3
+        AND m.amoplefttype OPERATOR(pg_catalog.=) c.opcintype AND m.amoprighttype OPERATOR(pg_catalog.=) c.opcintype
+    JOIN pg_catalog.pg_operator o ON o.oid OPERATOR(pg_catalog.=) m.amopopr
+    JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) o.oprnamespace
+WHERE i.indrelid OPERATOR(pg_catalog.=) %s AND {_DECIDES} AND k.place OPERATOR(pg_catalog.<=) i.indnkeyatts
 GROUP BY i.indexrelid
 """  # noqa: S608 - made of constants
 
@@ -126,8 +158,11 @@ GROUP BY i.indexrelid
 _SKIPS_SQL: Final = """
 SELECT EXISTS (
     SELECT FROM pg_catalog.pg_trigger
-    WHERE tgtype & 3 = 3 AND tgtype & %(events)s <> 0 AND tgenabled <> 'D' AND (tgrelid = %(oid)s
-        OR tgrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree(%(oid)s))))
+    WHERE (tgtype OPERATOR(pg_catalog.&) 3) OPERATOR(pg_catalog.=) 3
+        AND (tgtype OPERATOR(pg_catalog.&) %(events)s) OPERATOR(pg_catalog.<>) 0
+        AND tgenabled OPERATOR(pg_catalog.<>) 'D'
+        AND (tgrelid OPERATOR(pg_catalog.=) %(oid)s OR tgrelid OPERATOR(pg_catalog.=) ANY (
+            SELECT relid FROM pg_catalog.pg_partition_tree(%(oid)s))))
 """
 INSERTS: Final = 4
 DELETES: Final = 8
@@ -136,25 +171,30 @@ UPDATES: Final = 16
 #: What stands before the fraction of a money value, by the session's lc_monetary: the one with which the text is the
 #: same as the number. NULL where neither is.
 _MONEY_SQL: Final = """
-SELECT CASE 1.5::numeric::money WHEN '1.5'::money THEN '.' WHEN '1,5'::money THEN ',' END
+SELECT CASE WHEN 1.5::numeric::pg_catalog.money OPERATOR(pg_catalog.=) '1.5'::pg_catalog.money THEN '.'
+    WHEN 1.5::numeric::pg_catalog.money OPERATOR(pg_catalog.=) '1,5'::pg_catalog.money THEN ',' END
 """
 
 _RIGHTS_SQL: Final = """
 SELECT name FROM (VALUES
-    ('SELECT', has_any_column_privilege(%(oid)s, 'SELECT')), ('UPDATE', has_any_column_privilege(%(oid)s, 'UPDATE')),
-    ('DELETE', has_table_privilege(%(oid)s, 'DELETE')),
-    ('TEMPORARY', has_database_privilege(current_database(), 'TEMPORARY'))) AS rights(name, given)
+    ('SELECT', pg_catalog.has_any_column_privilege(%(oid)s, 'SELECT')),
+    ('UPDATE', pg_catalog.has_any_column_privilege(%(oid)s, 'UPDATE')),
+    ('DELETE', pg_catalog.has_table_privilege(%(oid)s, 'DELETE')),
+    ('TEMPORARY', pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY'))) AS rights(name, given)
 WHERE given
 """
 
 _TYPES_SQL: Final = f"""
-{_REACHED.format(table="%s::oid", from_oid=0)}
-SELECT t.oid::bigint, CASE WHEN n.nspname = 'pg_catalog' AND t.typtype = 'b' THEN t.typname::text
-        ELSE format_type(t.oid, NULL) END,
-    t.typtype::text, t.typbasetype::bigint, t.typtypmod, t.typnotnull, t.typndims,
-    (SELECT e.oid::bigint FROM pg_catalog.pg_type e WHERE e.typarray = t.oid), t.typdelim::text,
+{_REACHED.format(table="%s::pg_catalog.oid", from_oid=0)}
+SELECT t.oid::bigint,
+    CASE WHEN n.nspname OPERATOR(pg_catalog.=) 'pg_catalog' AND t.typtype OPERATOR(pg_catalog.=) 'b'
+        THEN t.typname::pg_catalog.text ELSE pg_catalog.format_type(t.oid, NULL) END,
+    t.typtype::pg_catalog.text, t.typbasetype::bigint, t.typtypmod, t.typnotnull, t.typndims,
+    (SELECT e.oid::bigint FROM pg_catalog.pg_type e WHERE e.typarray OPERATOR(pg_catalog.=) t.oid),
+    t.typdelim::pg_catalog.text,
     {_LABELS}, {_ATTRIBUTES}, {_RANGE_OF}
-FROM reached JOIN pg_catalog.pg_type t ON t.oid = reached.oid JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+FROM reached JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) reached.oid
+    JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.typnamespace
 """  # noqa: S608 - made of constants
 
 _RELATION_KINDS: Final = {
@@ -223,7 +263,7 @@ class Column:
 
     @property
     def is_simple(self) -> bool:
-        """PostgreSQL's own type, so that `=` means one thing whatever the search_path; and no array."""
+        """PostgreSQL's own type, and no array."""
         return self.oid < _FIRST_USER_OID and self.element is None
 
 
@@ -238,6 +278,8 @@ class Table:
     fingerprint: str
     #: The columns of each unique index that ON CONFLICT can use.
     unique_keys: frozenset[frozenset[str]] = frozenset()
+    #: Of each of them, what says that two values of a column are one: an operator's schema and name.
+    key_operators: Mapping[frozenset[str], Mapping[str, tuple[str, str]]] = field(default_factory=dict)
     #: Those of which an index has another collation than its column.
     odd_keys: frozenset[frozenset[str]] = frozenset()
     #: How it is partitioned, such as RANGE (day); "" if it is not.
@@ -255,6 +297,19 @@ class Table:
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.name}"
+
+
+class _Key(NamedTuple):
+    """A unique index."""
+
+    columns: Sequence[str]
+    is_odd: bool
+    operator_schemas: Sequence[str]
+    operator_names: Sequence[str]
+
+    @property
+    def operators(self) -> dict[str, tuple[str, str]]:
+        return dict(zip(self.columns, zip(self.operator_schemas, self.operator_names, strict=True), strict=True))
 
 
 def read_table(connection: psycopg.Connection, name: str) -> Table:
@@ -279,12 +334,13 @@ def read_table(connection: psycopg.Connection, name: str) -> Table:
             if any(type_.shown == "money" for type_ in types.values()):
                 (point,) = cursor.execute(_MONEY_SQL).fetchone() or ("",)
                 types = {at: each._replace(decimal_point=point or "") for at, each in types.items()}
-            keys = [(frozenset(names), is_odd) for names, is_odd in cursor.execute(_UNIQUE_SQL, (oid,))]
+            keys = [_Key(*row) for row in cursor.execute(_UNIQUE_SQL, (oid,))]
             return replace(
                 table,
                 columns=tuple(_column(types, *values) for values in cursor.execute(_COLUMNS_SQL, (oid,))),
-                unique_keys=frozenset(names for names, _ in keys),
-                odd_keys=frozenset(names for names, is_odd in keys if is_odd),
+                unique_keys=frozenset(frozenset(key.columns) for key in keys),
+                key_operators={frozenset(key.columns): key.operators for key in keys},
+                odd_keys=frozenset(frozenset(key.columns) for key in keys if key.is_odd),
                 rights=frozenset(name for (name,) in cursor.execute(_RIGHTS_SQL, {"oid": oid})),
             )
     except (psycopg.errors.InvalidName, psycopg.errors.SyntaxError, psycopg.errors.FeatureNotSupported) as error:

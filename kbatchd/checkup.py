@@ -32,18 +32,25 @@ TIMEOUT_SECONDS = 10.0
 #: Records of each route that are tried.
 RECORDS = 1_000
 
-_ROLE_SQL = "SELECT current_setting('transaction_read_only') = 'on', quote_ident(current_user)"
+_ROLE_SQL = """
+SELECT pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'on',
+    pg_catalog.quote_ident(current_user)
+"""
 
 #: Sequences behind the defaults of columns that no record feeds.
 _SEQUENCES_SQL = """
-SELECT s.oid::regclass::text
+SELECT s.oid::pg_catalog.regclass::pg_catalog.text
 FROM pg_catalog.pg_attrdef d
-    JOIN pg_catalog.pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
-    JOIN pg_catalog.pg_depend p ON p.classid = 'pg_attrdef'::regclass AND p.objid = d.oid
-        AND p.refclassid = 'pg_class'::regclass
-    JOIN pg_catalog.pg_class s ON s.oid = p.refobjid
-WHERE d.adrelid = %s AND a.attname <> ALL(%s)
-    AND CASE WHEN s.relkind = 'S' THEN NOT has_sequence_privilege(s.oid, 'USAGE') ELSE false END
+    JOIN pg_catalog.pg_attribute a
+        ON a.attrelid OPERATOR(pg_catalog.=) d.adrelid AND a.attnum OPERATOR(pg_catalog.=) d.adnum
+    JOIN pg_catalog.pg_depend p
+        ON p.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_attrdef'::pg_catalog.regclass
+        AND p.objid OPERATOR(pg_catalog.=) d.oid
+        AND p.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
+    JOIN pg_catalog.pg_class s ON s.oid OPERATOR(pg_catalog.=) p.refobjid
+WHERE d.adrelid OPERATOR(pg_catalog.=) %s AND a.attname OPERATOR(pg_catalog.<>) ALL(%s)
+    AND CASE WHEN s.relkind OPERATOR(pg_catalog.=) 'S'
+        THEN NOT pg_catalog.has_sequence_privilege(s.oid, 'USAGE') ELSE false END
 """
 
 

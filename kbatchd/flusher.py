@@ -140,11 +140,17 @@ class Flusher(threading.Thread):
         if self._session is not None:
             # Our former session may still hold locks, if only the network between us broke.
             connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND backend_start = %s",
+                """
+                SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+                WHERE pid OPERATOR(pg_catalog.=) %s AND backend_start OPERATOR(pg_catalog.=) %s
+                """,
                 self._session,
             )
         self._session = connection.execute(
-            "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+            """
+            SELECT pid, backend_start FROM pg_catalog.pg_stat_activity
+            WHERE pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()
+            """
         ).fetchone()
         for claims in self._claims.values():
             claims.begin(connection)

@@ -39,16 +39,19 @@ _NO_PROGRESS = {"3F000", "42P01", "42501"}
 
 #: Tables that a crash of PostgreSQL empties: the table itself, or partitions of it.
 _UNLOGGED_SQL = """
-SELECT c.oid::pg_catalog.regclass::text FROM pg_catalog.pg_class c
-WHERE c.relpersistence = 'u'
-    AND (c.oid = %(oid)s OR c.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree(%(oid)s) WHERE isleaf))
+SELECT c.oid::pg_catalog.regclass::pg_catalog.text FROM pg_catalog.pg_class c
+WHERE c.relpersistence OPERATOR(pg_catalog.=) 'u'
+    AND (c.oid OPERATOR(pg_catalog.=) %(oid)s
+        OR c.oid OPERATOR(pg_catalog.=) ANY (SELECT relid FROM pg_catalog.pg_partition_tree(%(oid)s) WHERE isleaf))
 ORDER BY 1
 """
 
 #: Rules ON INSERT, by name. https://www.postgresql.org/docs/current/catalog-pg-rewrite.html
 _RULES_SQL = """
-SELECT rulename::text FROM pg_catalog.pg_rewrite
-WHERE ev_class = %(oid)s AND ev_type = '3' AND ev_enabled <> 'D' ORDER BY 1
+SELECT rulename::pg_catalog.text FROM pg_catalog.pg_rewrite
+WHERE ev_class OPERATOR(pg_catalog.=) %(oid)s AND ev_type OPERATOR(pg_catalog.=) '3'
+    AND ev_enabled OPERATOR(pg_catalog.<>) 'D'
+ORDER BY 1
 """
 
 
@@ -81,8 +84,10 @@ def privilege_faults(connection: Connection, needed: Iterable[tuple[str, str]]) 
     relations, privileges = zip(*needed, strict=True)
     missing = connection.execute(
         """
-        SELECT relation, privilege FROM unnest(%s::text[], %s::text[]) AS n(relation, privilege)
-        WHERE NOT has_table_privilege('kbatchd.' || relation, privilege)
+        SELECT relation, privilege FROM ROWS FROM (
+            pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::pg_catalog.text[])
+        ) AS n(relation, privilege)
+        WHERE NOT pg_catalog.has_table_privilege('kbatchd.' OPERATOR(pg_catalog.||) relation, privilege)
         """,
         (list(relations), list(privileges)),
     ).fetchall()
@@ -92,7 +97,7 @@ def privilege_faults(connection: Connection, needed: Iterable[tuple[str, str]]) 
 
 
 def _user(connection: Connection) -> str:
-    row = connection.execute("SELECT quote_ident(current_user)").fetchone()
+    row = connection.execute("SELECT pg_catalog.quote_ident(current_user)").fetchone()
     return str(row[0]) if row else ""
 
 

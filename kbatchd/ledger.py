@@ -97,9 +97,11 @@ def read_claimed(connection: psycopg.Connection, pipeline: str) -> list[Claimed]
         SELECT p.route, p.topic, p.topic_id, p.partition, p.next_offset, p.epoch, p.owner, p.target, p.updated_at,
                p.claimed_at, p.host, p.pid, p.halted, a.pid IS NOT NULL
         FROM kbatchd.progress AS p
-        LEFT JOIN pg_stat_activity AS a ON a.pid = p.backend_pid AND a.datname = current_database()
-                                       AND a.application_name = 'kbatchd ' || p.owner
-        WHERE p.pipeline = %s ORDER BY p.route, p.topic, p.partition
+        LEFT JOIN pg_catalog.pg_stat_activity AS a
+            ON a.pid OPERATOR(pg_catalog.=) p.backend_pid
+            AND a.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+            AND a.application_name OPERATOR(pg_catalog.=) ('kbatchd ' OPERATOR(pg_catalog.||) p.owner)
+        WHERE p.pipeline OPERATOR(pg_catalog.=) %s ORDER BY p.route, p.topic, p.partition
         """,
         (pipeline,),
     )
@@ -110,11 +112,14 @@ def read_bins(connection: psycopg.Connection, pipeline: str, since: float, secon
     """Add up the ledger since a time, in bins of so many seconds."""
     rows = connection.execute(
         """
-        SELECT (floor(extract(epoch FROM committed_at) / %(seconds)s) * %(seconds)s)::float8 AS at, route,
-               sum(rows)::bigint, sum(dead_letters)::bigint,
-               max(fill_seconds + extract(epoch FROM committed_at - started_at))::float8
+        SELECT (pg_catalog.floor(extract(epoch FROM committed_at) OPERATOR(pg_catalog./) %(seconds)s)
+                OPERATOR(pg_catalog.*) %(seconds)s)::pg_catalog.float8 AS at, route,
+               pg_catalog.sum(rows)::bigint, pg_catalog.sum(dead_letters)::bigint,
+               pg_catalog.max(fill_seconds OPERATOR(pg_catalog.+)
+                   extract(epoch FROM committed_at OPERATOR(pg_catalog.-) started_at))::pg_catalog.float8
         FROM kbatchd.batches
-        WHERE pipeline = %(pipeline)s AND committed_at >= to_timestamp(%(since)s)
+        WHERE pipeline OPERATOR(pg_catalog.=) %(pipeline)s
+          AND committed_at OPERATOR(pg_catalog.>=) pg_catalog.to_timestamp(%(since)s)
         GROUP BY 1, 2 ORDER BY 1, 2
         """,
         {"pipeline": pipeline, "since": since, "seconds": seconds},
@@ -129,12 +134,15 @@ def read_refusals(connection: psycopg.Connection, pipeline: str) -> dict[str, in
     """
     rows = connection.execute(
         """
-        SELECT b.route, sum(b.dead_letters)::bigint FROM kbatchd.batches AS b
-        WHERE b.pipeline = %(pipeline)s AND b.committed_at > now() - interval '1 hour' AND b.dead_letters > 0
-          AND b.id > coalesce((
-              SELECT max(good.id) FROM kbatchd.batches AS good
-              WHERE good.pipeline = b.pipeline AND good.route = b.route AND good.rows > 0
-                AND good.committed_at > now() - interval '1 hour'), 0)
+        SELECT b.route, pg_catalog.sum(b.dead_letters)::bigint FROM kbatchd.batches AS b
+        WHERE b.pipeline OPERATOR(pg_catalog.=) %(pipeline)s
+          AND b.committed_at OPERATOR(pg_catalog.>) (pg_catalog.now() OPERATOR(pg_catalog.-) interval '1 hour')
+          AND b.dead_letters OPERATOR(pg_catalog.>) 0
+          AND b.id OPERATOR(pg_catalog.>) coalesce((
+              SELECT pg_catalog.max(good.id) FROM kbatchd.batches AS good
+              WHERE good.pipeline OPERATOR(pg_catalog.=) b.pipeline AND good.route OPERATOR(pg_catalog.=) b.route
+                AND good.rows OPERATOR(pg_catalog.>) 0 AND good.committed_at OPERATOR(pg_catalog.>)
+                    (pg_catalog.now() OPERATOR(pg_catalog.-) interval '1 hour')), 0)
         GROUP BY b.route
         """,
         {"pipeline": pipeline},
@@ -149,17 +157,18 @@ def read_causes(connection: psycopg.Connection, pipeline: str) -> list[Cause]:
             """
             WITH young AS (
                 SELECT id, route, code, "column", refused_at, state FROM kbatchd.dead_letters
-                WHERE pipeline = %(pipeline)s ORDER BY id DESC LIMIT %(looked_at)s
+                WHERE pipeline OPERATOR(pg_catalog.=) %(pipeline)s ORDER BY id DESC LIMIT %(looked_at)s
             ), causes AS (
-                SELECT route, code, "column", count(*), min(refused_at) AS first_at, max(refused_at) AS last_at,
-                       max(id) AS id
-                FROM young WHERE state = 'open'
-                GROUP BY route, code, "column" ORDER BY count(*) DESC, max(id) DESC LIMIT %(causes)s
+                SELECT route, code, "column", pg_catalog.count(*), pg_catalog.min(refused_at) AS first_at,
+                       pg_catalog.max(refused_at) AS last_at, pg_catalog.max(id) AS id
+                FROM young WHERE state OPERATOR(pg_catalog.=) 'open'
+                GROUP BY route, code, "column"
+                ORDER BY pg_catalog.count(*) DESC, pg_catalog.max(id) DESC LIMIT %(causes)s
             )
             SELECT c.route, c.code, c."column", c.count, c.first_at, c.last_at, d.topic, d.partition, d."offset",
-                   left(d.message, %(bytes)s) AS message, substring(d.key FOR %(bytes)s) AS key,
-                   substring(d.value FOR %(bytes)s) AS value, octet_length(d.value) AS value_bytes
-            FROM causes AS c JOIN kbatchd.dead_letters AS d USING (id)
+                   pg_catalog.left(d.message, %(bytes)s) AS message, substring(d.key FOR %(bytes)s) AS key,
+                   substring(d.value FOR %(bytes)s) AS value, pg_catalog.octet_length(d.value) AS value_bytes
+            FROM causes AS c JOIN kbatchd.dead_letters AS d ON d.id OPERATOR(pg_catalog.=) c.id
             ORDER BY c.count DESC, c.id DESC
             """,
             {
@@ -177,7 +186,7 @@ def read_gaps(connection: psycopg.Connection, pipeline: str, count: int = 20) ->
         return cursor.execute(
             """
             SELECT route, topic, partition, kind, first_offset, last_offset, recorded_at
-            FROM kbatchd.gaps WHERE pipeline = %s ORDER BY id DESC LIMIT %s
+            FROM kbatchd.gaps WHERE pipeline OPERATOR(pg_catalog.=) %s ORDER BY id DESC LIMIT %s
             """,
             (pipeline, count),
         ).fetchall()

@@ -140,17 +140,17 @@ class Choice:
 
 
 _CHOSEN = """
-    pipeline = %(pipeline)s
-    AND (%(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s))
-    AND (%(route)s::text IS NULL OR route = %(route)s)
-    AND (%(code)s::text IS NULL OR code = %(code)s)
-    AND (%(column)s::text IS NULL OR "column" = %(column)s)
-    AND (%(partition)s::int IS NULL OR partition = %(partition)s)
-    AND (%(first_offset)s::bigint IS NULL OR "offset" >= %(first_offset)s)
-    AND (%(last_offset)s::bigint IS NULL OR "offset" <= %(last_offset)s)
-    AND (%(since)s::timestamptz IS NULL OR refused_at >= %(since)s)
-    AND (%(until)s::timestamptz IS NULL OR refused_at < %(until)s)
-    AND (%(state)s::text IS NULL OR state = %(state)s)
+    pipeline OPERATOR(pg_catalog.=) %(pipeline)s
+    AND (%(ids)s::bigint[] IS NULL OR id OPERATOR(pg_catalog.=) ANY(%(ids)s))
+    AND (%(route)s::pg_catalog.text IS NULL OR route OPERATOR(pg_catalog.=) %(route)s)
+    AND (%(code)s::pg_catalog.text IS NULL OR code OPERATOR(pg_catalog.=) %(code)s)
+    AND (%(column)s::pg_catalog.text IS NULL OR "column" OPERATOR(pg_catalog.=) %(column)s)
+    AND (%(partition)s::int IS NULL OR partition OPERATOR(pg_catalog.=) %(partition)s)
+    AND (%(first_offset)s::bigint IS NULL OR "offset" OPERATOR(pg_catalog.>=) %(first_offset)s)
+    AND (%(last_offset)s::bigint IS NULL OR "offset" OPERATOR(pg_catalog.<=) %(last_offset)s)
+    AND (%(since)s::pg_catalog.timestamptz IS NULL OR refused_at OPERATOR(pg_catalog.>=) %(since)s)
+    AND (%(until)s::pg_catalog.timestamptz IS NULL OR refused_at OPERATOR(pg_catalog.<) %(until)s)
+    AND (%(state)s::pg_catalog.text IS NULL OR state OPERATOR(pg_catalog.=) %(state)s)
 """
 
 _PAGE_SQL = """
@@ -158,8 +158,10 @@ SELECT id, route, topic, partition, "offset", "timestamp", timestamp_ms, key, va
     refused_at,
     state, settled_at, corrected
 FROM kbatchd.dead_letters
-WHERE {chosen} AND (%(after)s::bool IS NOT TRUE OR (route, topic, partition, "offset", id) {beyond}
-    (%(route_)s::text, %(topic_)s::text, %(partition_)s::int, %(offset_)s::bigint, %(id_)s::bigint))
+WHERE {chosen} AND (%(after)s::boolean IS NOT TRUE
+    OR (route, topic, partition, "offset", id) OPERATOR(pg_catalog.{beyond})
+    (%(route_)s::pg_catalog.text, %(topic_)s::pg_catalog.text, %(partition_)s::int,
+    %(offset_)s::bigint, %(id_)s::bigint))
 ORDER BY route {way}, topic {way}, partition {way}, "offset" {way}, id {way}
 LIMIT {page}
 """
@@ -207,8 +209,8 @@ def settle_replayed(connection: psycopg.Connection, ids: Iterable[int], correcte
     """Mark open letters as replayed, in the caller's transaction; return how many were open still."""
     return connection.execute(
         """
-        UPDATE kbatchd.dead_letters SET state = 'replayed', settled_at = now(), corrected = %s
-        WHERE id = ANY(%s) AND state = 'open'
+        UPDATE kbatchd.dead_letters SET state = 'replayed', settled_at = pg_catalog.now(), corrected = %s
+        WHERE id OPERATOR(pg_catalog.=) ANY(%s) AND state OPERATOR(pg_catalog.=) 'open'
         """,
         (corrected, list(ids)),
     ).rowcount
@@ -219,8 +221,11 @@ def keep_refused(connection: psycopg.Connection, reasons: Mapping[int, Refusal])
     connection.execute(
         """
         UPDATE kbatchd.dead_letters AS d SET code = n.code, "column" = n.column, message = n.message
-        FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::text[]) AS n(id, code, "column", message)
-        WHERE d.id = n.id AND d.state = 'open'
+        FROM ROWS FROM (
+            pg_catalog.unnest(%s::bigint[]), pg_catalog.unnest(%s::pg_catalog.text[]),
+            pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::pg_catalog.text[])
+        ) AS n(id, code, "column", message)
+        WHERE d.id OPERATOR(pg_catalog.=) n.id AND d.state OPERATOR(pg_catalog.=) 'open'
         """,
         (
             list(reasons),
@@ -235,7 +240,7 @@ def discard(connection: psycopg.Connection, pipeline: str, choice: Choice, *, de
     """Settle the chosen letters without a row, or delete them; return how many."""
     change = "DELETE FROM kbatchd.dead_letters"
     if not delete:
-        change = "UPDATE kbatchd.dead_letters SET state = 'discarded', settled_at = now()"
+        change = "UPDATE kbatchd.dead_letters SET state = 'discarded', settled_at = pg_catalog.now()"
     return connection.execute(f"{change} WHERE {_CHOSEN}".encode(), _parameters(pipeline, choice)).rowcount
 
 

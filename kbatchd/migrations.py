@@ -27,12 +27,14 @@ _LOCK_TIMEOUT_MS = 60_000
 
 _FILE_NAME = re.compile(r"(\d{4})_\w+\.sql")
 
+#: Whatever others have created in the role's path: the statements of a migration mean PostgreSQL's own functions.
+_OWN_PATH = "SET LOCAL search_path = pg_catalog"
 _CREATE_SCHEMA = "CREATE SCHEMA kbatchd"
 _CREATE_TABLE = """\
 CREATE TABLE kbatchd.migrations (
-    number      integer     PRIMARY KEY,
-    name        text        NOT NULL,
-    applied_at  timestamptz NOT NULL DEFAULT now()
+    number      integer                PRIMARY KEY,
+    name        pg_catalog.text        NOT NULL,
+    applied_at  pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now()
 )"""
 _RUN_MIGRATE = "run `kbatchd migrate --config FILE` first"
 
@@ -51,8 +53,9 @@ def migrate(connection: psycopg.Connection) -> list[str]:
     """
     try:
         with connection.transaction():
+            connection.execute(_OWN_PATH)
             connection.execute(f"SET LOCAL lock_timeout = {_LOCK_TIMEOUT_MS}")
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK_KEY,))
+            connection.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s)", (_LOCK_KEY,))
             _create_missing(connection)
             waiting = _pending(connection)
             for migration in waiting:
@@ -82,7 +85,7 @@ def check_version(connection: psycopg.Connection) -> None:
 
 def script() -> str:
     """Return the SQL that `migrate` runs on a database without the schema, for a human to read or to run with psql."""
-    parts = ["BEGIN", _CREATE_SCHEMA, _CREATE_TABLE]
+    parts = ["BEGIN", _OWN_PATH, _CREATE_SCHEMA, _CREATE_TABLE]
     for migration in _migrations():
         # The values are the names of our own files.
         insert = f"INSERT INTO kbatchd.migrations (number, name) VALUES ({migration.number}, '{migration.name}')"  # noqa: S608
@@ -101,9 +104,9 @@ def _migrations() -> list[_Migration]:
 
 def _create_missing(connection: psycopg.Connection) -> None:
     # Not IF NOT EXISTS: that asks for the right to create a schema even where an administrator has made it for us.
-    if not _exists(connection, "to_regnamespace('kbatchd')"):
+    if not _exists(connection, "pg_catalog.to_regnamespace('kbatchd')"):
         connection.execute(_CREATE_SCHEMA)
-    if not _exists(connection, "to_regclass('kbatchd.migrations')"):
+    if not _exists(connection, "pg_catalog.to_regclass('kbatchd.migrations')"):
         connection.execute(_CREATE_TABLE)
 
 
@@ -115,7 +118,7 @@ def _exists(connection: psycopg.Connection, expression: str) -> bool:
 def _pending(connection: psycopg.Connection) -> Sequence[_Migration]:
     known = _migrations()
     applied = set()
-    if _exists(connection, "to_regclass('kbatchd.migrations')"):
+    if _exists(connection, "pg_catalog.to_regclass('kbatchd.migrations')"):
         applied = {number for (number,) in connection.execute("SELECT number FROM kbatchd.migrations")}
     newer = max(applied, default=0)
     if newer > known[-1].number:

@@ -212,7 +212,11 @@ def _set_up(connection: psycopg.Connection, settings: config.Postgres) -> None:
         "default_transaction_isolation": "read committed",
     }
     connection.execute(
-        "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s(name, value)",
+        """
+        SELECT pg_catalog.set_config(name, value, false)
+        FROM ROWS FROM (pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::pg_catalog.text[]))
+             AS s(name, value)
+        """,
         (list(session), list(session.values())),
     )
 

@@ -29,10 +29,15 @@ if TYPE_CHECKING:
     import psycopg
 
 
+#: The lines of a route and its topic.
+_OURS: LiteralString = """
+    pipeline OPERATOR(pg_catalog.=) %(pipeline)s AND route OPERATOR(pg_catalog.=) %(route)s
+    AND topic OPERATOR(pg_catalog.=) %(topic)s"""
+
 #: How many partitions are known, of a route's topic: more than are there where some were lost. NULL: none.
-_KNOWN: LiteralString = """
-    SELECT max(greatest(known.partition + 1, known.partitions)) FROM kbatchd.progress AS known
-    WHERE known.pipeline = %(pipeline)s AND known.route = %(route)s AND known.topic = %(topic)s"""
+_KNOWN: LiteralString = f"""
+    SELECT pg_catalog.max(greatest(partition OPERATOR(pg_catalog.+) 1, partitions))
+    FROM kbatchd.progress WHERE {_OURS}"""  # noqa: S608 - a constant
 
 
 class Position(NamedTuple):
@@ -52,8 +57,8 @@ class Unbegun(NamedTuple):
 
 
 #: Whether a topic has any progress.
-_ANY = """
-SELECT FROM kbatchd.progress WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s
+_ANY = f"""
+SELECT FROM kbatchd.progress WHERE {_OURS}
 """
 
 
@@ -123,16 +128,18 @@ def register(
     appears later starts at 0, whatever `start` says: see `claim`.
     """
     with _durable_transaction(connection):
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_lock_key(owner, -1),))
+        connection.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s)", (_lock_key(owner, -1),))
         connection.execute(
             f"""
             INSERT INTO kbatchd.progress
                 (pipeline, route, topic, partition, topic_id, target, next_offset, start, partitions)
             SELECT %(pipeline)s, %(route)s, %(topic)s, s.partition, %(topic_id)s, %(target)s, s.next_offset,
-                   CASE WHEN s.next_offset IS NULL THEN %(start)s END, max(s.partition) OVER () + 1
-            FROM unnest(%(partitions)s::int[], %(offsets)s::bigint[]) AS s(partition, next_offset)
+                   CASE WHEN s.next_offset IS NULL THEN %(start)s END,
+                   pg_catalog.max(s.partition) OVER () OPERATOR(pg_catalog.+) 1
+            FROM ROWS FROM (pg_catalog.unnest(%(partitions)s::int[]), pg_catalog.unnest(%(offsets)s::bigint[]))
+                 AS s(partition, next_offset)
             WHERE NOT EXISTS ({_ANY})
-            """,  # noqa: S608
+            """,  # noqa: S608 - a constant
             {
                 **_keys(owner),
                 "topic_id": topic_id,
@@ -146,11 +153,11 @@ def register(
 def unbegun(connection: psycopg.Connection, owner: Owner, partitions: Iterable[int]) -> dict[int, Unbegun]:
     """Return those of the partitions whose beginning is not known yet."""
     cursor = connection.execute(
-        """
+        f"""
         SELECT partition, start, topic_id FROM kbatchd.progress
-        WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s
-          AND partition = ANY(%(partitions)s::int[]) AND next_offset IS NULL
-        """,
+        WHERE {_OURS}
+          AND partition OPERATOR(pg_catalog.=) ANY(%(partitions)s::int[]) AND next_offset IS NULL
+        """,  # noqa: S608 - a constant
         {**_keys(owner), "partitions": list(partitions)},
     )
     return {partition: Unbegun(start, topic_id) for partition, start, topic_id in cursor}
@@ -162,14 +169,16 @@ def begin(
     """Write down where partitions begin of which it was not known; those that have begun stay."""
     with _durable_transaction(connection):
         connection.execute(
-            """
+            f"""
             UPDATE kbatchd.progress AS p
-            SET next_offset = n.next_offset, topic_id = n.topic_id, updated_at = now()
-            FROM unnest(%(partitions)s::int[], %(offsets)s::bigint[], %(topic_ids)s::text[])
-                 AS n(partition, next_offset, topic_id)
-            WHERE p.pipeline = %(pipeline)s AND p.route = %(route)s AND p.topic = %(topic)s
-              AND p.partition = n.partition AND p.next_offset IS NULL
-            """,
+            SET next_offset = n.next_offset, topic_id = n.topic_id, updated_at = pg_catalog.now()
+            FROM ROWS FROM (
+                pg_catalog.unnest(%(partitions)s::int[]), pg_catalog.unnest(%(offsets)s::bigint[]),
+                pg_catalog.unnest(%(topic_ids)s::pg_catalog.text[])
+            ) AS n(partition, next_offset, topic_id)
+            WHERE {_OURS}
+              AND p.partition OPERATOR(pg_catalog.=) n.partition AND p.next_offset IS NULL
+            """,  # noqa: S608 - a constant
             {
                 **_keys(owner),
                 "partitions": list(offsets),
@@ -183,7 +192,8 @@ def lock(connection: psycopg.Connection, owner: Owner, partitions: Iterable[int]
     """Try the partitions' advisory locks; return those we hold now. They only spare two daemons a duel of claims."""
     keys = {_lock_key(owner, partition): partition for partition in partitions}
     cursor = connection.execute(
-        "SELECT key FROM unnest(%s::bigint[]) AS k(key) WHERE pg_try_advisory_lock(key)", (list(keys),)
+        "SELECT key FROM pg_catalog.unnest(%s::bigint[]) AS k(key) WHERE pg_catalog.pg_try_advisory_lock(key)",
+        (list(keys),),
     )
     return {keys[key] for (key,) in cursor}
 
@@ -191,7 +201,9 @@ def lock(connection: psycopg.Connection, owner: Owner, partitions: Iterable[int]
 def unlock(connection: psycopg.Connection, owner: Owner, partitions: Iterable[int]) -> None:
     """Give the advisory locks back, so that whoever waits may have them."""
     keys = [_lock_key(owner, partition) for partition in partitions]
-    connection.execute("SELECT pg_advisory_unlock(key) FROM unnest(%s::bigint[]) AS k(key)", (keys,))
+    connection.execute(
+        "SELECT pg_catalog.pg_advisory_unlock(key) FROM pg_catalog.unnest(%s::bigint[]) AS k(key)", (keys,)
+    )
 
 
 def claim(
@@ -207,7 +219,7 @@ def claim(
             f"""
             INSERT INTO kbatchd.progress (pipeline, route, topic, partition, topic_id, target, next_offset)
             SELECT %(pipeline)s, %(route)s, %(topic)s, new.partition, %(topic_id)s, %(target)s, 0
-            FROM generate_series(({_KNOWN}), %(highest)s) AS new(partition)
+            FROM pg_catalog.generate_series(({_KNOWN}), %(highest)s) AS new(partition)
             ON CONFLICT DO NOTHING
             """,  # noqa: S608 - made of constants
             {
@@ -219,10 +231,11 @@ def claim(
         rows = connection.execute(
             f"""
             UPDATE kbatchd.progress
-            SET epoch = epoch + 1, owner = %(worker)s, backend_pid = pg_backend_pid(), claimed_at = now(),
+            SET epoch = epoch OPERATOR(pg_catalog.+) 1, owner = %(worker)s,
+                backend_pid = pg_catalog.pg_backend_pid(), claimed_at = pg_catalog.now(),
                 partitions = ({_KNOWN}), host = %(host)s, pid = %(pid)s, halted = NULL
-            WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s
-              AND partition = ANY(%(partitions)s::int[])
+            WHERE {_OURS}
+              AND partition OPERATOR(pg_catalog.=) ANY(%(partitions)s::int[])
             RETURNING partition, epoch, next_offset, topic_id, leader_epochs, records_end, target
             """,  # noqa: S608 - made of constants
             {**_keys(owner), "partitions": list(topic_ids), "host": socket.gethostname(), "pid": os.getpid()},
@@ -248,7 +261,8 @@ def former_ids(connection: psycopg.Connection, owner: Owner) -> set[str]:
     cursor = connection.execute(
         """
         SELECT topic_id FROM kbatchd.gaps
-        WHERE pipeline = %(pipeline)s AND topic = %(topic)s AND kind = 'recreated' AND topic_id IS NOT NULL
+        WHERE pipeline OPERATOR(pg_catalog.=) %(pipeline)s AND topic OPERATOR(pg_catalog.=) %(topic)s
+          AND kind OPERATOR(pg_catalog.=) 'recreated' AND topic_id IS NOT NULL
         """,
         _keys(owner),
     )
@@ -269,19 +283,23 @@ def advance(
     """
     read = {p: lineage.below(next_offsets[p]) for p, lineage in (lineages or {}).items() if p in next_offsets}
     cursor = connection.execute(
-        """
+        f"""
         UPDATE kbatchd.progress AS p
-        SET next_offset = n.next_offset, updated_at = clock_timestamp(),
+        SET next_offset = n.next_offset, updated_at = pg_catalog.clock_timestamp(),
             leader_epoch = COALESCE(n.leader_epoch, p.leader_epoch),
             leader_epochs = COALESCE(n.leader_epochs, p.leader_epochs),
             records_end = COALESCE(n.records_end, p.records_end)
-        FROM unnest(%(partitions)s::int[], %(epochs)s::bigint[], %(expected)s::bigint[], %(offsets)s::bigint[],
-                    %(leader_epoch)s::int[], %(leader_epochs)s::jsonb[], %(records_end)s::bigint[])
-             AS n(partition, epoch, expected, next_offset, leader_epoch, leader_epochs, records_end)
-        WHERE p.pipeline = %(pipeline)s AND p.route = %(route)s AND p.topic = %(topic)s
-          AND p.partition = n.partition AND p.epoch = n.epoch AND p.next_offset = n.expected
-          AND p.backend_pid = pg_backend_pid()
-        """,
+        FROM ROWS FROM (
+            pg_catalog.unnest(%(partitions)s::int[]), pg_catalog.unnest(%(epochs)s::bigint[]),
+            pg_catalog.unnest(%(expected)s::bigint[]), pg_catalog.unnest(%(offsets)s::bigint[]),
+            pg_catalog.unnest(%(leader_epoch)s::int[]), pg_catalog.unnest(%(leader_epochs)s::pg_catalog.jsonb[]),
+            pg_catalog.unnest(%(records_end)s::bigint[])
+        ) AS n(partition, epoch, expected, next_offset, leader_epoch, leader_epochs, records_end)
+        WHERE {_OURS}
+          AND p.partition OPERATOR(pg_catalog.=) n.partition AND p.epoch OPERATOR(pg_catalog.=) n.epoch
+          AND p.next_offset OPERATOR(pg_catalog.=) n.expected
+          AND p.backend_pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()
+        """,  # noqa: S608 - a constant
         {
             **_keys(owner),
             "partitions": [partition.number for partition in next_offsets],
@@ -309,7 +327,7 @@ def write_ledger(
         """
         INSERT INTO kbatchd.batches
             (pipeline, route, worker, reason, rows, dead_letters, skipped, bytes, spans, fill_seconds)
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb, %s)
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s::pg_catalog.jsonb, %s)
         """,
         (
             owner.pipeline,
@@ -335,13 +353,14 @@ def accept(connection: psycopg.Connection, owner: Owner, gap: Gap, epoch: int) -
     """
     with _durable_transaction(connection):
         moved = connection.execute(
-            """
+            f"""
             UPDATE kbatchd.progress
-            SET next_offset = %(resume_at)s, topic_id = %(next_topic_id)s, epoch = epoch + 1, halted = NULL,
-                updated_at = now()
-            WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s AND partition = %(partition)s
-              AND epoch = %(epoch)s AND topic_id = %(topic_id)s AND next_offset IN (%(first)s, %(last)s)
-            """,
+            SET next_offset = %(resume_at)s, topic_id = %(next_topic_id)s, epoch = epoch OPERATOR(pg_catalog.+) 1,
+                halted = NULL, updated_at = pg_catalog.now()
+            WHERE {_OURS} AND partition OPERATOR(pg_catalog.=) %(partition)s
+              AND epoch OPERATOR(pg_catalog.=) %(epoch)s AND topic_id OPERATOR(pg_catalog.=) %(topic_id)s
+              AND next_offset OPERATOR(pg_catalog.=) ANY (ARRAY[%(first)s, %(last)s])
+            """,  # noqa: S608 - a constant
             {
                 **_keys(owner),
                 "partition": gap.partition.number,
@@ -378,18 +397,19 @@ def set_progress(connection: psycopg.Connection, owner: Owner, partition: Partit
     keys = {**_keys(owner), "partition": partition.number, "next_offset": next_offset}
     with _durable_transaction(connection):
         row = connection.execute(
-            """
+            f"""
             UPDATE kbatchd.progress AS p
-            SET next_offset = %(next_offset)s, epoch = p.epoch + 1, updated_at = now(), halted = NULL
+            SET next_offset = %(next_offset)s, epoch = p.epoch OPERATOR(pg_catalog.+) 1,
+                updated_at = pg_catalog.now(), halted = NULL
             FROM (
                 SELECT next_offset FROM kbatchd.progress
-                WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s AND partition = %(partition)s
+                WHERE {_OURS} AND partition OPERATOR(pg_catalog.=) %(partition)s
                 FOR UPDATE  -- a flush may be about to move it
             ) AS old
-            WHERE p.pipeline = %(pipeline)s AND p.route = %(route)s AND p.topic = %(topic)s
-              AND p.partition = %(partition)s
+            WHERE {_OURS}
+              AND p.partition OPERATOR(pg_catalog.=) %(partition)s
             RETURNING old.next_offset
-            """,
+            """,  # noqa: S608 - a constant
             keys,
         ).fetchone()
         if row is None and not _add_lost(connection, keys):
@@ -404,13 +424,13 @@ def _add_lost(connection: psycopg.Connection, keys: Mapping[str, object]) -> boo
     """Give a partition that has lost its progress one again, beside that of the others."""
     return bool(
         connection.execute(
-            """
+            f"""
             INSERT INTO kbatchd.progress (pipeline, route, topic, partition, topic_id, target, next_offset, partitions)
             SELECT pipeline, route, topic, %(partition)s, topic_id, target, %(next_offset)s, partitions
-            FROM kbatchd.progress WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s
-              AND greatest(partitions, partition + 1) > %(partition)s
+            FROM kbatchd.progress WHERE {_OURS}
+              AND greatest(partitions, partition OPERATOR(pg_catalog.+) 1) OPERATOR(pg_catalog.>) %(partition)s
             ORDER BY partition LIMIT 1
-            """,
+            """,  # noqa: S608 - a constant
             keys,
         ).rowcount
     )
@@ -419,10 +439,10 @@ def _add_lost(connection: psycopg.Connection, keys: Mapping[str, object]) -> boo
 def lineages(connection: psycopg.Connection, owner: Owner) -> dict[int, Lineage]:
     """Read of which logs a route's partitions were read."""
     cursor = connection.execute(
-        """
+        f"""
         SELECT partition, leader_epochs, records_end FROM kbatchd.progress
-        WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s
-        """,
+        WHERE {_OURS}
+        """,  # noqa: S608 - a constant
         _keys(owner),
     )
     return {partition: _lineage(epochs, end) for partition, epochs, end in cursor}
@@ -438,11 +458,11 @@ def _keep_lineage(connection: psycopg.Connection, owner: Owner, partition: Parti
     if at is not None and (before.end is None or at > before.end):
         after = after.unknown()
     connection.execute(
-        """
+        f"""
         UPDATE kbatchd.progress
         SET leader_epoch = %(leader_epoch)s, leader_epochs = %(leader_epochs)s, records_end = %(records_end)s
-        WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s AND partition = %(partition)s
-        """,
+        WHERE {_OURS} AND partition OPERATOR(pg_catalog.=) %(partition)s
+        """,  # noqa: S608 - a constant
         {
             **_keys(owner),
             "partition": partition.number,
@@ -464,7 +484,7 @@ def show(connection: psycopg.Connection, pipeline: str) -> list[ProgressRow]:
             """
             SELECT route, topic, partition, next_offset, epoch, owner, target, topic_id, updated_at, host, pid,
                    claimed_at, halted
-            FROM kbatchd.progress WHERE pipeline = %s ORDER BY route, topic, partition
+            FROM kbatchd.progress WHERE pipeline OPERATOR(pg_catalog.=) %s ORDER BY route, topic, partition
             """,
             (pipeline,),
         ).fetchall()
@@ -473,11 +493,12 @@ def show(connection: psycopg.Connection, pipeline: str) -> list[ProgressRow]:
 def moved_by_others(connection: psycopg.Connection, owner: Owner, epochs: Mapping[int, int]) -> set[int]:
     """Return the partitions whose epoch is no longer the one given: an operator or another daemon was there."""
     cursor = connection.execute(
-        """
-        SELECT partition FROM kbatchd.progress
-        JOIN unnest(%(partitions)s::int[], %(epochs)s::bigint[]) AS known(partition, epoch) USING (partition)
-        WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s AND progress.epoch <> known.epoch
-        """,
+        f"""
+        SELECT progress.partition FROM kbatchd.progress
+        JOIN ROWS FROM (pg_catalog.unnest(%(partitions)s::int[]), pg_catalog.unnest(%(epochs)s::bigint[]))
+            AS known(partition, epoch) ON known.partition OPERATOR(pg_catalog.=) progress.partition
+        WHERE {_OURS} AND progress.epoch OPERATOR(pg_catalog.<>) known.epoch
+        """,  # noqa: S608 - a constant
         {**_keys(owner), "partitions": list(epochs), "epochs": list(epochs.values())},
     )
     return {partition for (partition,) in cursor}
@@ -487,10 +508,10 @@ def missing(connection: psycopg.Connection, owner: Owner, partitions: int) -> st
     """Say what is wrong when progress of some of the topic's partitions was lost; None if nothing is."""
     known = known_partitions(connection, owner)
     rows = connection.execute(
-        """
+        f"""
         SELECT partition FROM kbatchd.progress
-        WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s
-        """,
+        WHERE {_OURS}
+        """,  # noqa: S608 - a constant
         _keys(owner),
     )
     lost = set(range(min(known, partitions))) - {partition for (partition,) in rows}
@@ -529,10 +550,10 @@ def _durable_transaction(connection: psycopg.Connection) -> Iterator[None]:
 def refuse_other_target(connection: psycopg.Connection, owner: Owner) -> None:
     """Raise ConfigError when this route's progress was made for another table."""
     cursor = connection.execute(
-        """
+        f"""
         SELECT DISTINCT target FROM kbatchd.progress
-        WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s
-        """,
+        WHERE {_OURS}
+        """,  # noqa: S608 - a constant
         _keys(owner),
     )
     _refuse_other_target(owner, {target for (target,) in cursor})
@@ -557,10 +578,10 @@ def _why_not_advanced(
     Those that are have moved already, as this transaction sees them.
     """
     rows = connection.execute(
-        """
-        SELECT partition, epoch, next_offset, backend_pid = pg_backend_pid() FROM kbatchd.progress
-        WHERE pipeline = %(pipeline)s AND route = %(route)s AND topic = %(topic)s
-        """,
+        f"""
+        SELECT partition, epoch, next_offset, backend_pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()
+        FROM kbatchd.progress WHERE {_OURS}
+        """,  # noqa: S608 - a constant
         _keys(owner),
     ).fetchall()
     stored = {Partition(owner.topic, number): ((epoch, offset), own) for number, epoch, offset, own in rows}

@@ -29,19 +29,25 @@ REST = 9.0
 
 #: Oldest first, by the index on committed_at.
 _LEDGER = """
-DELETE FROM kbatchd.batches WHERE id IN (
-    SELECT id FROM kbatchd.batches WHERE pipeline = %(pipeline)s AND committed_at < now() - %(keep)s
+DELETE FROM kbatchd.batches WHERE id OPERATOR(pg_catalog.=) ANY (
+    SELECT id FROM kbatchd.batches WHERE pipeline OPERATOR(pg_catalog.=) %(pipeline)s
+        AND committed_at OPERATOR(pg_catalog.<) (pg_catalog.now() OPERATOR(pg_catalog.-) %(keep)s)
     ORDER BY committed_at LIMIT %(rows)s)
 """
 
 #: By the primary key, since ids come in the order of time, or nearly: `last` is where the step before ended.
 _LETTERS_STEP = """
-SELECT max(id), bool_or(refused_at < now() - %(keep)s) FROM (
-    SELECT id, refused_at FROM kbatchd.dead_letters WHERE id > %(last)s ORDER BY id LIMIT %(rows)s) AS step
+SELECT pg_catalog.max(id),
+    pg_catalog.bool_or(refused_at OPERATOR(pg_catalog.<) (pg_catalog.now() OPERATOR(pg_catalog.-) %(keep)s))
+FROM (
+    SELECT id, refused_at FROM kbatchd.dead_letters WHERE id OPERATOR(pg_catalog.>) %(last)s
+    ORDER BY id LIMIT %(rows)s) AS step
 """
 _LETTERS = """
 DELETE FROM kbatchd.dead_letters
-WHERE id > %(last)s AND id <= %(end)s AND pipeline = %(pipeline)s AND refused_at < now() - %(keep)s
+WHERE id OPERATOR(pg_catalog.>) %(last)s AND id OPERATOR(pg_catalog.<=) %(end)s
+    AND pipeline OPERATOR(pg_catalog.=) %(pipeline)s
+    AND refused_at OPERATOR(pg_catalog.<) (pg_catalog.now() OPERATOR(pg_catalog.-) %(keep)s)
 """
 
 
@@ -61,7 +67,11 @@ def run_prune(config: Config) -> int:
 def prune(connection: Connection, config: Config) -> tuple[int, int]:
     """Delete what is too old; return how many lines of the ledger and how many dead letters."""
     lock = connection.execute(
-        "SELECT pg_try_advisory_lock(hashtextextended('kbatchd prune ' || %s, 0))", [config.pipeline]
+        """
+        SELECT pg_catalog.pg_try_advisory_lock(
+            pg_catalog.hashtextextended('kbatchd prune ' OPERATOR(pg_catalog.||) %s, 0))
+        """,
+        [config.pipeline],
     ).fetchone()
     if lock is None or not lock[0]:
         return 0, 0

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 #: With several arrays `unnest` is syntax, and stands for pg_catalog's own: qualified there is no such function.
 _SOUGHT = """
-unnest(%s::int[], %s::text[], %s::text[], %s::text[], %s::int[], %s::bigint[], %s::bigint[], %s::float8[])
-AS s(asker, route, topic, topic_id, partition, first, last, since)
+ROWS FROM (
+    pg_catalog.unnest(%s::int[]), pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::pg_catalog.text[]),
+    pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::int[]),
+    pg_catalog.unnest(%s::bigint[]), pg_catalog.unnest(%s::bigint[]), pg_catalog.unnest(%s::pg_catalog.float8[])
+) AS s(asker, route, topic, topic_id, partition, first, last, since)
 """
 
 #: Two clocks are compared, and a clock may be set.
@@ -113,7 +116,7 @@ def standing(connection: psycopg.Connection, pipeline: str) -> Standing:
         """
         SELECT (pg_catalog.pg_current_wal_insert_lsn() OPERATOR(pg_catalog.-) '0/0')::bigint,
                (pg_catalog.pg_current_wal_flush_lsn() OPERATOR(pg_catalog.-) '0/0')::bigint,
-               EXTRACT(epoch FROM pg_catalog.clock_timestamp())::float8
+               EXTRACT(epoch FROM pg_catalog.clock_timestamp())::pg_catalog.float8
         """
     ).fetchone()
     assert server is not None

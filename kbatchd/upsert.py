@@ -65,7 +65,7 @@ class Merge:
 
     def lock(self, connection: psycopg.Connection) -> None:
         """Wait for our turn; it lasts until the transaction's end."""
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (self.lock_key,))
+        connection.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s)", (self.lock_key,))
 
     def run(self, connection: psycopg.Connection, copied: int, *, is_first_try: bool = False) -> Books:
         """Merge what is staged, so many rows, under the lock; Unbalanced where one of them is lost on the way.
@@ -136,7 +136,7 @@ class Staging:
         connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(_temporary(merge.staging)))
         if not self._made:  # temp_buffers cannot be set any more once a session has used a temporary table
             for name, value in _SETTINGS.items():
-                connection.execute("SELECT set_config(%s, %s, false)", (name, value))
+                connection.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
         with connection.transaction():
             connection.execute(merge.create)
             # From here on its columns are locked, and must be those that the rows were encoded for.
@@ -169,6 +169,7 @@ def build_merge(route: config.Route, table: catalogue.Table, columns: Sequence[s
     target = sql.Identifier(table.schema, table.name)
     # As ON CONFLICT does, leave tables that inherit from this one alone; of a partitioned one it would be no row.
     only = sql.SQL("{}" if table.partitioned_by else "ONLY {}").format(target)
+    same = _same(key, table)
     where = sql.SQL("WHERE NOT {}" if deletes else "").format(sql.Identifier(DELETED))
     kept = sql.SQL("SELECT {names} FROM ({winners}) AS winner {where}").format(
         names=names, winners=winners, where=where
@@ -182,24 +183,24 @@ def build_merge(route: config.Route, table: catalogue.Table, columns: Sequence[s
         lock_key=int.from_bytes(_digest(table.quoted, 8), signed=True),
         create=_create(staging, target, names, deletes=deletes),
         insert=_insert(target, columns, kept, key, updates),
-        merge=_merge(target, columns, kept, key[0], updates, _temporary(staging)) if merges else None,
-        delete=_delete(only, winners, key) if deletes else None,
+        merge=_merge(table, columns, kept, key, updates, _temporary(staging)) if merges else None,
+        delete=_delete(only, winners, same) if deletes else None,
         count=_count(_temporary(staging), deletes=deletes),
-        count_keys=sql.SQL("SELECT count(*) FROM (SELECT DISTINCT {key} FROM {staging}) AS keys").format(
+        count_keys=sql.SQL("SELECT pg_catalog.count(*) FROM (SELECT DISTINCT {key} FROM {staging}) AS keys").format(
             key=_list(key), staging=_temporary(staging)
         ),
-        count_deletes=_count_deletes(only, winners, key) if deletes else None,
-        count_absent=_count_absent(only, kept, key) if not updates else None,
+        count_deletes=_count_deletes(only, winners, same) if deletes else None,
+        count_absent=_count_absent(only, kept, same) if not updates else None,
     )
 
 
 def _create(staging: str, target: sql.Identifier, names: sql.Composed, *, deletes: bool) -> sql.Composed:
     # The rows of a batch, and nothing at its end: emptying it leaves no dead rows, here or in the catalogue.
     return sql.SQL(
-        "CREATE TEMPORARY TABLE {staging} ON COMMIT DELETE ROWS AS SELECT {names}{deleted} FROM {target} WITH NO DATA; "
+        "CREATE TEMPORARY TABLE {temporary} ON COMMIT DELETE ROWS "
+        "AS SELECT {names}{deleted} FROM {target} WITH NO DATA; "
         "ALTER TABLE {temporary} ADD {order} bigint GENERATED ALWAYS AS IDENTITY (CACHE 1000)"
     ).format(
-        staging=sql.Identifier(staging),
         names=names,
         deleted=sql.SQL(", false AS {}" if deletes else "").format(sql.Identifier(DELETED)),
         target=target,
@@ -224,10 +225,10 @@ def _insert(
 
 
 def _merge(
-    target: sql.Identifier,
+    table: catalogue.Table,
     columns: Sequence[str],
     winners: sql.Composed,
-    key: str,
+    key: Sequence[str],
     updates: Sequence[str],
     staging: sql.Identifier,
 ) -> sql.Composed:
@@ -239,14 +240,16 @@ def _merge(
         "SET LOCAL enable_nestloop = off; "
         # ONLY: as ON CONFLICT, it leaves tables that inherit from this one alone.
         "MERGE INTO ONLY {target} AS old USING ({winners}) AS winner "
-        "ON old.{key} = winner.{key} AND old.{key} = ANY (ARRAY(SELECT {key} FROM {staging})) "
+        "ON {same} AND old.{key} {equals} ANY (ARRAY(SELECT {key} FROM {staging})) "
         "WHEN MATCHED THEN UPDATE SET {assignments} "
         "WHEN NOT MATCHED THEN INSERT ({names}) OVERRIDING SYSTEM VALUE VALUES ({values}); "
         "RESET enable_nestloop"
     ).format(
-        target=target,
+        target=sql.Identifier(table.schema, table.name),
         winners=winners,
-        key=sql.Identifier(key),
+        same=_same(key, table),
+        key=_list(key),
+        equals=_equals(key, table)[0],
         staging=staging,
         assignments=_assignments(updates, "winner"),
         names=_list(columns),
@@ -254,33 +257,47 @@ def _merge(
     )
 
 
-def _delete(only: sql.Composed, winners: sql.Composed, key: Sequence[str]) -> sql.Composed:
+def _delete(only: sql.Composed, winners: sql.Composed, same: sql.Composed) -> sql.Composed:
     return sql.SQL("DELETE FROM {only} AS old USING ({winners}) AS winner WHERE winner.{deleted} AND {same}").format(
-        only=only, winners=winners, deleted=sql.Identifier(DELETED), same=_same(key)
+        only=only, winners=winners, deleted=sql.Identifier(DELETED), same=same
     )
 
 
 def _count(staging: sql.Identifier, *, deletes: bool) -> sql.Composed:
-    marked = sql.SQL("count(*) FILTER (WHERE {})").format(sql.Identifier(DELETED)) if deletes else sql.SQL("0")
-    return sql.SQL("SELECT count(*), {marked} FROM {staging}").format(marked=marked, staging=staging)
+    marked = (
+        sql.SQL("pg_catalog.count(*) FILTER (WHERE {})").format(sql.Identifier(DELETED)) if deletes else sql.SQL("0")
+    )
+    return sql.SQL("SELECT pg_catalog.count(*), {marked} FROM {staging}").format(marked=marked, staging=staging)
 
 
-def _count_deletes(only: sql.Composed, winners: sql.Composed, key: Sequence[str]) -> sql.Composed:
+def _count_deletes(only: sql.Composed, winners: sql.Composed, same: sql.Composed) -> sql.Composed:
     return sql.SQL(
-        "SELECT count(*) FILTER (WHERE NOT {deleted}), "
-        "count(*) FILTER (WHERE {deleted} AND EXISTS (SELECT FROM {only} AS old WHERE {same})) "
+        "SELECT pg_catalog.count(*) FILTER (WHERE NOT {deleted}), "
+        "pg_catalog.count(*) FILTER (WHERE {deleted} AND EXISTS (SELECT FROM {only} AS old WHERE {same})) "
         "FROM ({winners}) AS winner"
-    ).format(deleted=sql.Identifier("winner", DELETED), only=only, same=_same(key), winners=winners)
+    ).format(deleted=sql.Identifier("winner", DELETED), only=only, same=same, winners=winners)
 
 
-def _count_absent(only: sql.Composed, kept: sql.Composed, key: Sequence[str]) -> sql.Composed:
+def _count_absent(only: sql.Composed, kept: sql.Composed, same: sql.Composed) -> sql.Composed:
     return sql.SQL(
-        "SELECT count(*) FROM ({kept}) AS winner WHERE NOT EXISTS (SELECT FROM {only} AS old WHERE {same})"
-    ).format(kept=kept, only=only, same=_same(key))
+        "SELECT pg_catalog.count(*) FROM ({kept}) AS winner WHERE NOT EXISTS (SELECT FROM {only} AS old WHERE {same})"
+    ).format(kept=kept, only=only, same=same)
 
 
-def _same(key: Sequence[str]) -> sql.Composed:
-    return sql.SQL(" AND ").join(sql.SQL("old.{0} = winner.{0}").format(sql.Identifier(name)) for name in key)
+def _same(key: Sequence[str], table: catalogue.Table) -> sql.Composed:
+    return sql.SQL(" AND ").join(
+        sql.SQL("old.{name} {equals} winner.{name}").format(name=sql.Identifier(name), equals=equals)
+        for name, equals in zip(key, _equals(key, table), strict=True)
+    )
+
+
+def _equals(key: Sequence[str], table: catalogue.Table) -> list[sql.Composed]:
+    """Return what makes two values of each key column one: what its unique index has, whatever the search_path."""
+    operators = table.key_operators[frozenset(key)]
+    return [
+        sql.SQL("OPERATOR({}.{})").format(sql.Identifier(schema), sql.SQL(name))
+        for schema, name in map(operators.__getitem__, key)
+    ]
 
 
 def _counts(connection: psycopg.Connection, statement: sql.Composed) -> tuple[int, ...]:

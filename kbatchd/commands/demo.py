@@ -56,17 +56,19 @@ STANDSTILL_SECONDS = 60.0
 STOP_SECONDS = 20.0
 
 OUTCOME = """
-    SELECT count(*), count(DISTINCT id), min(id), max(id),
-           (SELECT coalesce(sum(next_offset), 0)::bigint FROM kbatchd.progress)
-      FROM requests
+    SELECT pg_catalog.count(*), pg_catalog.count(DISTINCT id), pg_catalog.min(id), pg_catalog.max(id),
+           (SELECT coalesce(pg_catalog.sum(next_offset), 0)::bigint FROM kbatchd.progress)
+      FROM public.requests
 """
 SUMMARY = """
-    SELECT count(*),
-           coalesce(sum("rows"), 0)::bigint,
-           coalesce(percentile_disc(0.5) WITHIN GROUP (ORDER BY "rows"), 0),
-           coalesce(extract(epoch FROM max(committed_at) - min(started_at)), 0)::float8
+    SELECT pg_catalog.count(*),
+           coalesce(pg_catalog.sum("rows"), 0)::bigint,
+           coalesce(pg_catalog.percentile_disc(0.5) WITHIN GROUP (ORDER BY "rows"), 0),
+           coalesce(extract(
+               epoch FROM pg_catalog.max(committed_at) OPERATOR(pg_catalog.-) pg_catalog.min(started_at)
+           ), 0)::pg_catalog.float8
       FROM kbatchd.batches
-     WHERE "rows" > 0
+     WHERE "rows" OPERATOR(pg_catalog.>) 0
 """
 
 
@@ -278,7 +280,9 @@ def _send_and_wait(
 def _rows_in_ledger(connection: psycopg.Connection) -> int:
     """Count what was committed, dead letters too: without them a refused record would look like a standstill."""
     # From the ledger, not from the table: counting 300,000 rows five times a second is work of its own.
-    row = connection.execute('SELECT coalesce(sum("rows" + dead_letters), 0) FROM kbatchd.batches').fetchone()
+    row = connection.execute(
+        'SELECT coalesce(pg_catalog.sum("rows" OPERATOR(pg_catalog.+) dead_letters), 0) FROM kbatchd.batches'
+    ).fetchone()
     return int(row[0]) if row else 0
 
 

@@ -204,7 +204,7 @@ FAULTS: dict[str, tuple[Callable[[Seed], Any], str, str, str]] = {
                         "PostgreSQL cannot be reached", "its address"),
     "no database": (lambda seed: seed.tables["postgres"].update(
         dsn=make_conninfo(seed.tables["postgres"]["dsn"], dbname="nowhere")), "fault",
-        'database "nowhere" does not exist', "create it"),
+        'database "nowhere" does not exist', "create the database, or correct postgres.dsn"),
     "no role": (lambda seed: seed.tables["postgres"].update(
         dsn=make_conninfo(seed.tables["postgres"]["dsn"], user="nobody_we_know")), "fault", "nobody_we_know", "postgres.dsn"),
     "no schema": (sql("DROP SCHEMA kbatchd CASCADE"), "fault", "the schema kbatchd lacks 0001_kbatchd", "kbatchd migrate"),
