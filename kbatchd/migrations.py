@@ -85,7 +85,8 @@ def check_version(connection: psycopg.Connection) -> None:
 
 def script() -> str:
     """Return the SQL that `migrate` runs on a database without the schema, for a human to read or to run with psql."""
-    parts = ["BEGIN", _OWN_PATH, _CREATE_SCHEMA, _CREATE_TABLE]
+    path = f"-- Nothing that others have created in your path is to run here.\n{_OWN_PATH}"
+    parts = ["BEGIN", path, _CREATE_SCHEMA, _CREATE_TABLE]
     for migration in _migrations():
         # The values are the names of our own files.
         insert = f"INSERT INTO kbatchd.migrations (number, name) VALUES ({migration.number}, '{migration.name}')"  # noqa: S608

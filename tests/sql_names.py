@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from pglast import ast as tree
 from pglast import parse_sql
 from pglast.enums import A_Expr_Kind
 from pglast.visitors import Visitor
@@ -26,7 +25,7 @@ def unqualified(statement: str) -> list[str]:
     return sorted(found.names | {f"relation {name}" for name in found.relations - found.common})
 
 
-class _Names(Visitor):  # type: ignore[misc]
+class _Names(Visitor):
     def __init__(self) -> None:
         super().__init__()
         self.names: set[str] = set()
@@ -34,41 +33,41 @@ class _Names(Visitor):  # type: ignore[misc]
         #: Of WITH, which no path is asked for.
         self.common: set[str] = set()
 
-    def visit_FuncCall(self, _: Any, node: tree.FuncCall) -> None:  # noqa: N802
+    def visit_FuncCall(self, _: Any, node: Any) -> None:  # noqa: N802
         self._check("function", node.funcname)
 
-    def visit_TypeName(self, _: Any, node: tree.TypeName) -> None:  # noqa: N802
+    def visit_TypeName(self, _: Any, node: Any) -> None:  # noqa: N802
         self._check("type", node.names)
 
-    def visit_A_Expr(self, _: Any, node: tree.A_Expr) -> None:  # noqa: N802
+    def visit_A_Expr(self, _: Any, node: Any) -> None:  # noqa: N802
         if node.kind in _WRITTEN_OUT:
             self._check("operator", node.name)
         else:
             self.names.add(f"the operator of {A_Expr_Kind(node.kind).name}")
 
-    def visit_SubLink(self, _: Any, node: tree.SubLink) -> None:  # noqa: N802
+    def visit_SubLink(self, _: Any, node: Any) -> None:  # noqa: N802
         if node.testexpr is not None:
             self._check("operator before a subquery", node.operName or ())
 
-    def visit_SortBy(self, _: Any, node: tree.SortBy) -> None:  # noqa: N802
+    def visit_SortBy(self, _: Any, node: Any) -> None:  # noqa: N802
         if node.useOp:
             self._check("operator", node.useOp)
 
-    def visit_JoinExpr(self, _: Any, node: tree.JoinExpr) -> None:  # noqa: N802
+    def visit_JoinExpr(self, _: Any, node: Any) -> None:  # noqa: N802
         if node.usingClause or node.isNatural:
             self.names.add("the operator of JOIN USING")
 
-    def visit_CaseExpr(self, _: Any, node: tree.CaseExpr) -> None:  # noqa: N802
+    def visit_CaseExpr(self, _: Any, node: Any) -> None:  # noqa: N802
         if node.arg is not None:
             self.names.add("the operator of CASE x WHEN")
 
-    def visit_CommonTableExpr(self, _: Any, node: tree.CommonTableExpr) -> None:  # noqa: N802
+    def visit_CommonTableExpr(self, _: Any, node: Any) -> None:  # noqa: N802
         self.common.add(node.ctename)
 
-    def visit_RangeVar(self, _: Any, node: tree.RangeVar) -> None:  # noqa: N802
+    def visit_RangeVar(self, _: Any, node: Any) -> None:  # noqa: N802
         if node.schemaname is None:
             self.relations.add(node.relname)
 
-    def _check(self, kind: str, name: Sequence[tree.String]) -> None:
+    def _check(self, kind: str, name: Sequence[Any]) -> None:
         if len(name) < 2:
             self.names.add(f"{kind} {name[0].sval if name else '='}")

@@ -154,7 +154,8 @@ def test_what_others_have_planted_does_not_run(  # noqa: PLR0915 - one life of a
         return make_daemon(
             *routes(append),
             postgres={"dsn": role, "password_file": str(password)},
-            **{name: {"listen": f"127.0.0.1:{port}"} for name, port in ports.items()},
+            gateway={"listen": f"127.0.0.1:{ports['gateway']}"},
+            monitor={"listen": f"127.0.0.1:{ports['monitor']}"},
         )
 
     daemon = make("requests")
