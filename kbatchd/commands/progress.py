@@ -132,14 +132,17 @@ def _diagnose(
     deadline = time.monotonic() + config.startup_timeout_seconds
     while True:
         try:
-            gap = diagnose(config.kafka, admin, partition, {"": position}).gaps.get("")
-            if gap is None or gap.next_topic_id not in former:
-                return gap
-            raise ServerUnavailable(f"a broker tells a former id of the topic, {gap.next_topic_id}: it lags behind")
+            return _unless_former(diagnose(config.kafka, admin, partition, {"": position}).gaps.get(""), former)
         except (ServerUnavailable, SourceError) as error:
             if time.monotonic() + offsets.PAUSE_SECONDS > deadline:
                 raise ServerUnavailable(f"{partition}: {error}; nothing is accepted") from error
             time.sleep(offsets.PAUSE_SECONDS)
+
+
+def _unless_former(gap: Gap | None, former: Collection[str]) -> Gap | None:
+    if gap is not None and gap.next_topic_id in former:
+        raise ServerUnavailable(f"a broker tells a former id of the topic, {gap.next_topic_id}: it lags behind")
+    return gap
 
 
 def _owner(config: Config, route: Route) -> Owner:
