@@ -25,7 +25,7 @@ from kbatchd.insertion import MAX_WINDOWS, MIN_WINDOW_ROWS, Outcome
 from kbatchd.mapping import row_columns
 from kbatchd.model import CopyFormat, FlushReason, Partition
 from kbatchd.postgres import Verdict, connect, verdict
-from kbatchd.progress import Owner, Position
+from kbatchd.progress import Owner
 from kbatchd.rows import RowEncoder, build_encoder
 from kbatchd.sink import Sink
 from kbatchd.targets import build_target, fill_batch
