@@ -128,7 +128,8 @@ class Handover:
                     starts[partition] = reached
                     epochs.pop(partition, None)
                 if epoch is not None and reached == starts[partition]:
-                    epochs[partition] = epoch
+                    # Of two that differ one is of another log than this one, and that is the lower one.
+                    epochs[partition] = min(epoch, epochs.get(partition, epoch))
         floors = {
             lane.route.name: {
                 partition.number: lane.batches.reached.get(partition, NOT_OURS)

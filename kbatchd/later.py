@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from kbatchd import catalogue, config
     from kbatchd.config import Route
+    from kbatchd.letters import Letter
     from kbatchd.mapping import Deletes
     from kbatchd.model import Record
 
@@ -63,12 +64,16 @@ class Later:
     def __init__(
         self,
         kafka: config.Kafka,
-        topic: str,
+        topic: tuple[str, str],
         deletes: Deletes,
         wanted: Iterable[tuple[int, int, bytes | None]],
         ends: Mapping[int, int],
     ) -> None:
-        """Look; `wanted` are the letters' partitions, offsets and keys, `ends` where progress stands."""
+        """Look; `wanted` are the letters' partitions, offsets and keys, `ends` where progress stands.
+
+        All of the topic's name and id: a former one's offsets are others' records now.
+        """
+        name, self._topic_id = topic
         self._deletes = deletes
         self._wanted: dict[tuple[int, int], bytes | None] = {(number, offset): key for number, offset, key in wanted}
         self._keys = {(number, key) for (number, _), key in self._wanted.items()}
@@ -79,14 +84,16 @@ class Later:
         starts: dict[Partition, int] = {}
         for number, offset in self._wanted:
             if number in ends:
-                partition = Partition(topic, number)
+                partition = Partition(name, number)
                 starts[partition] = min(offset, starts.get(partition, offset))
         if starts:
             self._look(kafka, starts, ends)
 
-    def why_not(self, partition: int, offset: int) -> Refusal | None:
-        """Say why the letter there must not make a row: its row was deleted, or nobody knows."""
-        if partition not in self._read or (partition, offset) not in self._there:
+    def why_not(self, letter: Letter) -> Refusal | None:
+        """Say why a letter must not make a row: its row was deleted, or nobody knows."""
+        partition, offset = letter.partition, letter.offset
+        is_there = partition in self._read and (partition, offset) in self._there
+        if letter.topic_id != self._topic_id or not is_there:
             return _UNKNOWN
         deleted_at = self._deleted.get((partition, self._wanted[partition, offset]), -1)
         if deleted_at <= offset:

@@ -38,6 +38,8 @@ class Letter:
     id: int
     route: str
     topic: str
+    #: The topic that the offset is of; None in letters of former versions.
+    topic_id: str | None
     partition: int
     offset: int
     timestamp: datetime | None
@@ -154,8 +156,8 @@ _CHOSEN = """
 """
 
 _PAGE_SQL = """
-SELECT id, route, topic, partition, "offset", "timestamp", timestamp_ms, key, value, headers, code, "column", message,
-    refused_at,
+SELECT id, route, topic, topic_id, partition, "offset", "timestamp", timestamp_ms, key, value, headers, code, "column",
+    message, refused_at,
     state, settled_at, corrected
 FROM kbatchd.dead_letters
 WHERE {chosen} AND (%(after)s::boolean IS NOT TRUE
@@ -193,10 +195,15 @@ def routes(connection: psycopg.Connection, pipeline: str, choice: Choice) -> lis
     return [name for (name,) in connection.execute(query.encode(), _parameters(pipeline, choice))]
 
 
-def places(connection: psycopg.Connection, pipeline: str, choice: Choice) -> list[tuple[int, int, bytes | None]]:
-    """Return partition, offset and key of the chosen letters."""
-    query = f'SELECT partition, "offset", key FROM kbatchd.dead_letters WHERE {_CHOSEN}'  # noqa: S608 - a constant
-    return connection.execute(query.encode(), _parameters(pipeline, choice)).fetchall()
+def places(
+    connection: psycopg.Connection, pipeline: str, choice: Choice, topic_id: str
+) -> list[tuple[int, int, bytes | None]]:
+    """Return partition, offset and key of the chosen letters that are of this topic."""
+    query = f"""
+    SELECT partition, "offset", key FROM kbatchd.dead_letters
+    WHERE {_CHOSEN} AND topic_id OPERATOR(pg_catalog.=) %(topic_id)s
+    """  # noqa: S608 - a constant
+    return connection.execute(query.encode(), _parameters(pipeline, choice) | {"topic_id": topic_id}).fetchall()
 
 
 def known(connection: psycopg.Connection, pipeline: str, choice: Choice) -> list[int]:

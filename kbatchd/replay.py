@@ -18,8 +18,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kbatchd import catalogue, letters, progress
-from kbatchd.errors import SinkError
+from kbatchd import catalogue, letters, progress, topics
+from kbatchd.errors import ServerUnavailable, SinkError
 from kbatchd.insertion import Insertion, Outcome
 from kbatchd.later import Later, is_delete, may_delete
 from kbatchd.letters import LetterRecord
@@ -53,14 +53,15 @@ class Replay:
         self._deleting = build_target(pipeline, route, "replay", table)[1] if self._deletes else None
         self._later: Later | None = None
         if self._deletes is not None and may_delete(route, table, self._deletes):
-            wanted = letters.places(connection, pipeline, choice)
+            topic_id = _topic_id(config, route.topic)
+            wanted = letters.places(connection, pipeline, choice, topic_id)
             rows = [
                 row
                 for row in progress.show(connection, pipeline)
-                if (row.route, row.topic) == (route.name, route.topic)
+                if (row.route, row.topic, row.topic_id) == (route.name, route.topic, topic_id)
             ]
             ends = {row.partition: row.next_offset for row in rows if row.next_offset is not None}
-            self._later = Later(config.kafka, route.topic, self._deletes, wanted, ends)
+            self._later = Later(config.kafka, (route.topic, topic_id), self._deletes, wanted, ends)
         if self._cautious:
             route = route.model_copy(update={"insert_only": True, "delete_when": None})
         target, self._encoder = build_target(pipeline, route, "replay", table)
@@ -94,7 +95,7 @@ class Replay:
         values = [letter.value if corrected is None else corrected for letter in chosen]
         if self._cautious and (why := self._why_not_deleted(chosen[0], values[0])) is not None:
             return self._keep(chosen[0], why, corrected)
-        if self._later and (why := self._later.why_not(chosen[0].partition, chosen[0].offset)) is not None:
+        if self._later and (why := self._later.why_not(chosen[0])) is not None:
             return self._keep(chosen[0], why, corrected)
         batch = fill_batch(self._encoder, [LetterRecord(letter) for letter in chosen], values)
         insertion = _Replaying(self._connection, batch, self._target, chosen, corrected, cautious=self._cautious)
@@ -116,6 +117,15 @@ class Replay:
             return None
         refused = self._deleting.encode([LetterRecord(letter)], [value], []).refused
         return refused[0][1] if refused else _ROW_DELETED
+
+
+def _topic_id(config: Config, topic: str) -> str:
+    """Ask which topic the name stands for; "" where the brokers do not say, or there is none."""
+    try:
+        description = topics.describe(topics.make_admin(config.kafka), [topic])[topic]
+    except ServerUnavailable:
+        return ""
+    return description.topic_id if description else ""
 
 
 _ROW_EXISTS = Refusal(

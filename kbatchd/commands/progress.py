@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -74,6 +74,7 @@ def accept(arguments: argparse.Namespace) -> int:
         check_version(connection)
         rows = [row for row in progress.show(connection, config.pipeline) if row.route == route.name]
         lineages = progress.lineages(connection, _owner(config, route))
+        former = progress.former_ids(connection, _owner(config, route))
         for row in _chosen(route, rows, arguments.partition):
             partition = Partition(row.topic, row.partition)
             if row.partition >= topic.partitions:
@@ -83,7 +84,7 @@ def accept(arguments: argparse.Namespace) -> int:
                 print(f"{partition}: there is nothing to accept: its broker has not said yet where it begins")
                 continue
             position = Position(row.epoch, row.next_offset, row.topic_id, lineages[row.partition])
-            gap = _diagnose(config, admin, partition, position)
+            gap = _diagnose(config, admin, partition, position, former)
             if gap is None and halting.resume(connection, _owner(config, route), row.partition):
                 print(f"{partition}: the breaker is closed; the route goes on at offset {row.next_offset}")
             elif gap is None:
@@ -121,16 +122,27 @@ def rename(arguments: argparse.Namespace) -> int:
     return EX_OK
 
 
-def _diagnose(config: Config, admin: topics.Admin, partition: Partition, position: Position) -> Gap | None:
-    """Find out why an offset cannot be read, if so; what the brokers do not answer is asked again."""
+def _diagnose(
+    config: Config, admin: topics.Admin, partition: Partition, position: Position, former: Collection[str]
+) -> Gap | None:
+    """Find out why an offset cannot be read, if so; what the brokers do not answer is asked again.
+
+    So is one that tells an id which the topic had before: it lags behind the others.
+    """
     deadline = time.monotonic() + config.startup_timeout_seconds
     while True:
         try:
-            return diagnose(config.kafka, admin, partition, {"": position}).gaps.get("")
+            return _unless_former(diagnose(config.kafka, admin, partition, {"": position}).gaps.get(""), former)
         except (ServerUnavailable, SourceError) as error:
             if time.monotonic() + offsets.PAUSE_SECONDS > deadline:
                 raise ServerUnavailable(f"{partition}: {error}; nothing is accepted") from error
             time.sleep(offsets.PAUSE_SECONDS)
+
+
+def _unless_former(gap: Gap | None, former: Collection[str]) -> Gap | None:
+    if gap is not None and gap.next_topic_id in former:
+        raise ServerUnavailable(f"a broker tells a former id of the topic, {gap.next_topic_id}: it lags behind")
+    return gap
 
 
 def _owner(config: Config, route: Route) -> Owner:

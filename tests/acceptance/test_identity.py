@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -129,6 +130,37 @@ def test_accepted_at_once_it_goes_on(stage: Stage) -> None:
     stage.settle(daemon)
     assert oracle.progress() == oracle.edition().ends()
     assert len(daemon.logged("action=halt")) == 1
+    stage.check()
+
+
+def test_a_former_id_is_not_accepted(stage: Stage) -> None:
+    # Given: the brokers' answers to `progress accept` from before the topic was recreated, which is in the table now.
+    oracle = stage.oracle()
+    stage.send(oracle, 5)
+    daemon = stage.daemon(route(oracle, on_gap="record"), batch={"linger_seconds": 0.05}).start()
+    wait_until(lambda: rows(stage, oracle) == 5, 20, "the first topic's records")
+    earlier = Earlier(stage.wire, Api.METADATA, Api.DESCRIBE_TOPIC_PARTITIONS)
+    assert "nothing to accept" in stage.command(daemon, "progress", "accept", oracle.topic).stdout
+    stale = earlier.again(times=0)
+    recreate_at_once(stage, oracle, 300)
+    wait_until(lambda: rows(stage, oracle) == 305, NOTICED_SECONDS, "both topics' records")
+    assert daemon.stop() == 0
+
+    # When: they are given again.
+    file = Path(daemon.config)
+    file.write_text(f"startup_timeout_seconds = 3.0\n{file.read_text()}")
+    stale.times = None
+    accepted = stage.command(daemon, "progress", "accept", oracle.topic)
+    assert stale.hits
+    stale.lift()
+
+    # Then: nothing is accepted, and the daemon reads on in the topic that it was in.
+    assert (accepted.returncode, accepted.stdout) == (69, "")
+    assert "former id" in accepted.stderr
+    daemon.start()
+    stage.send(oracle, 1)
+    stage.settle(daemon)
+    assert len(gaps(stage)) == 1
     stage.check()
 
 

@@ -467,6 +467,32 @@ class TestUpsert:
             assert daemon.command("dead-letters", "replay", "--overwrite").returncode == 0
             assert connection.execute("SELECT count(*) FROM public.target WHERE id < 3").fetchone() == (2,)
 
+    def test_a_letter_of_a_topic_that_was_recreated_is_not_taken_for_what_stands_there_now(
+        self, kafka: Kafka | GivenKafka, make_topic: MakeTopic, make_daemon: MakeDaemon, database: str
+    ) -> None:
+        """Its row may have been deleted in the former topic; the new one has a record of its key at its offset."""
+        topic = make_topic(1)
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute("CREATE TABLE public.target (id bigint PRIMARY KEY, name text)")
+            connection.execute("ALTER TABLE public.target ADD CONSTRAINT fine CHECK (name <> 'bad')")
+            route: dict[str, object] = {"topic": topic, "table": "public.target", "mode": "upsert", "key": ["id"]}
+            route |= {"columns": {"id": {"source": "key"}}, "delete_when": {"field": "op", "equals": "d"}}
+            daemon = make_daemon(route, batch={"linger_seconds": 0.05}).start()
+            producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+            producer.produce(topic, b'{"name":"bad"}', key=b"1")
+            assert producer.flush(30) == 0
+            done = "SELECT sum(next_offset) FROM kbatchd.progress"
+            wait_until(lambda: connection.execute(done).fetchone() == (1,), 20, "the dead letter")
+            assert daemon.stop() == 0
+            connection.execute("ALTER TABLE public.target DROP CONSTRAINT fine")
+            connection.execute("UPDATE kbatchd.dead_letters SET topic_id = 'former'")
+
+            assert daemon.command("dead-letters", "replay").returncode == 65
+            assert connection.execute("SELECT code FROM kbatchd.dead_letters").fetchall() == [("row_deleted",)]
+            connection.execute("UPDATE kbatchd.dead_letters SET topic_id = (SELECT topic_id FROM kbatchd.progress)")
+            assert daemon.command("dead-letters", "replay").returncode == 0
+            assert connection.execute("SELECT id, name FROM public.target").fetchall() == [(1, "bad")]
+
     def test_overwrite(self, keyed: Desk) -> None:
         keyed.letter(b'{"id":1,"name":"old"}', offset=1)
         keyed.letter(b'{"id":1,"name":"last"}', offset=2)

@@ -70,6 +70,20 @@ def grant(handover: Handover, route: str, starts: dict[Partition, int], encoder:
     handover.grant(handover.lanes[route], positions, encoder)
 
 
+@pytest.mark.parametrize("ahead", [(2, 7), (7, 2)])
+def test_of_routes_at_one_offset_the_one_that_has_read_another_log_is_asked_for(
+    encoder: RowEncoder, ahead: tuple[int, int]
+) -> None:
+    """One has gone on in the log that took its place, up to where the other one has stopped."""
+    routes = [config.Route(name=name, topic=TOPIC, table="t") for name in ("one", "other")]
+    handover = Handover(routes, config.Batch(), 32_000_000)
+    for route, epoch in zip(routes, ahead, strict=True):
+        position = Position(1, 500, "id", Lineage(((epoch, 0),), 500))
+        handover.grant(handover.lanes[route.name], {P0: position}, encoder)
+    reading = handover.turn().readings[TOPIC]
+    assert (reading.starts, reading.epochs) == ({P0: 500}, {P0: 2})
+
+
 def take(handover: Handover, turn: Turn, records: list[Sent]) -> None:
     """Do what the poll loop does with what it polled."""
     for route, (generation, encoder) in turn.encoders.items():
