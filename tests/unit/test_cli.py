@@ -221,7 +221,7 @@ def test_a_fault_that_cannot_be_told_is_one_all_the_same(file: Path, command: li
         reading, writing = os.pipe()
         os.close(reading)
     try:
-        arguments = [sys.executable, "-m", "kbatchd", *command, "--config", file]
+        arguments: list[str | Path] = [sys.executable, "-m", "kbatchd", *command, "--config", file]
         done = subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=writing, check=False, timeout=60)
     finally:
         os.close(writing)
