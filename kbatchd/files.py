@@ -255,7 +255,7 @@ class _Window:
                 if is_all and (len(self.data) - begin > MAX_RECORD_BYTES or not self._grow(len(self.data))):
                     raise _Broken(str(error)) from error
             else:
-                if end < len(text) or (is_all and not self._grow(1)):  # else a number might go on
+                if end + 2 < len(text) or (is_all and not self._grow(1)):  # else a number might go on: 1e+
                     return _Span(begin, begin + len(text[:end].encode("utf-8", "surrogateescape")))
             size *= 4
 
