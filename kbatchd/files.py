@@ -121,6 +121,8 @@ _BETWEEN_OBJECTS = re.compile(rb"\}[ \t\r\n]*,[ \t\r\n]*(?=\{)")
 _skip_blanks = re.compile(rb"[ \t\r\n]*").match
 #: How long one guess may get before a parser is asked: then it is no array of objects.
 _GUESS_BYTES: Final = 1_048_576
+#: How much the parser is given first, where a guess was wrong: records are small.
+_PARSED_BYTES: Final = 4_096
 
 
 def _refuse_constant(constant: str) -> NoReturn:
@@ -151,7 +153,7 @@ def read_array(chunks: Iterator[bytes], place: Place, max_records: int, name: st
         line = place.lines + window.untaken().count(b"\n") + 1
         what = f"{name}:{line}: is no JSON array from here on (record {place.records + 1:,}): {error}"
         raise ConfigError(what) from error
-    yield Piece([], (), window.data)
+    yield Piece([], (), window.rest())
 
 
 class _Broken(ValueError):
@@ -196,6 +198,8 @@ class _Window:
         """Return the next elements, at least one."""
         begin = self._at
         spans: list[_Span] = []
+        if self.data[begin : begin + 1] != b"{":  # nothing to guess by
+            spans = [self._parsed(begin)]
         while not spans:
             for between in _BETWEEN_OBJECTS.finditer(self.data, begin):
                 span = _Span(begin, between.start() + 1)
@@ -224,29 +228,36 @@ class _Window:
         return Piece(values, lines, raw)
 
     def drop_taken(self) -> None:
-        """Forget what has been cut out."""
-        self.data = self.data[self._taken :]
-        self._at -= self._taken
-        self._taken = 0
+        """Forget what has been cut out, once it is most of what there is: each time the rest is copied."""
+        if 2 * self._taken > len(self.data):
+            self.data = self.data[self._taken :]
+            self._at -= self._taken
+            self._taken = 0
+
+    def rest(self) -> bytes:
+        """Return what lies behind the last piece."""
+        return self.data[self._taken :]
 
     def untaken(self) -> bytes:
         """Return what lies between the last piece and what is looked at."""
         return self.data[self._taken : self._at]
 
     def _parsed(self, begin: int) -> _Span:
-        """Ask a parser for the end of the element."""
+        """Ask a parser for the end of the element: of a small part first, since it decodes all that it is given."""
+        size = _PARSED_BYTES
         while True:
             # Bytes that are no UTF-8 are that record's own fault.
-            text = self.data[begin:].decode("utf-8", "surrogateescape")
+            text = self.data[begin : begin + size].decode("utf-8", "surrogateescape")
+            is_all = begin + size >= len(self.data)
             try:
                 _, end = _scan(text)
             except (ValueError, RecursionError) as error:  # incomplete, or no JSON: that cannot be told
-                if len(self.data) - begin > MAX_RECORD_BYTES or not self._grow(len(self.data)):
+                if is_all and (len(self.data) - begin > MAX_RECORD_BYTES or not self._grow(len(self.data))):
                     raise _Broken(str(error)) from error
             else:
-                end = begin + len(text[:end].encode("utf-8", "surrogateescape"))
-                if end < len(self.data) or not self._grow(1):  # else a number might go on
-                    return _Span(begin, end)
+                if end + 2 < len(text) or (is_all and not self._grow(1)):  # else a number might go on: 1e+
+                    return _Span(begin, begin + len(text[:end].encode("utf-8", "surrogateescape")))
+            size *= 4
 
     def _expect(self, mark: bytes) -> None:
         found = self._peek()

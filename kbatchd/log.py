@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -127,10 +128,17 @@ def _handlers() -> list[logging.Handler]:
 
 
 def complain(lines: Iterable[str]) -> None:
-    """Write a command's faults to standard error, a line each: for people, so without time and keys."""
+    """Write a command's faults to standard error, a line each: for people, so without time and keys.
+
+    Where it cannot be written to (a full disk, a pipe that nobody reads any more), the exit code must say enough.
+    """
     mark = f"<{_PRIORITIES[logging.ERROR]}>" if stderr_is_journal() else ""
-    for line in lines:
-        print(f"{mark}kbatchd: {printable(line)}", file=sys.stderr)
+    try:
+        for line in lines:
+            print(f"{mark}kbatchd: {printable(line)}", file=sys.stderr, flush=True)
+    except OSError:
+        # Else Python would try again at its end, and its own exit code would be what counts.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 class LineFormatter(logging.Formatter):

@@ -208,3 +208,21 @@ def test_exit_codes(
     monkeypatch.setattr(run, "make_plan", fail)
     assert cli.main(["--config", str(file)]) == code
     assert capsys.readouterr().err.splitlines() == lines
+
+
+@pytest.mark.parametrize("where", ["full disk", "pipe that nobody reads"])
+@pytest.mark.parametrize("command", [[], ["check-config"]])
+def test_a_fault_that_cannot_be_told_is_one_all_the_same(file: Path, command: list[str], where: str) -> None:
+    """Exit code 1 would make systemd start it again and again, and 0 would pass for success."""
+    file.write_text("pipeline =")
+    if where == "full disk":
+        writing = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reading, writing = os.pipe()
+        os.close(reading)
+    try:
+        arguments: list[str | Path] = [sys.executable, "-m", "kbatchd", *command, "--config", file]
+        done = subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=writing, check=False, timeout=60)
+    finally:
+        os.close(writing)
+    assert done.returncode == 78

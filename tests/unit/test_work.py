@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from kbatchd import exact
+from kbatchd import bodies, exact, files
 from kbatchd.catalogue import Column
 from kbatchd.config_mapping import RouteMapping
 from kbatchd.door import Door
+from kbatchd.files import Place, read_array
 from kbatchd.rows import build_encoder
 from tests.records import Sent
 
@@ -170,3 +171,37 @@ def test_what_is_no_json_is_given_up_soon(value: bytes) -> None:
     assert refusal.code == "not_json"
     ((_, refusal),) = Door(None, None).check([value])
     assert refusal.code == "not_json"
+
+
+#: What looks like the end of a record where none is, and what is no object at all.
+ELEMENTS = [b'{"id":1,"items":[{"a":1},{"a":2}]}', b'{"id":"}, {"}', b"[1,2]", b"1", b'{"id":1}', b'"\xff"']
+
+
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_an_array_in_a_file(element: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parser is never given the same bytes again and again."""
+    parsed = 0
+    scan = files._scan
+
+    def counted(text: str) -> Any:
+        nonlocal parsed
+        parsed += len(text)
+        return scan(text)
+
+    monkeypatch.setattr(files, "_scan", counted)
+    count = 20_000
+    array = b"[%b]" % b",".join([element] * count)
+    chunks = [array[at : at + 1_048_576] for at in range(0, len(array), 1_048_576)]
+    pieces = list(read_array(iter(chunks), Place(), 500, "file"))
+    assert sum(len(piece.values) for piece in pieces) == count
+    assert b"".join(piece.raw for piece in pieces) == array
+    assert parsed <= count * 2 * files._PARSED_BYTES
+
+
+@pytest.mark.parametrize("split", [bodies.split, bodies.split_exactly])
+def test_an_array_in_a_request(split: Callable[[bytes, int], bodies.Records]) -> None:
+    def array(count: int) -> bytes:
+        return b"[%b]" % b" , ".join([b'{"id":1,"items":[{"a":1} , {"a":2}]}'] * count)
+
+    few, many = array(100), array(1_000)
+    assert work(lambda: split(many, 10_000)) < 15 * work(lambda: split(few, 10_000))
