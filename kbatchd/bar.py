@@ -12,6 +12,8 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kbatchd.printable import printable
+
 _REFRESH_SECONDS: Final = 0.1
 _NUMBERS: Final = "{task.fields[records]:>13,} records {task.fields[megabytes]:>9,.1f} MB {task.fields[rate]:>9,.0f}/s"
 
@@ -29,10 +31,11 @@ class Bar:
         """Begin a bar; `total` and `done` are of one kind, bytes as the input is stored or records."""
         self._began_at, self._began_with = time.monotonic(), records
         if self._console.is_terminal:
-            columns = TextColumn("{task.description}"), BarColumn(), TextColumn(_NUMBERS), TimeRemainingColumn()
+            name_column = TextColumn("{task.description}", markup=False)  # whatever the file is called
+            columns = name_column, BarColumn(), TextColumn(_NUMBERS), TimeRemainingColumn()
             self._progress = Progress(*columns, console=self._console, auto_refresh=False)
             self._progress.add_task(
-                Path(name).name, total=total, completed=done, records=records, megabytes=0.0, rate=0.0
+                printable(Path(name).name), total=total, completed=done, records=records, megabytes=0.0, rate=0.0
             )
             self._progress.start()
 
@@ -50,7 +53,7 @@ class Bar:
 
     def say(self, text: str) -> None:
         """Print a line to standard error, above the bar."""
-        self._console.print(f"kbatchd: {text}")
+        self._console.print(f"kbatchd: {printable(text)}")
 
     def close(self) -> None:
         """Leave the bar as it is."""

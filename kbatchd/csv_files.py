@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from kbatchd import log
 from kbatchd.errors import ConfigError
 from kbatchd.files import MAX_RECORD_BYTES, UTF8_MARK, Piece, Place, whole_lines
 from kbatchd.mapping import Source
@@ -106,7 +107,7 @@ class CsvReader:
         if isinstance(first, Refusal):
             hint = self._other_delimiter(rows.source().decode(errors="replace"))
             raise ConfigError(f"{self._name}:{rows.line}: the header: {f'feeds no column{hint}' if hint else first}")
-        names = [name.removeprefix(UTF8_MARK.decode()) for name in first]
+        names = first
         faults = []
         if not self._feeding.is_fed_by(names):
             what = (
@@ -121,6 +122,8 @@ class CsvReader:
             faults.append(f"lacks {self._key_field}, which is to be the records' key")
         if faults:
             raise ConfigError(*(f"{self._name}:{rows.line}: the header: {fault}" for fault in faults))
+        warnings = (f"{name!r} feeds no column, but {like!r} would" for name, like in self._feeding.nearly(names))
+        log.complain(f"{self._name}:{rows.line}: warning: the header: {warning}" for warning in warnings)
         self._fields = [(name, f"{_quote(name)}:", self._converters.get(name, _quote)) for name in names]
 
     def _other_delimiter(self, line: str) -> str:
@@ -223,6 +226,7 @@ class _Lines:
     def __init__(self, chunks: Iterator[bytes], line: int, max_row_bytes: int, name: str) -> None:
         self._lines = chain.from_iterable(map(io.BytesIO, whole_lines(chunks, line + 1, name)))
         self._max_row_bytes = max_row_bytes
+        self._is_first = line == 0
         self.row: list[bytes] = []
         self.row_bytes = 0
 
@@ -235,6 +239,8 @@ class _Lines:
         line = next(self._lines)
         self.row.append(line)
         self.row_bytes += len(line)
+        if self._is_first:  # a mark is no part of the first name, which may be in quotes
+            line, self._is_first = line.removeprefix(UTF8_MARK), False
         return line.decode("utf-8", "surrogateescape")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kbatchd.commands import load_config, route_named
+from kbatchd.printable import printable
 from kbatchd.produce import command
 from kbatchd.produce.context import Options
 
@@ -20,4 +21,4 @@ def run(arguments: argparse.Namespace) -> int:
     route = route_named(config, arguments.route)
     names = ("files", "generate", "seed", "rate", "key_field", "failed", "format", "delimiter", "resume", "restart")
     options = Options(**{name: getattr(arguments, name) for name in names})
-    return command.run(config, route, options, lambda line: print(line, flush=True))
+    return command.run(config, route, options, lambda line: print(printable(line), flush=True))

@@ -25,6 +25,7 @@ from kbatchd.errors import EX_DATA, EX_OK, ConfigError
 from kbatchd.files import Piece, Place
 from kbatchd.produce.context import Context
 from kbatchd.produce.file_run import FileRun
+from kbatchd.produce.heads import read_head
 from kbatchd.produce.sending import Sending, at_beginning
 from kbatchd.resumable.plain_producer import PlainProducer
 from kbatchd.streams import Input, Stopped
@@ -128,7 +129,7 @@ def _send(context: Context, path: Path | None) -> None:
         if context.options.resume or context.options.restart:
             raise ConfigError(f"{source.name}: is no file, and cannot be read again: no --resume, no --restart")
         chunks = source.chunks()
-        head = next(chunks, b"")
+        head = read_head(chunks)
         pieces = context.splitter(source.name, head).pieces(chain([head], chunks), Place())
         _send_plainly(context, pieces, source.name, source)
 

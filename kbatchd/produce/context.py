@@ -65,7 +65,7 @@ class Context:
         self.feeds = resolve_feeds(columns, route)
         self._key_field = options.key_field or route.key_field
         self._max_bytes = config.kafka.max_record_bytes
-        self.feeding = Feeding(self.feeds, route)
+        self.feeding = Feeding(self.feeds, route, self._key_field)
         self.checker = Checker(columns, route, self.feeding, self._key_field, self._max_bytes)
         #: Records that were not sent.
         self.failed = 0

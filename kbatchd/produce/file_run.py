@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from kbatchd.errors import ConfigError, KbatchError
 from kbatchd.files import Place
+from kbatchd.produce.heads import read_head
 from kbatchd.produce.sending import Begin, Sending, at_beginning
 from kbatchd.resumable.file_producer import FileProducer, TakenOver
 from kbatchd.streams import Stopped
@@ -148,6 +149,6 @@ class FileRun:
     def _splitter(self) -> Splitter:
         """Look at the file's first bytes; after that it is at its beginning again."""
         self._source.rewind()
-        splitter = self._context.splitter(self._source.name, next(self._source.chunks(), b""))
+        splitter = self._context.splitter(self._source.name, read_head(self._source.chunks()))
         self._source.rewind()
         return splitter

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import gzip
+import os
+import pty
 import struct
+import subprocess
+import sys
+import termios
 from typing import TYPE_CHECKING
 
 import pytest
 import zstandard
 
-from tests.fix_produce import MakeProducing, Producing, written
+from tests.fix_daemon import wait_until
+from tests.fix_produce import MakeProducing, Producing, finish, written
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -85,6 +94,85 @@ def test_records_that_feed_no_column(loose: Producing, record: bytes, fields: st
     assert len(loose.messages()) == len(lines)
 
 
+def test_paths_that_feed_no_column(make_producing: MakeProducing) -> None:
+    """An object of the right name is not enough: what is in it must feed a column."""
+    producing = make_producing("CREATE TABLE public.sent (id bigint, city text, sku text)")
+    producing.keys = {"columns": {"id": "meta.id", "city": "customer.address.city", "sku": "items[1].sku"}}
+    fed = [b'{"customer":{"address":{"city":null}}}', b'{"items":[{},{"sku":"x"}]}', b'{"x":1,"meta":{"id":3}}']
+    unfed = [b'{"customer":{"town":"X"}}', b'{"items":[{"sku":"x"}]}', b'{"meta":null}', b'{"id":1,"city":"x"}']
+    outcome = producing.run(producing.file("a.ndjson", b"\n".join([*fed, *unfed])))
+    [line] = outcome.err
+    assert "warning: 4 records feed no column of public.sent, the first on line 4: it has customer.town, " in line
+    assert "and the columns take customer.address.city, items[1].sku, meta.id" in line
+    # No field of CSV is an object.
+    refusal = producing.refuses(producing.file("a.csv", b"customer,meta\nx,1\n"))
+    assert "the header: feeds no column" in refusal
+
+
+def test_what_comes_in_an_envelope(make_producing: MakeProducing) -> None:
+    """CSV of one too, as JSON in a string."""
+    producing = make_producing(LOOSE)
+    producing.keys = {"value_field": "payload"}
+    producing.sends(producing.file("a.csv", b'payload,at\n"{""id"":1}",x\n'))
+    assert "of payload" in producing.refuses(producing.file("b.csv", b"id,name\n1,x\n"))
+    lines = [b'{"payload":"{\\"id\\":1}"}', b'{"payload":{"ID":1}}', b'{"payload":"{\\"nr\\":1}"}']
+    [line] = producing.run(producing.file("a.ndjson", b"\n".join(lines))).err
+    assert "warning: 2 records feed no column of public.sent, the first on line 2: it has ID, " in line
+
+
+def test_names_that_are_nearly_those_of_columns(loose: Producing) -> None:
+    outcome = loose.run(loose.file("a.csv", b"id, name,NOTE,other\n1,a,b,c\n"))
+    assert (outcome.code, len(outcome.err)) == (0, 2)
+    assert outcome.err[0].endswith("a.csv:1: warning: the header: ' name' feeds no column, but 'name' would")
+    assert outcome.err[1].endswith("a.csv:1: warning: the header: 'NOTE' feeds no column, but 'note' would")
+
+
+def test_a_byte_order_mark_before_a_quote(loose: Producing) -> None:
+    loose.sends(loose.file("a.csv", b'\xef\xbb\xbf"id","na,me",name\r\n1,x,a\r\n'))
+    assert [message.value() for message in loose.messages()] == [b'{"id":1,"na,me":"x","name":"a"}']
+
+
+def test_an_input_that_begins_with_little(loose: Producing) -> None:
+    """What it is is not told by its first bytes alone, where a pipe or a packed file gives few of them."""
+    for name, pack in (("a.json.gz", gzip.compress), ("a.json.zst", zstandard.ZstdCompressor().compress)):
+        loose.sends(loose.file(name, pack(b"") + pack(b' \n[{"id":1},\n{"id":2}]')))
+    assert len(loose.messages()) == 4
+    reading, writing = os.pipe()
+    process = loose.start("-", stdin=reading)
+    os.close(reading)
+    with os.fdopen(writing, "wb", 0) as pipe:
+        pipe.write(b"{")
+        wait_until(lambda: not waiting_bytes(writing), 30, "the command to read")
+        pipe.write(b'\n  "id": 1\n}\n')
+    outcome = finish(process)
+    assert "a record over several lines" in outcome.err[0]
+
+
+def waiting_bytes(pipe: int) -> int:
+    """Return how many bytes nobody has read yet."""
+    size = bytearray(4)
+    fcntl.ioctl(pipe, termios.FIONREAD, size)
+    return int.from_bytes(size, sys.byteorder)
+
+
+def test_a_terminal_obeys_no_files_name(loose: Producing) -> None:
+    file = loose.file("a[bold]\x1b[31m[red].ndjson", b'{"id":1}\n')
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kbatchd", "produce", "--config", loose.config, "r", file],
+        stdin=subprocess.DEVNULL, stdout=follower, stderr=follower, cwd=loose.directory,
+    )  # fmt: skip
+    os.close(follower)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: everybody has closed it
+        while part := os.read(leader, 65_536):
+            shown += part
+    os.close(leader)
+    assert process.wait() == 0, shown
+    assert b"a[bold]\\x1b[31m[red].ndjson: 1 records acknowledged" in shown
+    assert b"\x1b[31m[red].ndjson" not in shown
+
+
 def skippable(content: bytes, kind: int = 0) -> bytes:
     return struct.pack("<II", 0x184D2A50 + kind, len(content)) + content
 
@@ -124,6 +212,11 @@ def utf_16(text: str, codec: str) -> bytes:
         ("a.csv", utf_16("id,name\n1,x\n", "utf-16-le"), "is UTF-16; convert it: iconv -f UTF-16LE"),
         ("a.ndjson", b'\0\0\0\x01\x0a{"id":1,"name":"x"}\n', "five bytes of a schema registry (schema 266)"),
         ("a.json", b'\0\0\0\0\x07{"id":1,"name":"x"}', "five bytes of a schema registry (schema 7)"),
+        ("a.ndjson", utf_16('{"имя": "Юлия", "ключ": "значение"}\n', "utf-16-le"), "iconv -f UTF-16LE"),
+        ("a.csv", utf_16("имя;ключ\nЮлия;значение\n", "utf-16-be"), "iconv -f UTF-16BE"),
+        ("a.ndjson", utf_16('{"id": 1}\n', "utf-32"), "is UTF-32"),
+        ("a.ndjson", utf_16('{"id": 1}\n', "utf-32-be"), "is UTF-32; convert it: iconv -f UTF-32BE"),
+        ("a.ndjson", b"\0\0\0\0\x07\0\x08\x01\x12\x03abc\n", "a schema registry's (schema 7), it is Avro or Protobuf"),
         ("a.csv", b"PK\x03\x04....", "a spreadsheet"),
         ("a.ndjson", b"PAR1....", "Parquet"),
     ],
