@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Moment = Callable[["Stage", Api, str], None]
 
 #: Of the statements of a flush, where not all are tried.
-SOME = 3
+SOME = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Scenario:
     """What is done to a stage, and the stage that it wants."""
 
     run: Callable[[Stage], None]
-    #: In `make test`, too.
+    #: In `make test`, too: one of each kind, two minutes together. The elections of there are in test_truncation.py.
     short: bool = False
     #: Two brokers, and topics with two replicas.
     of_two: bool = False
@@ -83,12 +83,12 @@ _OTHERS = {
     "a byte altered on the way": Scenario(unanswered.a_byte_altered_on_the_way, short=True),
     "recreated while a batch is open": Scenario(recreated.while_a_batch_is_open, short=True),
     "recreated, one stale answer": Scenario(recreated.with_stale_answers),
-    "recreated, stale answers": Scenario(partial(recreated.with_stale_answers, answers=6)),
+    "recreated, stale answers": Scenario(partial(recreated.with_stale_answers, answers=20)),
     "recreated, one stale answer, halted": Scenario(partial(recreated.with_stale_answers, on_gap="halt")),
     "recreated, its first records gone": Scenario(recreated.with_its_first_records_gone),
     "an unclean election": Scenario(partial(recreated.an_unclean_election, new_records=1_500), of_two=True),
     "an unclean election, halted": Scenario(
-        partial(recreated.an_unclean_election, new_records=300, on_gap="halt"), of_two=True, short=True
+        partial(recreated.an_unclean_election, new_records=300, on_gap="halt"), of_two=True
     ),
     "an unclean election while stopped": Scenario(
         partial(recreated.an_unclean_election_while_stopped, new_records=1_500), of_two=True
