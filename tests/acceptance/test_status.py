@@ -124,7 +124,7 @@ def test_status_does_not_claim_more_than_it_knows(
     delivery.send(5)
     delivery.wait_drained()
     # Halted, as the topic ends below progress: both see it,
-    delivery.execute("UPDATE kbatchd.progress SET next_offset = 10, epoch = epoch + 1")
+    delivery.execute("UPDATE kbatchd.progress SET next_offset = 10, records_end = 10, epoch = epoch + 1")
     wait_until(lambda: states(daemon) == ["halted: truncation"] * 2, 20, "the halted partition")
     assert states(elsewhere) == ["halted: truncation"] * 2
     # also when the topic has grown so far, and nothing waits.

@@ -22,8 +22,21 @@ ROUTES = [
     ["order_events", "shop.order_events", "0", "-", "-", "0", "partly stopped, truncation"],
 ]
 PARTITIONS = [
-    ["requests", "0", "worker-0", "123456789", "123457890", "1101", "12.3 s", "0.3 s", "ok"],
-    ["order_events", "11", "nobody", "123456789", "-", "-", "-", "3 d", "truncation"],
+    [
+        "requests",
+        "0",
+        "worker-0",
+        "db-host-1",
+        "4711",
+        "2 h",
+        "123456789",
+        "123457890",
+        "1101",
+        "12.3 s",
+        "0.3 s",
+        "ok",
+    ],
+    ["order_events", "11", "nobody", "-", "-", "-", "123456789", "-", "-", "-", "3 d", "halted: truncation"],
 ]
 FINDINGS = [
     [
@@ -62,7 +75,7 @@ TABLES = {
         PARTITIONS,
         status._NUMBERS,
         status._SPARE_OF_PARTITIONS,
-        [name for name in status._PARTITIONS if name != "end"],
+        [name for name in status._PARTITIONS if name not in {"since", "end", "moved", "pid", "next_offset"}],
     ),
     "findings": Printed(Finding._fields, FINDINGS, kept=Finding._fields),
     "letters": Printed(
