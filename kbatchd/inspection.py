@@ -131,7 +131,7 @@ def name_faults(connection: Connection, config: Config, route: Route, topic: Top
         commands = "`, or `".join(_rename_command(config, route, other) for other in others)
         yield (
             f"route {route.name}: topic {route.topic} was read into table {route.table} by {_listed(others)} "
-            "(pipeline/route), which is not in this file, and all of it would go in again; "
+            "(pipeline/route), which does not read it in this file, and all of it would go in again; "
             f"if that was renamed: `{commands}`, and if all is to be read again: "
             f"read_again = {_toml(others)} in the route"
         )
@@ -143,14 +143,15 @@ def name_warnings(connection: Connection, config: Config, route: Route, topic: T
     if others and progress.is_begun(connection, owner(config, route, "")):
         yield (
             f"route {route.name}: topic {route.topic} is or was read into table {route.table} by {_listed(others)} "
-            "(pipeline/route) too, which is not in this file: what both have read is there twice; "
+            "(pipeline/route) too, which does not read it in this file: what both have read is there twice; "
             f"if that is meant: read_again = {_toml(others)} in the route"
         )
 
 
 def _strangers(connection: Connection, config: Config, route: Route, topic: TopicDescription) -> list[Name]:
     table = catalogue.read_table(connection, route.table)
-    names = [route.name for route in config.route]
+    # A route of another topic that has the name by now has not read this one.
+    names = [other.name for other in config.route if other.topic == route.topic]
     try:
         found = renaming.strangers(connection, owner(config, route, table.quoted), topic.topic_id, names)
     except Error as error:

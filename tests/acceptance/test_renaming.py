@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from kbatchd.devstack.kafka import Kafka
 from tests.fix_daemon import Daemon, MakeDaemon
-from tests.fix_kafka import wait_for_leaders
+from tests.fix_kafka import MakeTopic, wait_for_leaders
 from tests.fix_load import Delivery
 
 RECORDS = 400
@@ -122,6 +122,23 @@ def test_reading_again_is_said_in_the_file(make_daemon: MakeDaemon, delivery: De
     assert daemon.logged("action=read_twice")
     assert daemon.stop() == 0
     assert delivery.rows() == 2 * RECORDS
+
+
+def test_a_name_that_another_topics_route_has_by_now_is_a_former_one(
+    make_daemon: MakeDaemon, delivery: Delivery, make_topic: MakeTopic
+) -> None:
+    filled(make_daemon, delivery)
+    renamed = {**delivery.route, "name": "api"}
+    taken = {**delivery.route, "name": delivery.topic, "topic": make_topic(1)}
+    daemon = make_daemon(renamed, taken)
+    line = refusal(daemon)
+    assert f"kbatchd/{delivery.topic}" in line
+    assert f"progress rename --config FILE api --from-route {delivery.topic}`" in line
+    done = daemon.command("progress", "rename", "api", "--from-route", delivery.topic)
+    assert done.returncode == 0, done.stderr
+    daemon.start().wait_ready()
+    assert daemon.stop() == 0
+    assert delivery.rows() == RECORDS
 
 
 def test_a_reload_with_a_renamed_route_is_refused(make_daemon: MakeDaemon, delivery: Delivery) -> None:
