@@ -160,3 +160,11 @@ def test_an_election_that_loses_nothing_is_no_gap(stage: Stage) -> None:
     stage.settle(daemon)
     assert rows(stage, oracle) == 700
     stage.check()
+
+
+def test_the_oracle_sees_what_is_behind_deleted_records(stage: Stage) -> None:
+    oracle = stage.oracle()
+    stage.send(oracle, 100)
+    stage.delete_records(oracle, 50)
+    stage.send(oracle, 10)
+    assert [record.offset for record in oracle.edition().records] == list(range(50, 110))
