@@ -72,7 +72,8 @@ def accept(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"route {route.name}: topic {route.topic} does not exist; `kbatchd create-topic` makes it")
     with connect(config.postgres, "kbatchd progress accept") as connection, explained():
         check_version(connection)
-        rows = [row for row in progress.show(connection, config.pipeline) if row.route == route.name]
+        every = progress.show(connection, config.pipeline)
+        rows = [row for row in every if (row.route, row.topic) == (route.name, route.topic)]
         lineages = progress.lineages(connection, _owner(config, route))
         former = progress.former_ids(connection, _owner(config, route))
         for row in _chosen(route, rows, arguments.partition):

@@ -229,6 +229,19 @@ def test_accept_a_topic_made_anew(installation: Installation, make_topic: MakeTo
     assert installation.ok("progress", "accept", "r") == [f"{topic}[0]: there is nothing to accept"]
 
 
+def test_accept_leaves_what_the_route_has_read_of_another_topic(
+    installation: Installation, make_topic: MakeTopic
+) -> None:
+    topic = make_topic(1, installation.topic)
+    installation.register("another-id", p0=100)
+    installation.query(
+        "INSERT INTO kbatchd.progress (pipeline, route, topic, partition, topic_id, target, next_offset) "
+        "SELECT pipeline, route, 'before', 7, topic_id, target, 3 FROM kbatchd.progress RETURNING 1"
+    )
+    (line,) = installation.ok("progress", "accept", "r")
+    assert line.startswith(f"accepted {topic}[0]: the topic was made anew")
+
+
 def test_accept_without_a_topic(installation: Installation) -> None:
     assert f"topic {installation.topic} does not exist" in installation.fails(78, "progress", "accept", "r")
 
