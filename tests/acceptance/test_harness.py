@@ -30,7 +30,7 @@ progress.unlock = lambda connection, owner, partitions: None
 
 #: Progress moves whoever asks, wherever it stands.
 UNCONDITIONAL = """
-def advance(connection, owner, expected, next_offsets):
+def advance(connection, owner, expected, next_offsets, lineages):
     for partition, offset in next_offsets.items():
         connection.execute(
             "UPDATE kbatchd.progress SET next_offset = greatest(next_offset, %s) WHERE topic = %s AND partition = %s",
@@ -42,8 +42,8 @@ progress.advance = advance
 #: The worker kills itself, once, in the transaction that moves progress; the rows are copied, but not committed.
 KILL_BEFORE_COMMIT = """
 own_advance = progress.advance
-def advance(connection, owner, expected, next_offsets):
-    own_advance(connection, owner, expected, next_offsets)
+def advance(connection, owner, expected, next_offsets, lineages):
+    own_advance(connection, owner, expected, next_offsets, lineages)
     mark = Path({mark!r})
     if sum(next_offsets.values()) > 100 and not mark.exists():
         mark.touch()
@@ -54,7 +54,7 @@ progress.advance = advance
 #: Progress commits before the rows, in a session of its own.
 PROGRESS_FIRST = """
 advance_in_batch = progress.advance
-def advance_apart(connection, owner, expected, next_offsets):
+def advance_apart(connection, owner, expected, next_offsets, lineages):
     with psycopg.connect(connection.info.dsn) as other:
         other.execute("SET synchronous_commit = on")
         for partition, offset in next_offsets.items():
@@ -67,7 +67,7 @@ progress.advance = advance_apart
 
 #: Progress commits after the rows, in a transaction of its own, and the worker dies in between, once.
 PROGRESS_LAST = """
-def advance_nothing(connection, owner, expected, next_offsets):
+def advance_nothing(connection, owner, expected, next_offsets, lineages):
     pass
 own_advance = progress.advance
 progress.advance = advance_nothing
