@@ -28,6 +28,7 @@ from kbatchd.errors import (
 )
 from kbatchd.halting import Halt
 from kbatchd.identity import Identity
+from kbatchd.place import At, Span, identity_of
 from kbatchd.postgres import Connection, Error, Verdict, connect, verdict
 from kbatchd.sink import Sink
 from kbatchd.stats import Count, Field, Slot, State
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from kbatchd.handover import Handover, Lane
     from kbatchd.identity import TopicIds
     from kbatchd.insertion import Outcome
+    from kbatchd.model import Record
     from kbatchd.topics import Admin
 
 log = logging.getLogger(__name__)
@@ -136,7 +138,7 @@ class Flusher(threading.Thread):
             connection = connect(self._postgres, f"kbatchd {self._worker}")
         except ConfigError as error:  # while running, a password may be mended under us: go on trying
             raise ServerUnavailable(str(error)) from error
-        self._connection, self._sink = connection, Sink(connection, self._handover.free_retired)
+        self._connection, self._sink = connection, Sink(connection, self._handover.free_retired, self._at_letter)
         if self._session is not None:
             # Our former session may still hold locks, if only the network between us broke.
             connection.execute(
@@ -154,6 +156,16 @@ class Flusher(threading.Thread):
         ).fetchone()
         for claims in self._claims.values():
             claims.begin(connection)
+
+    def _at_letter(self, route: str, record: Record | None) -> None:
+        """Say which record's dead letter is being made: should that kill us, the supervisor knows."""
+        place = self._slot.letters
+        if record is None:
+            place.leave()
+            return
+        number, offset = record.partition() or 0, record.offset() or 0
+        span = Span(number, identity_of(self._ids.last(record.topic() or "")), offset, offset)
+        place.enter(At.LETTER, list(self._claims).index(route), [span])
 
     def _lose_connection(self, error: Error) -> None:
         self._tell("connection to PostgreSQL lost", "postgres_lost", error)

@@ -10,10 +10,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from zlib import crc32
 
 from kbatchd.model import Encoded
-from kbatchd.place import At, Place, Span
+from kbatchd.place import At, Place, Span, identity_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -151,8 +150,7 @@ class Encoding:
         return Span(number, self._identity(), offset, offset)
 
     def _identity(self) -> int:
-        """Return what tells the topic from another of its name, as a number."""
-        return crc32(self._around.topic_id(self._topic).encode())
+        return identity_of(self._around.topic_id(self._topic))
 
     def _order(self, record: Record) -> Order | None:
         order = self._orders.get(record.partition() or 0)

@@ -1,7 +1,8 @@
 """The place: which records a process is at, in shared memory, so that who finds it dead can tell which they were.
 
 The worker's poll loop writes it, once a poll: the offsets of all that it is about to encode, or the one record, where
-it takes them one by one (one_by_one.py). The supervisor reads it when the process has ended (suspicions.py). Cleared
+it takes them one by one (one_by_one.py). The flusher has a place of its own, for the record whose dead letter it makes.
+The supervisor reads it when the process has ended (suspicions.py). Cleared
 first, and told last: a process that dies in between was at no record.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 from array import array
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
+from zlib import crc32
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +23,7 @@ class At(IntEnum):
     NOTHING = 0
     CHUNK = 1  # it encodes what a poll has brought
     RECORD = 2  # it encodes this one record
-    LETTER = 3  # it writes the dead letter of this one record
+    LETTER = 3  # it makes the dead letter of this one record
 
 
 class Span(NamedTuple):
@@ -32,6 +34,11 @@ class Span(NamedTuple):
     identity: int
     first: int
     last: int
+
+
+def identity_of(topic_id: str) -> int:
+    """Return what tells the topic from another of its name, as a number."""
+    return crc32(topic_id.encode())
 
 
 #: Of as many partitions as there are records in a poll.

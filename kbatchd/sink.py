@@ -51,9 +51,16 @@ class Sink:
     flush is over.
     """
 
-    def __init__(self, connection: psycopg.Connection, on_sent: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        connection: psycopg.Connection,
+        on_sent: Callable[[], None],
+        at_letter: Callable[[str, Record | None], None] = lambda _route, _record: None,
+    ) -> None:
+        """`at_letter` is told of each record whose dead letter is about to be made, and of None when it is made."""
         self._connection = connection
         self._on_sent = on_sent
+        self._at_letter = at_letter
         self._staging = Staging(connection)
         #: What each route's next batch is to know of its last one.
         self._memories: dict[str, Memory] = {}
@@ -82,6 +89,7 @@ class Sink:
         """
         memory = self._memories.setdefault(target.owner.route, Memory())
         flush = _Flush(self._connection, batch, target, memory, positions, self._on_sent, confirm)
+        flush.at_letter = self._at_letter
         try:
             if target.merge is not None:
                 self._staging.prepare(target.merge)
@@ -118,6 +126,7 @@ class _Flush(Insertion):
         self.positions = positions
         self._on_sent = on_sent
         self._confirm = confirm
+        self.at_letter: Callable[[str, Record | None], None] = lambda _route, _record: None
 
     def sent(self) -> None:
         """Let the flusher do what would have delayed these rows."""
@@ -168,7 +177,10 @@ class _Flush(Insertion):
         with cursor.copy(_DEAD_LETTERS, writer=Writer(cursor)) as copy:
             for index in sorted(dead):
                 topic_id = topic_ids[records[index].partition() or 0]
-                copy.write_row(_dead_letter(owner, topic_id, records[index], dead[index]))
+                self.at_letter(owner.route, records[index])
+                letter = _dead_letter(owner, topic_id, records[index], dead[index])
+                self.at_letter(owner.route, None)
+                copy.write_row(letter)
         agree("dead letters written", len(dead), cursor.rowcount)
 
 

@@ -264,10 +264,13 @@ class Slot:
     """One process's numbers, those of its routes, its place, and its last warnings and errors."""
 
     def __init__(self, memory: memoryview, routes: Sequence[str]) -> None:
-        place_at, notes_at = _slot_bytes(routes) - NOTES_BYTES - PLACE_BYTES, _slot_bytes(routes) - NOTES_BYTES
+        notes_at = _slot_bytes(routes) - NOTES_BYTES
+        place_at, letters_at = notes_at - 2 * PLACE_BYTES, notes_at - PLACE_BYTES
         numbers = memory[:place_at].cast("q")
         self._numbers = numbers
-        self.place = Place(memory[place_at:notes_at])
+        self.place = Place(memory[place_at:letters_at])
+        #: The flusher's own place.
+        self.letters = Place(memory[letters_at:notes_at])
         self.notes = Notes(memory[notes_at:])
         self.routes = {
             name: RouteSlot(numbers[len(Field) + rank * _ROUTE_SIZE : len(Field) + (rank + 1) * _ROUTE_SIZE])
@@ -302,6 +305,7 @@ class Slot:
             if field not in _KEPT:
                 self[field] = 0
         self.place.leave()
+        self.letters.leave()
         self.beat()
 
 
@@ -336,4 +340,4 @@ class Slots:
 
 
 def _slot_bytes(routes: Sequence[str]) -> int:
-    return (len(Field) + len(routes) * _ROUTE_SIZE) * 8 + PLACE_BYTES + NOTES_BYTES
+    return (len(Field) + len(routes) * _ROUTE_SIZE) * 8 + 2 * PLACE_BYTES + NOTES_BYTES

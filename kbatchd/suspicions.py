@@ -49,15 +49,12 @@ class End(NamedTuple):
         """Whether nobody else has ended it without a reason in it."""
         return self.silent_seconds is not None or (self.exit_code < 0 and self.exit_code != -SIGKILL)
 
-    @property
-    def refusal(self) -> Refusal:
-        """What the dead letter says."""
+    def refusal(self, doing: str) -> Refusal:
+        """Return what the dead letter says."""
         if self.silent_seconds is not None:
-            return Refusal(
-                "silent", None, f"a worker that encoded it alone fell silent for {self.silent_seconds:.0f} s"
-            )
+            return Refusal("silent", None, f"a worker that {doing} fell silent for {self.silent_seconds:.0f} s")
         how = f"ended with {self.exit_code}" if self.exit_code >= 0 else f"died of {_name(-self.exit_code)}"
-        return Refusal("crashed", None, f"a worker that encoded it alone {how}")
+        return Refusal("crashed", None, f"a worker that {doing} {how}")
 
 
 def _name(number: int) -> str:
@@ -100,12 +97,14 @@ class Suspicions:
         self._somewhere: Counter[str] = Counter()
         self._deaths: dict[_Key, deque[Span]] = {}
         self._at_record: Counter[tuple[_Key, int]] = Counter()
+        #: Of records that nobody has condemned, whose dead letters were being made.
+        self._at_letter: Counter[tuple[_Key, int]] = Counter()
         self._orders: dict[_Key, Order] = {}
 
     def heed(self) -> Heed:
         """Return what the next worker has to heed."""
         orders = list(self._orders.values())
-        return Heed(orders, frozenset(self._somewhere) | {key[0] for key in self._deaths})
+        return Heed(orders, frozenset(self._somewhere) | {key[0] for key in (*self._deaths, *self._orders)})
 
     def note(self, found: Found | None, routes: Sequence[str], end: End) -> None:
         """Take note of the end of a worker, which was there; `routes` are those of the file, in its order."""
@@ -122,9 +121,9 @@ class Suspicions:
                 case At.RECORD:
                     self._at_record[key, span.first] += 1
                     if self._at_record[key, span.first] >= self._needed(key, end):
-                        self._condemn(key, span.first, end.refusal)
-                case At.LETTER if end.is_its_own and key in self._orders:
-                    self._orders[key].bare.add(span.first)
+                        self._condemn(key, span.first, end.refusal("encoded it alone"))
+                case At.LETTER:
+                    self._suspect_letter(key, span.first, end)
 
     def _suspect(self, key: _Key, span: Span) -> None:
         deaths = self._deaths.setdefault(key, deque(maxlen=_REMEMBERED))
@@ -145,6 +144,17 @@ class Suspicions:
         what = "workers die at the same offsets, again and again; the next one takes them one by one"
         log.error(what, extra={"action": "suspected", **about})
 
+    def _suspect_letter(self, key: _Key, offset: int, end: End) -> None:
+        """Let nothing of a record go into its dead letter, where making that kills."""
+        if key in self._orders and offset in self._orders[key].condemned:
+            if end.is_its_own:
+                self._orders[key].bare.add(offset)
+            return
+        self._at_letter[key, offset] += 1
+        if self._at_letter[key, offset] >= DEATHS:
+            self._condemn(key, offset, end.refusal("made its dead letter"))
+            self._orders[key].bare.add(offset)
+
     def _needed(self, key: _Key, end: End) -> int:
         """Return how many deaths at one record condemn it."""
         if not end.is_its_own:
@@ -155,6 +165,8 @@ class Suspicions:
         order = self._orders.get(key)
         if order is None:
             order = self._orders[key] = Order(key[0], Span(key[1], key[2], offset, offset))
+        span = order.span
+        order.span = span._replace(first=min(span.first, offset), last=max(span.last, offset))
         order.condemned[offset] = refusal
         about = {"route": key[0], "partition": key[1], "offset": offset, "code": refusal.code, "error": refusal.message}
         log.error("a record is condemned: it becomes a dead letter", extra={"action": "condemned", **about})

@@ -21,7 +21,7 @@ from kbatchd.preflight import run_preflight
 from kbatchd.prune import run_prune
 from kbatchd.reload import FileReader
 from kbatchd.stats import Slot, Slots
-from kbatchd.suspicions import Suspicions
+from kbatchd.suspicions import End, Suspicions
 from kbatchd.tables import is_cached
 from kbatchd.worker import run_worker
 
@@ -80,13 +80,17 @@ def _workers(config: Config, suspicions: Suspicions) -> Group:
         _begin(f"worker {index}", config, slot)
         return run_worker(config, index, slot, suspicions.heed())
 
+    def note(slot: Slot, end: End) -> None:
+        for found in (slot.place.read(), slot.letters.read()):
+            suspicions.note(found, routes, end)
+
     return Group(
         "worker",
         config.workers.count,
         work,
         config.workers.grace_seconds,
         takes=frozenset({signal.SIGUSR1}),
-        on_end=lambda slot, end: suspicions.note(slot.place.read(), routes, end),
+        on_end=note,
     )
 
 

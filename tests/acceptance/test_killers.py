@@ -66,10 +66,12 @@ def row_or_die(self, message, **how):
     meet(message.value, "one by one")
     return row(self, message, **how)
 
-def letter_or_die(owner, record, why):
+def letter_or_die(owner, topic_id, record, why):
     if b'"letter"' in (record.value() or b""):
         os.abort()
-    return letter(owner, record, why)
+    if b'"endless letter"' in (record.value() or b""):
+        in_native_code.sleep(3600)
+    return letter(owner, topic_id, record, why)
 
 rows.RowEncoder.encode, CarefulLane.row, sink._dead_letter = encode_or_die, row_or_die, letter_or_die
 sys.exit(main(sys.argv[2:]))
@@ -187,3 +189,26 @@ def send(delivery: Delivery, kill: str, partition: int = 0, at: int = KILLER_AT,
 
 def ends(daemon: Daemon) -> list[str]:
     return daemon.logged("action=worker_ended")
+
+
+@pytest.mark.parametrize(("what", "code"), [("letter", "crashed"), ("endless letter", "silent")])
+def test_a_record_whose_dead_letter_kills(
+    delivery: Delivery, make_daemon: MakeDaemon, program: list[str], what: str, code: str
+) -> None:
+    """It is no more than refused, and what kills is to write that down: nothing of the record goes into its letter."""
+    delivery.send(RECORDS)
+    producer = Producer({"bootstrap.servers": delivery.bootstrap_servers})
+    producer.produce(delivery.topic, f'{{"partition":0,"seq":"none","{what}":1}}'.encode(), partition=0)
+    assert producer.flush(30) == 0
+    delivery.send(RECORDS, first=RECORDS)
+    daemon = make_daemon(delivery.route, program=program, workers={"heartbeat_timeout_seconds": 4.0}).start()
+    delivery.wait_drained(90)
+
+    letters = delivery.query("SELECT code, key, value, message FROM kbatchd.dead_letters")
+    assert [letter[:3] for letter in letters] == [(code, None, None)]
+    assert str(letters[0][3]).startswith("a worker that made its dead letter ")
+    assert delivery.query(f"SELECT count(*), count(DISTINCT (partition, seq)) FROM {delivery.table}") == [
+        (2 * RECORDS, 2 * RECORDS)
+    ]
+    assert len(ends(daemon)) == 3
+    assert daemon.stop() == 0
