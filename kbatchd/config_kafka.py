@@ -28,8 +28,11 @@ CREDENTIAL = "kafka_password"
 #: `sasl.oauthbearer.config` and `sasl.jaas.config` may hold any. What names a file holds none.
 _SECRET = re.compile(r"(secret|password|passphrase|token|key\.pem|bearer\.config|jaas\.config|^ssl_key)$")
 
-#: An address with a login in it, such as that of a proxy or of a token's endpoint.
-_LOGIN = re.compile(r"//[^/@\s]*:[^@\s]*@")
+#: An address with a login in it, or a secret in its query, such as that of a proxy or of a token's endpoint. A name
+#: alone may be a token.
+_LOGIN = re.compile(
+    r"//[^/@?#\s]+@|//[^/@\s]*:[^@\s]*@|[?&][^=&#\s]*(secret|password|token|api_?-?key)=", re.IGNORECASE
+)
 
 #: Properties that kbatchd cannot be run with, and why.
 _IMPOSSIBLE = {

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _SOURCE = re.compile(r"key|value|headers|header:.+|timestamp|topic|partition|offset|now", re.DOTALL)
 #: Sources that are a text, which may be JSON with a field to take.
-_TEXTS = ("key", "value", "header:")
+TEXT_SOURCES = ("key", "value", "header:")
 
 
 def _path(value: str) -> str:
@@ -98,7 +98,7 @@ class ColumnMapping(Table):
             raise fault(f"has a constant, and {others[0]} beside it; allowed: the constant alone")
         if self.default is not None and self.on_missing is not None:
             raise fault("has both default and on_missing; allowed: one of them")
-        if self.source is not None and not self.source.startswith(_TEXTS):
+        if self.source is not None and not self.source.startswith(TEXT_SOURCES):
             for key in {"field", "json_text", "unit"} & given:
                 raise fault(f"has {key} with the source {self.source}; allowed: with key, value or header:NAME")
         return self

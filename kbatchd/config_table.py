@@ -28,7 +28,8 @@ MAX_KEPT_BYTES = 249
 #: A part of a table's name: what is between quotes, or between dots.
 _IDENTIFIER = re.compile(r'"(?P<quoted>(?:[^"]|"")*)"|(?P<plain>[^".\s]+)')
 _HIGHEST_PORT = 65_535
-_ORIGIN = re.compile(r"(\*|https?://[^/\s?#]+)\Z")
+#: As browsers write it, with which it is compared.
+_ORIGIN = re.compile(r"(\*|http://(?!.*:80\Z)[^/\s?#@A-Z]+|https://(?!.*:443\Z)[^/\s?#@A-Z]+)\Z")
 _HOST = re.compile(r"([A-Za-z0-9._-]+|[0-9A-Fa-f:.]+)\Z")
 _TOPIC = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,249}\Z")
 
@@ -84,7 +85,10 @@ def host_and_port(address: str) -> tuple[str, int]:
 
 def _origin(value: str) -> str:
     if not _ORIGIN.match(value):
-        raise fault('has something that is no origin; allowed: such as "https://app.example.com", or "*" for all')
+        raise fault(
+            'has something that is no origin; allowed: such as "https://app.example.com", in small letters and without '
+            'the port that goes without saying, or "*" for all'
+        )
     return value
 
 

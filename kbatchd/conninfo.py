@@ -44,9 +44,9 @@ def secrets(dsn: str) -> list[str]:
     if _URI.match(dsn):
         authority, _, query = dsn.partition("?")
         given |= {"password"} if re.search("//[^/@]*:[^@]*@", authority) else set()
-        given |= {key for key, _ in parse_qsl(query, keep_blank_values=True)}
+        given |= {key.lower() for key, _ in parse_qsl(query, keep_blank_values=True)}
     else:
-        given |= {keyword for keyword, *_ in _KEYWORD_VALUE.findall(dsn)}
+        given |= {keyword.lower() for keyword, *_ in _KEYWORD_VALUE.findall(dsn)}
     return sorted(given & _SECRETS)
 
 

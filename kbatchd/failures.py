@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -69,24 +70,33 @@ class FailedFile:
         except OSError as error:
             raise self._unusable(error) from error
 
-    def write(self, name: str, failures: Iterable[Failure], mode: int) -> None:
-        """Add failures; when this returns, they are on the disk. `mode` is the input's: nobody else may read them."""
+    def write(self, name: str, failures: Iterable[Failure], mode: int, group: int | None = None) -> None:
+        """Add failures; when this returns, they are on the disk. `mode` is the input's: nobody else may read them.
+
+        So `group` is, of which the mode speaks; None: nobody but us has the input.
+        """
         text = b"".join(_line(name, failure) for failure in failures)
         try:
             if self._fd is None:
                 how = os.O_APPEND if self._append else os.O_EXCL
-                self._fd = self._open(how, mode)
-            elif self._mode & ~mode:  # of several inputs the strictest counts
-                self._restrict(self._fd, mode)
+                self._fd = self._open(how, mode, group)
+            else:
+                mode = _of_group(self._fd, mode, group)
+                if self._mode & ~mode:  # of several inputs the strictest counts
+                    self._restrict(self._fd, mode)
             while text:
                 text = text[os.write(self._fd, text) :]
             os.fsync(self._fd)
         except OSError as error:
             raise self._unusable(error) from error
 
-    def _open(self, how: int, mode: int) -> int:
+    def _open(self, how: int, mode: int, group: int | None) -> int:
         is_new = not self.path.exists()
         fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o600)
+        if is_new and group is not None:
+            with suppress(PermissionError):  # we are none of it
+                os.fchown(fd, -1, group)
+        mode = _of_group(fd, mode, group)
         if is_new:
             os.fchmod(fd, mode)  # whatever the umask says: whoever may read the input may read what failed of it
             self._mode = mode
@@ -118,6 +128,13 @@ class FailedFile:
 
     def _unusable(self, error: OSError) -> ConfigError:
         return ConfigError(f"{self.path}: cannot be written: {error.strerror}; name another file with --failed")
+
+
+def _of_group(fd: int, mode: int, group: int | None) -> int:
+    """Return what a file may have of the input's mode: its group, if it is another, no more than everybody."""
+    if group == os.fstat(fd).st_gid:
+        return mode
+    return mode & ~stat.S_IRWXG | (mode & stat.S_IRWXO) << 3
 
 
 def _line(name: str, failure: Failure) -> bytes:

@@ -201,6 +201,12 @@ class Handover:
                 for lane in lanes
             }
 
+    def is_beyond(self, partition: Partition, end: int) -> bool:
+        """Tell whether progress has passed this end of the partition: what lay in between is not there any more."""
+        with self.changed:
+            lanes = [lane for lane in self.lanes_of(partition.topic) if partition in lane.epochs]
+            return any(lane.committed[partition] > end for lane in lanes)
+
     def forget_log(self, partition: Partition) -> None:
         """Begin the partition's reading anew without the log that it was read from: there is nothing to compare."""
         with self.changed:

@@ -7,7 +7,6 @@ is in another object. Called by the trial, for `kbatchd check`; pure functions.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -15,9 +14,12 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from kbatchd.column_names import snake_case
+from kbatchd.config_mapping import TEXT_SOURCES
+from kbatchd.headers import read_headers
 from kbatchd.internal import INTERNAL
 from kbatchd.mapping import TIMES
 from kbatchd.paths import Path, parse_path, show_path
+from kbatchd.table_text import BARE_KEY, toml_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -76,30 +78,49 @@ def _of_code(code: str) -> str:
     return _REMEDIES.get(code, _REMEDY_OF_CODE if _SQLSTATE.fullmatch(code) else _REMEDY)
 
 
-def remedy(why: Refusal, column: Column | None, mapping: RouteMapping, value: bytes | None) -> str:
-    """Return the remedy for a refusal, of which this record's value is an example."""
+def remedy(
+    why: Refusal, column: Column | None, mapping: RouteMapping, value: bytes | None, record: Record | None = None
+) -> str:
+    """Return the remedy for a refusal, of which this value, and its record, are an example."""
     if column is None:
         return _of_code(why.code)
     said = mapping.of(column.name)
-    record = value_object(value, mapping)
     if column.type_name in TIMES and said.unit is None:
-        path = (column.name,) if said.field is None else parse_path(said.field)
-        unit = _unit(_at(record, path))
-        if unit is not None and said.source is None:
-            return _line(column.name, f"{{ field = {_string(show_path(path))}, unit = {_string(unit)} }}")
+        unit = _unit(_given(column.name, mapping, value, record))
+        if unit is not None and (said.source is None or said.source.startswith(TEXT_SOURCES)):
+            return _change(column.name, mapping, unit=unit)
         if why.code == "not_a_timestamp" and "offset" in why.message:
             other = "timestamp" if column.type_name == "timestamptz" else "timestamptz"
             return f"make the column a {other}, or mend the producer"
     if why.code == "missing" and said.field is None and said.source is None:
-        like = _path_like(column.name, [record])
-        if like is not None:
-            return _line(column.name, _string(show_path(like)))
+        found = _elsewhere(column.name, mapping, [value])
+        if found is not None:
+            return found
     return _of_code(why.code)
+
+
+def _given(column: str, mapping: RouteMapping, value: bytes | None, record: Record | None) -> object:
+    """Return what a record has for a column, wherever the mapping takes it from; None where it has nothing."""
+    said = mapping.of(column)
+    source, path = said.source, () if said.field is None else parse_path(said.field)
+    if source is None and mapping.format == "json":
+        return _at(value_object(value, mapping), path or (column,))
+    if source in {None, "value"}:
+        return _at(_loaded(value), path)
+    text = None
+    if record is not None and source == "key":
+        text = record.key()
+    elif record is not None and source is not None and source.startswith("header:"):
+        text = next((text for name, text in read_headers(record) if name == source.removeprefix("header:")), None)
+    return _at(_loaded(text), path)
 
 
 def _at(x: object, path: Path) -> object:
     for step in path:
-        x = x.get(step) if isinstance(x, dict) and isinstance(step, str) else None
+        if isinstance(x, dict) and isinstance(step, str):
+            x = x.get(step)
+        else:
+            x = x[step] if isinstance(x, list) and isinstance(step, int) and step < len(x) else None
     return x
 
 
@@ -117,20 +138,46 @@ def unfed_columns(
     """Find columns that no record has a field for, with what to do: a slip of the pen, mostly."""
     objects = [value_object(value, mapping) for value in values if mapping.format == "json"]
     names = set().union(*objects)
-    fed = {*names, *mapping.columns, mapping.collects_into}
     for column in columns if names else ():
-        if column in fed:
+        said = mapping.of(column)
+        if column == mapping.collects_into or said.source is not None or said.is_constant:
             continue
-        path = _path_like(column, objects)
+        path = (column,) if said.field is None else parse_path(said.field)
+        if any(_has(each, path) for each in objects):
+            continue
+        found = _elsewhere(column, mapping, values)
         longest = 2 * len(column) + 2
         likely = [name for name in islice(names, _MAX_NAMES) if name not in columns and len(name) <= longest]
         near = difflib.get_close_matches(column, likely, n=1)
-        if path is not None:
-            yield column, _line(column, _string(show_path(path)))
+        if found is not None:
+            yield column, found
         elif near:
-            yield column, f"{_line(column, _string(show_path((near[0],))))}  if field {near[0]} is meant"
+            yield column, f"{_change(column, mapping, field=show_path((near[0],)))}  if field {near[0]} is meant"
+        elif said.field is not None:
+            yield column, f"correct its field {said.field} in [route.columns], or mend the producer"
         else:
             yield column, "put it into `omit`, or mend the producer"
+
+
+def _has(x: object, path: Path) -> bool:
+    """Tell whether there is a field at the path, be it null."""
+    holder, last = _at(x, path[:-1]), path[-1]
+    if isinstance(holder, list):
+        return isinstance(last, int) and last < len(holder)
+    return isinstance(holder, dict) and last in holder
+
+
+def _elsewhere(column: str, mapping: RouteMapping, values: Sequence[bytes | None]) -> str | None:
+    """Return the line that feeds a column from another object of the records, or from beside their envelope."""
+    like = _path_like(column, [value_object(value, mapping) for value in values])
+    if like is not None:
+        return _change(column, mapping, field=show_path(like))
+    if mapping.envelope:
+        whole = [found for value in values if isinstance(found := _loaded(value), dict)]
+        like = (column,) if any(column in each for each in whole) else _path_like(column, whole)
+        if like is not None and like[: len(mapping.envelope)] != mapping.envelope:
+            return _change(column, mapping, source="value", field=show_path(like))
+    return None
 
 
 def _path_like(column: str, objects: Sequence[dict[str, object]]) -> Path | None:
@@ -171,21 +218,28 @@ def scattered_key(
 
 def value_object(value: bytes | None, mapping: RouteMapping) -> dict[str, object]:
     """Return the object whose fields the columns are, {} where there is none that orjson reads."""
-    try:
-        found = orjson.loads(value or b"null")
-    except orjson.JSONDecodeError:
-        return {}
-    found = _at(found, mapping.envelope)
+    found = _at(_loaded(value), mapping.envelope)
+    if mapping.envelope and isinstance(found, str):
+        found = _loaded(found.encode())
     return found if isinstance(found, dict) else {}
 
 
-def _line(column: str, entry: str) -> str:
-    return f"add to the route's [route.columns] the line  {_named(column)} = {entry}"
+def _loaded(text: bytes | None) -> object:
+    try:
+        return orjson.loads(text or b"null")
+    except orjson.JSONDecodeError:
+        return None
 
 
-def _named(column: str) -> str:
-    return column if re.fullmatch(r"[A-Za-z0-9_-]+", column) else _string(column)
-
-
-def _string(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)  # JSON's strings are TOML's as well
+def _change(column: str, mapping: RouteMapping, **changed: str) -> str:
+    """Write the line of the mapping that has these changes, and keeps what it says already."""
+    said = mapping.of(column)
+    if not {"source", "field"} & changed.keys() and said.source is None and said.field is None:
+        changed["field"] = show_path((column,))
+    given = {name: getattr(said, name) for name in said.model_fields_set}
+    keys = sorted({**given, **changed}.items(), key=lambda item: list(type(said).model_fields).index(item[0]))
+    pairs = ", ".join(f"{name} = {toml_value(x)}" for name, x in keys)
+    entry = toml_value(changed["field"]) if [name for name, _ in keys] == ["field"] else f"{{ {pairs} }}"
+    line = f"the line  {column if BARE_KEY.fullmatch(column) else toml_value(column)} = {entry}"
+    where = "the route's [route.columns]"
+    return f"change in {where} to {line}" if column in mapping.columns else f"add to {where} {line}"

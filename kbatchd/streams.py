@@ -73,6 +73,7 @@ class Input:
         self.size_bytes = status.st_size if self.is_file else None
         #: Who may read and write it: what is copied from it is for nobody else.
         self.mode = status.st_mode & 0o666
+        self.group = status.st_gid
 
     def close(self) -> None:
         """Close it; standard input stays open."""

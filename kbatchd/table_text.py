@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import date, time
 from typing import TYPE_CHECKING
 
 from kbatchd.column_names import quoted
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from kbatchd.inference import Column, Inferred
 
 #: A key of TOML that needs no quotes.
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 #: A name in SQL, in quotes or not, behind its schema or not.
 _NAME = r'(?:[^\W\d][\w$]*|"(?:[^"\0]|"")+")'
@@ -69,20 +70,26 @@ def _note(column: Column) -> str:
 def route(topic: str, table: str, columns: Sequence[Column]) -> str:
     """Write the route, with the mapping of the columns that are not the field of their own name as it is."""
     mapped = [column for column in columns if column.unit is not None or not column.is_named_alike]
-    head = ["[[route]]", f"topic = {_toml(topic)}", f"table = {_toml(table)}"]
+    head = ["[[route]]", f"topic = {toml_value(topic)}", f"table = {toml_value(table)}"]
     return "\n".join([*head, *(["", "[route.columns]", *map(_entry, mapped)] if mapped else []), ""])
 
 
 def _entry(column: Column) -> str:
-    field = _toml(show_path(column.path))
-    said = field if column.unit is None else f"{{ field = {field}, unit = {_toml(column.unit)} }}"
-    return f"{column.name if _BARE_KEY.fullmatch(column.name) else _toml(column.name)} = {said}"
+    field = toml_value(show_path(column.path))
+    said = field if column.unit is None else f"{{ field = {field}, unit = {toml_value(column.unit)} }}"
+    return f"{column.name if BARE_KEY.fullmatch(column.name) else toml_value(column.name)} = {said}"
 
 
-def _toml(text: str) -> str:
-    """Write a string: JSON's are TOML's as well, with what is not printable escaped as TOML does it."""
-    written = json.dumps(text, ensure_ascii=False)
-    return "".join(each if each.isprintable() else f"\\U{ord(each):08x}" for each in written)
+def toml_value(x: object) -> str:
+    """Write a value of the file. JSON's strings are TOML's as well, what is not printable escaped as TOML does it."""
+    if isinstance(x, dict):
+        return f"{{ {', '.join(f'{toml_value(name)} = {toml_value(inner)}' for name, inner in x.items())} }}"
+    if isinstance(x, list):
+        return f"[{', '.join(map(toml_value, x))}]"
+    if isinstance(x, (date, time)):
+        return x.isoformat()
+    text = json.dumps(x, ensure_ascii=False)
+    return "".join(each if each.isprintable() else f"\\U{ord(each):08x}" for each in text)
 
 
 def commented(text: str) -> str:

@@ -112,7 +112,7 @@ def _refusals(
         share = f"{len(indexes)} of {len(records)} records would be dead letters"
         what = f"{share}: {code}{(column and f', column {column}') or ''}: {why.message}"
         first = records[indexes[0]]
-        remedy = remedies.remedy(why, columns.get(column or ""), route, first.value())
+        remedy = remedies.remedy(why, columns.get(column or ""), route, first.value(), first)
         yield Finding(level, where, f"{what} (the first: {_place(first)})", remedy)
 
 

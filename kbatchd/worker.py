@@ -58,6 +58,9 @@ COLLECT_SECONDS = 60.0
 #: How often committed offsets are shown to Kafka's tools.
 SHOW_SECONDS = 1.0
 
+#: A partition may end below its progress for so long: a new leader knows a moment later what the old one had promised.
+SHORT_SECONDS = 5.0
+
 
 def run_worker(config: Config, index: int, slot: Slot, heed: Heed = NOTHING_TO_HEED) -> int:
     """Run worker `index` until SIGTERM; return the exit code. For a process of its own, just forked."""
@@ -96,6 +99,8 @@ class Worker:
         self._timeout_seconds = min(TURN_SECONDS, config.batch.linger_seconds / 2)
         #: What we asked the flusher for; and what may not be read on before it is looked into.
         self._wanted: set[Partition] = set()
+        #: Since when partitions end below their progress.
+        self._short: dict[Partition, float] = {}
         self._undiagnosed: set[Partition] = set()
         self._unreadable = Unreadable()
         self._show_at = 0.0
@@ -236,6 +241,7 @@ class Worker:
         """Hold partitions whose offset or whose topic is not there, until the topic watch has an answer."""
         doubtful = {p for p in self._wanted if p.topic in polled.unknown_topics}
         doubtful.update(polled.out_of_range, polled.ended, *(intake.parted for intake in self._all_intakes()))
+        doubtful.update(self._too_short(polled.ends))
         for partition, error in polled.unreadable.items():
             self._unreadable.note(partition, self._handover.reached(partition), error)
             doubtful.add(partition)
@@ -246,6 +252,22 @@ class Worker:
             self._source.unassign(doubtful)
             self._undiagnosed |= doubtful
             self._watch.suspect()
+
+    def _too_short(self, ends: Mapping[Partition, int]) -> set[Partition]:
+        """Return partitions that have ended below their progress for a while, and not only after an election.
+
+        Reading begins behind the last record: that markers behind it are gone librdkafka does not tell.
+        """
+        now = time.monotonic()
+        for partition, end in ends.items():
+            if self._handover.is_beyond(partition, end):
+                self._short.setdefault(partition, now)
+            else:
+                self._short.pop(partition, None)
+        due = {partition for partition, since in self._short.items() if now - since > SHORT_SECONDS}
+        for partition in due:
+            del self._short[partition]
+        return due & self._source.assigned
 
     def _diagnose(self, partition: Partition) -> list[tuple[str, Gap, int]]:
         """Find out for which routes, under which claims, an offset is not there; if for none, read on."""

@@ -148,6 +148,7 @@ class Lookout:
             answer = connection.getresponse()
             said = orjson.loads(answer.read()) if answer.status == HTTPStatus.OK else {}
             if isinstance(said, dict) and said.get("pipeline") == self._config.pipeline:
+                look.trouble += [f"the daemon on this host is not ready: {reason}" for reason in said["reasons"]]
                 look.aside = {route["name"] for route in said["routes"] if route["aside"]}
                 ours = [each for each in said["partitions"] if each["ours"]]
                 look.owned = {(each["route"], each["partition"]) for each in ours}

@@ -206,12 +206,17 @@ def _trouble(slot: Slot) -> list[str]:
 
 
 def _all(view: View) -> Sequence[PartitionLag]:
-    """Return each partition with the last progress known, and what Kafka has said of it, if anything."""
+    """Return each partition with the last progress known, and what Kafka has said of it, if anything.
+
+    Where Kafka is away, its last numbers are shown as old, and how the partition stands is not known.
+    """
     said = {(lag.progress.route, lag.partition): lag for lag in view.lags}
     lags = []
     for claimed in view.claimed:
         bare = PartitionLag(claimed, PartitionState.UNKNOWN, None, None)
-        lags.append(said.get((claimed.route, bare.partition), bare)._replace(progress=claimed))
+        lag = said.get((claimed.route, bare.partition), bare)
+        state = lag.state if view.kafka.is_up else PartitionState.UNKNOWN
+        lags.append(lag._replace(progress=claimed, state=state))
     return lags
 
 

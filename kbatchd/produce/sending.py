@@ -138,8 +138,8 @@ class Sending:
 
     def _commit(self, *, finished: bool = False) -> None:
         if self._failures:
-            mode = self._source.mode if self._source is not None else _GENERATED_MODE
-            self._failed_file.write(self._begin.entry, self._failures, mode)
+            mode, group = (_GENERATED_MODE, None) if self._source is None else (self._source.mode, self._source.group)
+            self._failed_file.write(self._begin.entry, self._failures, mode, group)
             self._failures = []
         position = Position(
             offset=self._place.offset,

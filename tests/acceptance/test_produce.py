@@ -175,6 +175,25 @@ def test_what_nobody_makes_up_is_refused_at_once(make_producing: MakeProducing) 
     assert not producing.messages()
 
 
+#: As root any will do; else it must be one of ours, and there may be none.
+OTHER_GROUP = 54_321
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="gives files to another group")
+def test_what_failed_is_for_the_inputs_group(producing: Producing) -> None:
+    """Its mode speaks of its group, and a new file has ours."""
+    file = producing.file("group.ndjson", written(".ndjson", range(4), bad=[1]))
+    file.chmod(0o640)
+    os.chown(file, -1, OTHER_GROUP)
+    assert producing.run(file).code == 65
+    assert (failed(file).stat().st_gid, stat.S_IMODE(failed(file).stat().st_mode)) == (OTHER_GROUP, 0o640)
+    # or, in a file that is there already and has another, that group may do nothing.
+    file.write_bytes(written(".ndjson", range(8), bad=[1, 5]))
+    os.chown(failed(file), -1, os.getgid())
+    assert producing.run(file, "--resume").code == 65
+    assert stat.S_IMODE(failed(file).stat().st_mode) == 0o600
+
+
 def test_what_failed_is_for_those_who_may_read_the_input(producing: Producing) -> None:
     for mode in (0o600, 0o640, 0o644, 0o400):
         file = producing.file(f"{mode:o}.ndjson", written(".ndjson", range(4), bad=[1]))

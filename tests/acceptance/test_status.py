@@ -23,7 +23,9 @@ from tests.fix_daemon import wait_until
 from tests.fix_load import value
 
 if TYPE_CHECKING:
+    from kbatchd.devstack.kafka import Kafka
     from tests.fix_daemon import Daemon, MakeDaemon
+    from tests.fix_kafka import MakeTopic
     from tests.fix_load import Delivery, MakeDelivery
     from tests.fix_monitor import MakeMonitored
 
@@ -108,6 +110,46 @@ def test_what_stands_still_is_not_ok(
     aside.execute("ALTER TABLE public.hidden RENAME TO aside")
     aside.wait_drained()
     wait_until(lambda: states(daemon) == ["ok", "halted: breaker", "ok"], 10, "the mended route")
+
+
+def test_words_while_kafka_is_away(
+    own_kafka: Kafka, own_make_topic: MakeTopic, database: str, make_monitored: MakeMonitored
+) -> None:
+    """How a partition stands is not known then: neither here nor on the page is it "ok"."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("CREATE TABLE public.t (id bigint)")
+    servers = {"bootstrap_servers": own_kafka.bootstrap_servers}
+    daemon, monitor = make_monitored({"topic": own_make_topic(2), "table": "public.t"}, kafka=servers)
+    daemon.wait_ready()
+
+    def words() -> set[str]:
+        page = monitor.status()
+        state = "kbatchd_partitions_state"
+        told = {labels[-1] for name, labels in monitor.metrics() if name == state}
+        return {each["word"] for each in (*page["routes"], *page["partitions"])} | told
+
+    wait_until(lambda: words() == {"ok"}, 20, "the monitor's first look")
+    own_kafka.kill()
+    wait_until(lambda: words() == {"unknown"}, 20, "what is not known")
+    assert not monitor.answers("/health/ready")
+    done = daemon.command("status", "--json", "--exit-code")
+    shown = json.loads(done.stdout)
+    assert {each["state"] for each in (*shown["routes"], *shown["partitions"])} == {"unknown"}
+    assert done.returncode == 1
+
+
+def test_a_daemon_that_is_not_ready_is_not_fine(make_monitored: MakeMonitored, make_delivery: MakeDelivery) -> None:
+    daemon, monitor = make_monitored(make_delivery(1).route, workers={"count": 1})
+    wait_until(lambda: daemon.command("status", "--exit-code").returncode == 0, 20, "the first claim")
+    [worker] = daemon.workers()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        wait_until(lambda: not monitor.answers("/health/ready"), 10, "the monitor to see it")
+        done = daemon.command("status", "--exit-code")
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert done.returncode == 1
+    assert "! the daemon on this host is not ready: worker 0 has been silent for" in done.stdout
 
 
 def test_status_does_not_claim_more_than_it_knows(

@@ -61,12 +61,18 @@ class Seed:
             self.sql(f'GRANT {right} TO "{self.role}"')
         self.tables["postgres"]["dsn"] = make_conninfo(self.tables["postgres"]["dsn"], user=self.role)
 
-    def records(self, *values: bytes | None, partitions: int = 1, key: bytes | None = None) -> None:
+    def records(
+        self,
+        *values: bytes | None,
+        partitions: int = 1,
+        key: bytes | None = None,
+        headers: list[tuple[str, str | bytes | None]] | None = None,
+    ) -> None:
         """Give the route a topic of its own with these records."""
         self.route["topic"] = self.make_topic(partitions)
         producer = Producer({"bootstrap.servers": self.bootstrap_servers})
         for number, value in enumerate(values):
-            producer.produce(self.route["topic"], value, key=key, partition=number % partitions)
+            producer.produce(self.route["topic"], value, key=key, headers=headers or [], partition=number % partitions)
         assert producer.flush(30) == 0
 
     def progress(
@@ -269,6 +275,41 @@ FAULTS: dict[str, tuple[Callable[[Seed], Any], str, str, str]] = {
         lambda seed: (seed.sql("ALTER TABLE public.target ADD city text NOT NULL"),
                       seed.records(b'{"id":1,"name":"x","customer":{"address":{"city":"Ulm"}}}')),
         "fault", "missing, column city", 'the line  city = "customer.address.city"'),
+    "a number for a time in an array": (
+        lambda seed: (seed.sql('ALTER TABLE public.target ADD "at" timestamp'),
+                      seed.route.update(columns={"at": {"field": "meta[1].ts", "default": "2026-01-01T00:00:00"}}),
+                      seed.records(b'{"id":1,"name":"x","meta":[{},{"ts":1763855045123456}]}')),
+        "fault", "1 of 1 records would be dead letters: wrong_type, column at",
+        'to the line  at = { field = "meta[1].ts", default = "2026-01-01T00:00:00", unit = "us" }'),
+    "a number for a time in JSON in an envelope": (
+        lambda seed: (seed.sql('ALTER TABLE public.target ADD "at" timestamptz'),
+                      seed.route.update(value_field="payload"),
+                      seed.records(b'{"payload":"{\\"id\\":1,\\"name\\":\\"x\\",\\"at\\":1763855045.5}"}')),
+        "fault", "wrong_type, column at", 'the line  at = { field = "at", unit = "s" }'),
+    "a number for a time beside an envelope": (
+        lambda seed: (seed.sql('ALTER TABLE public.target ADD "at" timestamptz'),
+                      seed.route.update(value_field="payload", columns={"at": {"source": "value", "field": "ts"}}),
+                      seed.records(b'{"ts":1763855045123,"payload":{"id":1,"name":"x"}}')),
+        "fault", "wrong_type, column at", 'the line  at = { field = "ts", source = "value", unit = "ms" }'),
+    "a number for a time in a header": (
+        lambda seed: (seed.sql('ALTER TABLE public.target ADD "at" timestamptz'),
+                      seed.route.update(columns={"at": {"source": "header:at"}}),
+                      seed.records(b'{"id":1,"name":"x"}', headers=[("at", "1763855045123")])),
+        "fault", "column at", 'the line  at = { source = "header:at", unit = "ms" }'),
+    "a field beside the envelope": (
+        lambda seed: (seed.sql("ALTER TABLE public.target ADD op text; ALTER TABLE public.target ADD source_db text"),
+                      seed.route.update(value_field="after"),
+                      seed.records(b'{"op":"c","source":{"db":"x"},"after":{"id":1,"name":"x"}}')),
+        "warning", "column op is a field of none of 1 records", 'the line  op = { field = "op", source = "value" }'),
+    "a mapped field that is not there": (
+        lambda seed: (seed.sql("ALTER TABLE public.target ADD city text"),
+                      seed.route.update(columns={"city": "custmer.city"}),
+                      seed.records(b'{"id":1,"name":"x","customer":{"city":"Ulm"}}')),
+        "warning", "column city is a field of none of 1 records", 'to the line  city = "customer.city"'),
+    "a field of a name that cannot be printed": (
+        lambda seed: (seed.sql("ALTER TABLE public.target ADD city text"),
+                      seed.records('{"id":1,"name":"x","custo\u00a0mer\x7f":{"city":"Ulm"}}'.encode())),
+        "warning", "column city is a field of none of 1 records", r'city = "custo\U000000a0mer\U0000007f.city"'),
     "a time without an offset": (lambda seed: (seed.sql("ALTER TABLE public.target ADD at timestamptz"),
                                                seed.records(b'{"id":1,"name":"x","at":"2026-01-01T00:00:00"}')),
                                  "fault", "not_a_timestamp, column at", "make the column a timestamp"),

@@ -390,6 +390,8 @@ class TestPassword:
             "postgresql://u@h/d?sslmode=require&password=pw",
             "host=h password=pw dbname=d",
             "host=h password = 'p w'",
+            "host=h PASSWORD=pw",
+            "postgresql://u@h/d?Password=pw",
             "postgresql://u:p#pw@h/d",  # to others the address ends at the #, to libpq it does not
             "postgresql://u:p?pw@h/d",
             "postgresql://u:pw/@h/d",
@@ -623,9 +625,17 @@ class TestTrust:
                     "ssl.keystore.password",
                 )
             ),
-            (
-                ['librdkafka."sasl.oauthbearer.token.endpoint.url" = "https://u:s3cret@h/token"'],
-                "kafka.librdkafka: holds sasl.oauthbearer.token.endpoint.url; put a password, or",
+            *(
+                (
+                    [f'librdkafka."sasl.oauthbearer.token.endpoint.url" = "https://{address}"'],
+                    "kafka.librdkafka: holds sasl.oauthbearer.token.endpoint.url; put a password, or",
+                )
+                for address in (
+                    "u:s3cret@h/token",
+                    "s3cret@h",
+                    "h/token?client_secret=s3cret",
+                    "h?a=1&access_token=s3cret",
+                )
             ),
             (["tls = true", 'sasl_username = "u"'], "kafka: has one of sasl_mechanism and sasl_username"),
             (
