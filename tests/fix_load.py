@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 import orjson
 import psycopg
 import pytest
-from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from tests.fix_daemon import wait_until
@@ -250,7 +250,7 @@ def read_topic(bootstrap_servers: str, topic: str) -> list[Message]:
     )
     try:
         open_partitions = set(consumer.list_topics(topic, timeout=30).topics[topic].partitions)
-        consumer.assign([TopicPartition(topic, number, 0) for number in open_partitions])
+        consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in open_partitions])
         messages: list[Message] = []
         deadline = time.monotonic() + 60
         while open_partitions:

@@ -19,6 +19,7 @@ import pytest
 from confluent_kafka import KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import NewTopic
 
+from kbatchd.errors import ServerUnavailable
 from tests.faults.oracle import COLUMNS, TABLE, Oracle, value
 from tests.fix_daemon import wait_until
 from tests.fix_kafka import wait_for_leaders
@@ -126,7 +127,8 @@ class Stage:
 
     def send_values(self, topic: str, values: Sequence[bytes], partition: int = 0) -> None:
         """Send these, and wait until they are acknowledged."""
-        producer = Producer({"bootstrap.servers": self.brokers.direct, "log_level": 0})
+        # Idempotent: after an election it sends again what it had no answer for, and that would be in the topic twice.
+        producer = Producer({"bootstrap.servers": self.brokers.direct, "log_level": 0, "enable.idempotence": True})
         failures: list[KafkaError] = []
 
         def note(error: KafkaError | None, _message: Message) -> None:
@@ -191,7 +193,18 @@ class Stage:
         self.postgres.kill()
         self.postgres_wire.cut()
         self.postgres_wire.clear()
-        self.postgres.start()
+        wait_until(self._postgres_starts, 20, "PostgreSQL again")
+
+    def _postgres_starts(self) -> bool:
+        """Start PostgreSQL; not before the last backend of the killed one has noticed, and given its memory up."""
+        assert self.postgres is not None
+        try:
+            self.postgres.start()
+        except ServerUnavailable as error:
+            if "pre-existing shared memory" not in str(error):
+                raise
+            return False
+        return True
 
     def check(self) -> None:
         """Let every oracle judge."""
