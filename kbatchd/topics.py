@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 #: Answers come at once or not at all; the poll loop asks again every 10 s.
 REQUEST_TIMEOUT_SECONDS = 10.0
 
+#: How soon an admin client hears that another broker takes its questions. Each goes to the "controller", which in Kafka
+#: is any broker that is alive; when that one died, 5 of 6 clients asked nobody else for librdkafka's five minutes.
+REFRESH_MS = 3_000
+
 #: Between two answers of which the second confirms the first.
 PAUSE_SECONDS = 0.5
 
@@ -67,6 +71,11 @@ class Admin(AdminClient):
         """Start librdkafka's threads and connect in the background; never fails for want of a broker."""
         self.trouble = _Trouble()
         properties: dict[str, Any] = {**kafka.client, **OURS, "error_cb": self.trouble.note}
+        properties: dict[str, Any] = {
+            "topic.metadata.refresh.interval.ms": REFRESH_MS,
+            **kafka.client,
+            "error_cb": self.trouble.note,
+        }
         try:
             super().__init__(properties, logger=rdkafka_log)
         except NOT_TAKEN as error:

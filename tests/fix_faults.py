@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -10,6 +11,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests.faults.brokers import Brokers
 from tests.faults.postgres_wire import PostgresWire
 from tests.faults.stage import HONEST, Stage
+from tests.fix_postgres import database_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -67,9 +69,9 @@ def postgres_wire(database: str) -> Iterator[PostgresWire]:
 
 
 @pytest.fixture
-def own_postgres_wire(own_database: str) -> Iterator[PostgresWire]:
+def own_postgres_wire(own_postgres: Postgres) -> Iterator[PostgresWire]:
     """A proxy before a server that the test may stop and kill."""
-    with postgres_wire_to(own_database) as wire:
+    with postgres_wire_to(own_postgres.dsn) as wire:
         yield wire
 
 
@@ -82,19 +84,19 @@ class MakeStage(Protocol):
 
 @pytest.fixture
 def make_stage(
-    own_postgres: Postgres,
-    own_database: str,
-    own_postgres_wire: PostgresWire,
-    make_daemon: MakeDaemon,
-    request: pytest.FixtureRequest,
-) -> MakeStage:
-    """Make stages with brokers and a PostgreSQL of the test's own, each behind its proxy."""
+    own_postgres: Postgres, own_postgres_wire: PostgresWire, make_daemon: MakeDaemon, request: pytest.FixtureRequest
+) -> Iterator[MakeStage]:
+    """Make stages with brokers and a PostgreSQL of the test's own, each behind its proxy; each has its database."""
+    with ExitStack() as opened:
 
-    def make(*, of_two: bool = False, program: Sequence[str] = HONEST) -> Stage:
-        brokers: Brokers = request.getfixturevalue("two_brokers" if of_two else "broker")
-        return Stage(brokers, own_database, own_postgres_wire, make_daemon, own_postgres, program)
+        def make(*, of_two: bool = False, program: Sequence[str] = HONEST) -> Stage:
+            brokers: Brokers = request.getfixturevalue("two_brokers" if of_two else "broker")
+            dsn = opened.enter_context(database_on(own_postgres))
+            stage = Stage(brokers, dsn, own_postgres_wire, make_daemon, own_postgres, program)
+            opened.callback(stage.clear)
+            return stage
 
-    return make
+        yield make
 
 
 @pytest.fixture

@@ -71,11 +71,18 @@ def own_postgres(own_postgres_of_module: Postgres) -> Postgres:
 @pytest.fixture
 def own_database(own_postgres: Postgres) -> Iterator[str]:
     """The DSN of a migrated database on the server of one's own."""
-    with _new_database(own_postgres.dsn) as dsn:
+    with database_on(own_postgres) as dsn:
+        yield dsn
+
+
+@contextmanager
+def database_on(server: Postgres) -> Iterator[str]:
+    """Make a migrated database on a server that may be stopped and killed meanwhile."""
+    with _new_database(server.dsn) as dsn:
         with psycopg.connect(dsn) as connection:
             migrate(connection)
         yield dsn
-        own_postgres.start()
+        server.start()
 
 
 @contextmanager

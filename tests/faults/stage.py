@@ -19,6 +19,7 @@ import pytest
 from confluent_kafka import KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import NewTopic
 
+from kbatchd.errors import ServerUnavailable
 from tests.faults.oracle import COLUMNS, TABLE, Oracle, value
 from tests.fix_daemon import wait_until
 from tests.fix_kafka import wait_for_leaders
@@ -112,6 +113,12 @@ class Stage:
             check=False,
         )
 
+    def run_beside(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a program of the tests' own on the daemon's modules, and with its defect."""
+        before = () if self.program == HONEST else self.program
+        command = [sys.executable, *before, "-m", module, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+
     def send(self, oracle: Oracle, records: int, partition: int = 0, *, sound: bool = True) -> list[int]:
         """Send so many records past the proxy; return their numbers when all are acknowledged."""
         seqs = self.take_numbers(records)
@@ -120,7 +127,8 @@ class Stage:
 
     def send_values(self, topic: str, values: Sequence[bytes], partition: int = 0) -> None:
         """Send these, and wait until they are acknowledged."""
-        producer = Producer({"bootstrap.servers": self.brokers.direct, "log_level": 0})
+        # Idempotent: after an election it sends again what it had no answer for, and that would be in the topic twice.
+        producer = Producer({"bootstrap.servers": self.brokers.direct, "log_level": 0, "enable.idempotence": True})
         failures: list[KafkaError] = []
 
         def note(error: KafkaError | None, _message: Message) -> None:
@@ -185,7 +193,18 @@ class Stage:
         self.postgres.kill()
         self.postgres_wire.cut()
         self.postgres_wire.clear()
-        self.postgres.start()
+        wait_until(self._postgres_starts, 20, "PostgreSQL again")
+
+    def _postgres_starts(self) -> bool:
+        """Start PostgreSQL; not before the last backend of the killed one has noticed, and given its memory up."""
+        assert self.postgres is not None
+        try:
+            self.postgres.start()
+        except ServerUnavailable as error:
+            if "pre-existing shared memory" not in str(error):
+                raise
+            return False
+        return True
 
     def check(self) -> None:
         """Let every oracle judge."""

@@ -15,12 +15,13 @@ from kbatchd import config, offsets, topics
 from kbatchd.errors import ConfigError, ServerUnavailable, SourceError
 from kbatchd.model import Partition
 from kbatchd.watch import TopicWatch
-from tests.fix_daemon import wait_until
+from tests.fix_daemon import SLOWEST, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from kbatchd.devstack.kafka import GivenKafka, Kafka
+    from tests.faults.brokers import Brokers
     from tests.fix_kafka import MakeTopic
 
 #: Nobody listens on port 1, and no name ends in .invalid.
@@ -201,3 +202,16 @@ def test_a_login_the_broker_refuses(kafka: Kafka | GivenKafka, tmp_path: Path) -
 def test_a_property_librdkafka_does_not_know() -> None:
     with pytest.raises(ConfigError, match=r'kafka.librdkafka: No such configuration property: "no.such"'):
         topics.make_admin(config.Kafka(bootstrap_servers=NOBODY, librdkafka={"no.such": 1}))
+
+
+def test_a_broker_that_dies_takes_no_questions_with_it(two_brokers: Brokers) -> None:
+    """Each client asks one broker, whichever it was told: with six clients hardly ever only the one that lives."""
+    two_brokers.start()
+    topic = two_brokers.make_topic()
+    settings = config.Kafka(bootstrap_servers=two_brokers.bootstrap_servers)
+    admins = [topics.make_admin(settings) for _ in range(6)]
+    for each in admins:
+        assert topics.describe(each, [topic])[topic]
+    two_brokers.kill(2)
+    asked = [topics.describe_async(each, [topic], 5 * SLOWEST) for each in admins]
+    assert all(question.result()[topic] for question in asked)
