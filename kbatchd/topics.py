@@ -70,10 +70,10 @@ class Admin(AdminClient):
     def __init__(self, kafka: config.Kafka) -> None:
         """Start librdkafka's threads and connect in the background; never fails for want of a broker."""
         self.trouble = _Trouble()
-        properties: dict[str, Any] = {**kafka.client, **OURS, "error_cb": self.trouble.note}
         properties: dict[str, Any] = {
             "topic.metadata.refresh.interval.ms": REFRESH_MS,
             **kafka.client,
+            **OURS,
             "error_cb": self.trouble.note,
         }
         try:
