@@ -133,18 +133,6 @@ DEFECTS = {
         "a row vanishes on the way, in windows",
         (Change("kbatchd.batch_copy", "skipped = expected - found\n", "skipped = 0\n"),),
     ),
-    # That not all came is seen by COPY's tag, too.
-    "what libpq does not take is not sent again": Defect(
-        "memory is short",
-        (
-            Change(
-                "kbatchd.copying",
-                "        if not pgconn.put_copy_data(piece):\n            _send(pgconn)\n",
-                "        pgconn.put_copy_data(piece)\n        if False:\n            _send(pgconn)\n",
-            ),
-            Change("kbatchd.batch_copy", "skipped = expected - found\n", "skipped = 0\n"),
-        ),
-    ),
     "the first progress is not durable": Defect(
         "PostgreSQL dies behind the first progress",
         (

@@ -1,7 +1,5 @@
 """The daemon with one mechanism taken out: `python -m tests.faults.planted DEFECT --config FILE`, or any command.
 
-`python -m tests.faults.planted DEFECT -m MODULE ARGUMENT` runs another program on it.
-
 A defect is a text in a module's source that is replaced before the module is imported; a text that is not there ends
 the program, so that a defect whose mechanism has moved is noticed. `defects.py` has them, with the scenario that finds
 each.
@@ -11,7 +9,6 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
-import runpy
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -65,16 +62,12 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def main() -> int:
-    """Plant the defect, then be kbatchd, or the module that is named."""
+    """Plant the defect, then be kbatchd."""
     name = sys.argv.pop(1)
     changes = DEFECTS[name].changes
     loaded = {change.module for change in changes} & set(sys.modules)
     assert not loaded, f"too late for {loaded}"
     sys.meta_path.insert(0, _Finder(changes))
-    if sys.argv[1] == "-m":
-        del sys.argv[:2]
-        runpy.run_module(sys.argv[0], run_name="__main__")
-        return 0
     from kbatchd import cli  # noqa: PLC0415 - not before the finder is there
 
     return cli.main()

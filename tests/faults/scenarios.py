@@ -107,7 +107,6 @@ _OTHERS = {
     "a row vanishes on the way": Scenario(torn.a_row_vanishes_on_the_way, short=True),
     "a row vanishes on the way, in windows": Scenario(partial(torn.a_row_vanishes_on_the_way, refused=True)),
     "a wrong tag": Scenario(torn.a_wrong_tag),
-    "memory is short": Scenario(torn.memory_is_short),
     "a merge leaves a row out": Scenario(torn.a_merge_leaves_a_row_out),
     "one partition's progress missing": Scenario(moved.one_partition_missing, short=True),
     "the pipeline renamed": Scenario(partial(moved.renamed, what="pipeline")),

@@ -113,12 +113,6 @@ class Stage:
             check=False,
         )
 
-    def run_beside(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a program of the tests' own on the daemon's modules, and with its defect."""
-        before = () if self.program == HONEST else self.program
-        command = [sys.executable, *before, "-m", module, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-
     def send(self, oracle: Oracle, records: int, partition: int = 0, *, sound: bool = True) -> list[int]:
         """Send so many records past the proxy; return their numbers when all are acknowledged."""
         seqs = self.take_numbers(records)

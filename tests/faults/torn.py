@@ -12,11 +12,9 @@ import signal
 import struct
 from typing import TYPE_CHECKING
 
-from tests.faults.oracle import Unbalanced
 from tests.faults.postgres_wire import answer, command_complete, following, instead, message, statement
 from tests.faults.rules import Frame, Side, When
 from tests.faults.stage import Stage, fail_unless, route
-from tests.short_of_memory import RECORDS
 
 if TYPE_CHECKING:
     from tests.faults.wire import Connection
@@ -150,16 +148,6 @@ def a_merge_leaves_a_row_out(stage: Stage) -> None:
     rule.wait()
     stage.settle(daemon)
     stage.check()
-
-
-def memory_is_short(stage: Stage) -> None:
-    """libpq cannot make its buffer larger, and takes nothing of some pieces: a flush apart, see short_of_memory.py."""
-    flushed = stage.run_beside("tests.short_of_memory", stage.dsn)
-    fail_unless(flushed.returncode == 0, flushed.stderr)
-    counts = "SELECT (SELECT count(*) FROM public.target), next_offset FROM kbatchd.progress"
-    [(rows, next_offset)] = stage.execute(counts)
-    if (rows, next_offset) != (RECORDS - 1, RECORDS):
-        raise Unbalanced(f"progress is {next_offset} of {RECORDS}, the table has {rows} rows; {flushed.stdout}")
 
 
 def without_a_row(data: bytes) -> bytes:
