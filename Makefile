@@ -61,7 +61,7 @@ sdist: $(TEST)    ## dist/kbatchd-*.tar.gz
 	$(BIN)/python -m build --sdist --outdir dist .
 
 clean:    ## remove the environment and everything made
-	rm -rf $(VENV) dist build *.egg-info kbatchd/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) dist build *.egg-info kbatchd/encode/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -40,12 +40,12 @@ import psycopg
 
 from bench.rig import Rig, rig
 from kbatchd import config, log
+from kbatchd.check.preflight import run_preflight
 from kbatchd.devstack.process import free_ports
 from kbatchd.devstack.requests import generate
-from kbatchd.flusher import Flusher
-from kbatchd.preflight import run_preflight
-from kbatchd.stats import Slots
-from kbatchd.worker import run_worker
+from kbatchd.stats.slots import Slots
+from kbatchd.worker.flusher import Flusher
+from kbatchd.worker.worker import run_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

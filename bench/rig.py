@@ -35,15 +35,16 @@ from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from kbatchd import catalogue, migrations
-from kbatchd.batch_copy import COPY_HEADER
-from kbatchd.config_mapping import RouteMapping
+from kbatchd.config import RouteMapping
 from kbatchd.devstack.kafka import Kafka, kafka_server
 from kbatchd.devstack.postgres import postgres_server
 from kbatchd.devstack.process import tail
 from kbatchd.devstack.requests import send
-from kbatchd.mapping import row_columns
-from kbatchd.rows import RowEncoder, build_encoder
+from kbatchd.encode.mapping import row_columns
+from kbatchd.encode.rows import RowEncoder, build_encoder
+from kbatchd.postgres import catalogue
+from kbatchd.schema import migrations
+from kbatchd.sink.batch_copy import COPY_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -23,7 +23,7 @@ import uvloop
 from kbatchd import config, log
 from kbatchd.gateway.listener import BACKLOG
 from kbatchd.gateway.server import SWITCH_INTERVAL_SECONDS, YOUNG_OBJECTS, Server, run_gateway
-from kbatchd.stats import Slots
+from kbatchd.stats.slots import Slots
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

@@ -21,19 +21,20 @@ from confluent_kafka import Message
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from kbatchd import catalogue, migrations, progress
-from kbatchd.batch import Batch, BufferPool, Chunk, RouteBatches
-from kbatchd.batch_copy import Target
-from kbatchd.config_mapping import RouteMapping
+from kbatchd.config import RouteMapping
 from kbatchd.devstack.postgres import postgres_server
 from kbatchd.devstack.requests import generate
-from kbatchd.exact import suspects
-from kbatchd.mapping import row_columns
+from kbatchd.encode.exact import suspects
+from kbatchd.encode.mapping import row_columns
+from kbatchd.encode.rows import RowEncoder, build_encoder
 from kbatchd.model import Partition
-from kbatchd.progress import Owner
-from kbatchd.rows import RowEncoder, build_encoder
-from kbatchd.sink import Sink
-from kbatchd.worker import RECORDS_PER_POLL
+from kbatchd.postgres import catalogue
+from kbatchd.schema import migrations, progress
+from kbatchd.schema.progress import Owner
+from kbatchd.sink.batch import Batch, BufferPool, Chunk, RouteBatches
+from kbatchd.sink.batch_copy import Target
+from kbatchd.sink.sink import Sink
+from kbatchd.worker.worker import RECORDS_PER_POLL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

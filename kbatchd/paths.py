@@ -1,7 +1,7 @@
 """Paths to a field inside a JSON value: `city`, `address.city`, `items[0].sku`, `"a.b"[2]`.
 
 A name with a dot, a bracket or a quote stands in quotes, as JSON writes it. Parsed when the file is loaded, followed by
-the row encoder (rows.py, fast_lane.py) in the worker's poll loop. Pure functions, no I/O.
+the row encoder (encode/rows.py, encode/fast.py) in the worker's poll loop. Pure functions, no I/O.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where the files are that a wheel has in the package and a checkout beside it: the SQL, and the demo's configuration.
+"""Where the files are that a wheel has in the package and a checkout beside it: the SQL.
 
 Used by `kbatchd migrate`, the start-up checks and `kbatchd demo`.
 """

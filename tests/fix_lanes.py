@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kbatchd import compiled_lane, rows
+from kbatchd.encode import compiled as compiled_lane
+from kbatchd.encode import rows
 
 #: Python's own headers and a compiler: then there must be a compiled lane, or it would never be tested.
 CAN_COMPILE = Path(sysconfig.get_path("include"), "Python.h").exists() and any(

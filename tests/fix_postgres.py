@@ -13,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from kbatchd.devstack.postgres import GivenPostgres, Postgres, postgres_server
 from kbatchd.errors import ServerUnavailable
-from kbatchd.migrations import migrate
+from kbatchd.schema.migrations import migrate
 from tests.fix_daemon import wait_until
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kbatchd.batch import Chunk
 from kbatchd.model import Refusal
+from kbatchd.sink.batch import Chunk
 
 TOPIC = "requests"
 

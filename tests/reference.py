@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from kbatchd.config import Config
-from kbatchd.config_faults import keys
+from kbatchd.config.faults import keys
 
 HEAD = """\
 # The configuration file

@@ -13,15 +13,16 @@ from pathlib import Path
 import orjson
 import psycopg
 
-from kbatchd import catalogue, progress
-from kbatchd.batch import BufferPool, Chunk, RouteBatches
-from kbatchd.batch_copy import Target
-from kbatchd.config_mapping import RouteMapping
-from kbatchd.mapping import row_columns
+from kbatchd.config import RouteMapping
+from kbatchd.encode.mapping import row_columns
+from kbatchd.encode.rows import build_encoder
 from kbatchd.model import FlushReason, Partition
-from kbatchd.progress import Owner
-from kbatchd.rows import build_encoder
-from kbatchd.sink import Sink
+from kbatchd.postgres import catalogue
+from kbatchd.schema import progress
+from kbatchd.schema.progress import Owner
+from kbatchd.sink.batch import BufferPool, Chunk, RouteBatches
+from kbatchd.sink.batch_copy import Target
+from kbatchd.sink.sink import Sink
 from tests.records import TOPIC, Sent
 
 RECORDS, REFUSED, RECORD_BYTES = 400, 380, 20_000

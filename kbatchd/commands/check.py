@@ -8,11 +8,11 @@ import sys
 import orjson
 
 from kbatchd import log
-from kbatchd.checkup import Checkup
+from kbatchd.check.checkup import Checkup
+from kbatchd.check.findings import Finding, Level, fault
 from kbatchd.commands import missing_extras, print_table
 from kbatchd.config import load
 from kbatchd.errors import EX_CONFIG, EX_OK, ConfigError
-from kbatchd.findings import Finding, Level, fault
 from kbatchd.printable import printable
 
 

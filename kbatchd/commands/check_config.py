@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from kbatchd.check.properties import judge
 from kbatchd.commands import load_config, missing_extras
 from kbatchd.config import located
 from kbatchd.errors import EX_OK, ConfigError
-from kbatchd.properties import judge
 
 if TYPE_CHECKING:
-    from kbatchd.config import Config
-    from kbatchd.config_faults import Where
+    from kbatchd.config import Config, Where
 
 
 def run(arguments: argparse.Namespace) -> int:

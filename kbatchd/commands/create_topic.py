@@ -7,9 +7,10 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from kbatchd import log, offsets, topics
+from kbatchd import log
 from kbatchd.commands import load_config, route_named
 from kbatchd.errors import EX_OK
+from kbatchd.kafka import offsets, topics
 from kbatchd.model import Partition
 
 #: Somebody waits at the terminal: less than the daemon's own patience.

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import orjson
 
-from kbatchd import letters, log
+from kbatchd import log
 from kbatchd.commands import load_config, print_table
 from kbatchd.config import Config
 from kbatchd.errors import EX_CONFIG, EX_DATA, EX_OK, ConfigError
-from kbatchd.letters import Choice, Letter
-from kbatchd.migrations import check_version
+from kbatchd.letters import store
+from kbatchd.letters.replay import Replay
+from kbatchd.letters.store import Choice, Letter
 from kbatchd.model import Refusal
-from kbatchd.postgres import Connection, connect, explained
+from kbatchd.postgres.connection import Connection, connect, explained
 from kbatchd.printable import printable, printable_json, printable_value
-from kbatchd.replay import Replay
+from kbatchd.schema.migrations import check_version
 
 #: A table for people is read as a whole; NDJSON may be of any length.
 MAX_LISTED = 1_000
@@ -77,11 +78,11 @@ def replay(arguments: argparse.Namespace) -> int:
                 f"ones {len(found)} are chosen"
             )
         tally = _Tally()
-        for route in letters.routes(connection, config.pipeline, choice):
+        for route in store.routes(connection, config.pipeline, choice):
             chosen = replace(choice, route=route)
             way = _make_replay(connection, config, route, chosen, overwrite=arguments.overwrite)
             backwards = way is not None and way.newest_first
-            for page in letters.read(connection, config.pipeline, chosen, newest_first=backwards):
+            for page in store.read(connection, config.pipeline, chosen, newest_first=backwards):
                 tally.replay(route, way, page, corrected)
     return tally.report() or code
 
@@ -99,7 +100,7 @@ def discard(arguments: argparse.Namespace) -> int:
         if choice.ids and not arguments.yes and not _agrees(arguments, f"{what} {_letters(len(choice.ids))}?"):
             print("nothing was changed")
             return code
-        done = letters.discard(connection, config.pipeline, choice, delete=arguments.delete)
+        done = store.discard(connection, config.pipeline, choice, delete=arguments.delete)
     print(f"{_letters(done)} {what}{'d' if arguments.delete else 'ed'}")
     return code
 
@@ -164,13 +165,13 @@ def _choice(arguments: argparse.Namespace, *, whole: bool = False) -> Choice:
 
 
 def _chosen(connection: Connection, config: Config, choice: Choice) -> Iterator[Letter]:
-    for page in letters.read(connection, config.pipeline, choice):
+    for page in store.read(connection, config.pipeline, choice):
         yield from page
 
 
 def _find(connection: Connection, config: Config, choice: Choice) -> tuple[list[int], int]:
     """Return the ids of the chosen and the exit code: an id that is not among them is a slip, and must not pass."""
-    found = letters.known(connection, config.pipeline, choice)
+    found = store.known(connection, config.pipeline, choice)
     missing = set(choice.ids or ()).difference(found)
     if missing:
         kind = "open " if choice.state else ""

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from kbatchd.devstack.kafka import Kafka
     from kbatchd.devstack.postgres import Postgres
 
-#: The addresses in config/demo.toml, as they stand there.
+#: The addresses in devstack/demo.toml, as they stand there.
 ADDRESS_IN_FILE = '"localhost:9092"'
 DSN_IN_FILE = '"postgresql://kbatchd@localhost/app"'
 TOPIC_IN_FILE = 'topic = "requests"'
@@ -208,10 +208,10 @@ def _page_address(port: int) -> str:
 def _write_config(
     directory: Path, kafka: Kafka | GivenKafka, postgres: Postgres | GivenPostgres, page: str
 ) -> tuple[Path, str]:
-    """Write a copy of config/demo.toml with the servers' and the page's addresses; return it and the topic's name."""
+    """Write a copy of devstack/demo.toml with the servers' and the page's addresses; return it and the topic's name."""
     # Somebody else's Kafka may well have a topic of that name.
     topic = f"requests-{uuid.uuid4().hex[:8]}" if isinstance(kafka, GivenKafka) else "requests"
-    text = shipped("config/demo.toml").read_text()
+    text = shipped("devstack/demo.toml").read_text()
     for old, new in (
         (ADDRESS_IN_FILE, json.dumps(kafka.bootstrap_servers)),
         (DSN_IN_FILE, json.dumps(postgres.dsn)),
@@ -219,7 +219,7 @@ def _write_config(
         (PAGE_IN_FILE, json.dumps(page)),
     ):
         if text.count(old) != 1:
-            raise DemoFailed(f"config/demo.toml must hold {old} once")
+            raise DemoFailed(f"devstack/demo.toml must hold {old} once")
         text = text.replace(old, new)
     config = directory / "demo.toml"
     config.write_text(text)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from kbatchd import excerpt, log, topics
+from kbatchd import log
 from kbatchd.commands import print_as_utf8
 from kbatchd.config import load_kafka
 from kbatchd.errors import EX_OK, ConfigError
-from kbatchd.inference import infer
-from kbatchd.table_text import check_name, commented, create_table, route, table_of_topic
+from kbatchd.kafka import excerpt, topics
+from kbatchd.shapes.inference import infer
+from kbatchd.shapes.table_text import check_name, commented, create_table, route, table_of_topic
 
 
 def run(arguments: argparse.Namespace) -> int:

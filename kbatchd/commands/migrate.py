@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from kbatchd import migrations
 from kbatchd.commands import load_config, print_as_utf8
 from kbatchd.errors import EX_OK
-from kbatchd.postgres import connect
+from kbatchd.postgres.connection import connect
+from kbatchd.schema import migrations
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -8,16 +8,19 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from kbatchd import catalogue, halting, log, offsets, progress, renaming, topics
+from kbatchd import log
+from kbatchd.check.inspection import privilege_faults
 from kbatchd.commands import load_config, print_table, route_named
 from kbatchd.config import Config, Route
 from kbatchd.errors import EX_OK, ConfigError, KbatchError, ServerUnavailable, SourceError
-from kbatchd.inspection import privilege_faults
-from kbatchd.migrations import check_version
+from kbatchd.kafka import offsets, topics
+from kbatchd.kafka.watch import diagnose
 from kbatchd.model import Gap, Partition
-from kbatchd.postgres import connect, explained
-from kbatchd.progress import Owner, Position, ProgressRow
-from kbatchd.watch import diagnose
+from kbatchd.postgres import catalogue
+from kbatchd.postgres.connection import connect, explained
+from kbatchd.schema import halting, progress, renaming
+from kbatchd.schema.migrations import check_version
+from kbatchd.schema.progress import Owner, Position, ProgressRow
 
 #: How long `progress show` waits for Kafka, which it can do without.
 LAG_TIMEOUT_SECONDS = 5.0

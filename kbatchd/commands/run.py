@@ -11,19 +11,20 @@ import faulthandler
 import signal
 from functools import partial
 
-from kbatchd import log, notes
+from kbatchd import log
+from kbatchd.check.preflight import run_preflight
 from kbatchd.commands import load_config, missing_extras
 from kbatchd.config import Config
 from kbatchd.daemon.plan import Group, Plan
+from kbatchd.daemon.prune import run_prune
+from kbatchd.daemon.reload import FileReader
 from kbatchd.daemon.supervisor import Supervisor
+from kbatchd.door.tables import is_cached
 from kbatchd.errors import ConfigError
-from kbatchd.preflight import run_preflight
-from kbatchd.prune import run_prune
-from kbatchd.reload import FileReader
-from kbatchd.stats import Slot, Slots
-from kbatchd.suspicions import End, Suspicions
-from kbatchd.tables import is_cached
-from kbatchd.worker import run_worker
+from kbatchd.stats import notes
+from kbatchd.stats.slots import Slot, Slots
+from kbatchd.stats.suspicions import End, Suspicions
+from kbatchd.worker.worker import run_worker
 
 
 def run(arguments: argparse.Namespace) -> int:

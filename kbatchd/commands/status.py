@@ -18,16 +18,17 @@ from typing import Any
 
 import orjson
 
-from kbatchd import ledger, standing, topics
 from kbatchd.commands import load_config, print_table
-from kbatchd.config import Config
-from kbatchd.config_table import host_and_port
+from kbatchd.config import Config, host_and_port
 from kbatchd.errors import EX_OK, KbatchError
-from kbatchd.lag import Oldest, PartitionLag, PartitionState, survey
-from kbatchd.migrations import check_version
-from kbatchd.postgres import Connection, Error, connect, explained
+from kbatchd.kafka import topics
+from kbatchd.monitor import standing
+from kbatchd.monitor.lag import Oldest, PartitionLag, PartitionState, survey
+from kbatchd.monitor.standing import Word
+from kbatchd.postgres.connection import Connection, Error, connect, explained
 from kbatchd.printable import printable
-from kbatchd.standing import Word
+from kbatchd.schema import ledger
+from kbatchd.schema.migrations import check_version
 
 #: How long Kafka may take to answer: what PostgreSQL knows is shown without it.
 KAFKA_SECONDS = 5.0

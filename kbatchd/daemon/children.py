@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from kbatchd.daemon.process import fork, is_stopped
 from kbatchd.errors import EX_CONFIG
-from kbatchd.stats import Field, Slot, State
-from kbatchd.suspicions import End
+from kbatchd.stats.slots import Field, Slot, State
+from kbatchd.stats.suspicions import End
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

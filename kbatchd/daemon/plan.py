@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from signal import Signals
 from typing import TYPE_CHECKING
 
-from kbatchd.stats import Slot, Slots
+from kbatchd.stats.slots import Slot, Slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kbatchd.suspicions import End
+    from kbatchd.stats.suspicions import End
 
 
 @dataclass(frozen=True, slots=True)

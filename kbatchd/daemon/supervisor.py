@@ -20,7 +20,7 @@ from kbatchd import systemd
 from kbatchd.daemon.children import Child, Children
 from kbatchd.daemon.process import Errand
 from kbatchd.errors import EX_CONFIG, EX_OK, EX_UNAVAILABLE
-from kbatchd.stats import Count, Field, State
+from kbatchd.stats.slots import Count, Field, State
 
 if TYPE_CHECKING:
     from kbatchd.daemon.plan import Plan

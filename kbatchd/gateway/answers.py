@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from kbatchd.encode.internal import INTERNAL
 from kbatchd.gateway.database import Outcome
 from kbatchd.gateway.problems import Problem
-from kbatchd.internal import INTERNAL
-from kbatchd.producer import KafkaAway, RecordTooLarge
+from kbatchd.kafka.producer import KafkaAway, RecordTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kbatchd.bodies import Records
-    from kbatchd.door import Door
+    from kbatchd.door.door import Door
+    from kbatchd.files.bodies import Records
     from kbatchd.gateway.problems import Answer
+    from kbatchd.kafka.producer import NotAcknowledged, NotSent
     from kbatchd.model import OffsetRange, Refusal
-    from kbatchd.producer import NotAcknowledged, NotSent
-    from kbatchd.reached import DeadLetter
+    from kbatchd.schema.reached import DeadLetter
 
 #: So many refused records are named in an answer, 1 MB of it; all are counted.
 NAMED_ERRORS = 10_000

@@ -22,29 +22,29 @@ from urllib.parse import parse_qs
 
 import orjson
 
-from kbatchd.bodies import Records
-from kbatchd.door import Door
+from kbatchd.door.door import Door
 from kbatchd.errors import ConfigError
+from kbatchd.files.bodies import Records
 from kbatchd.gateway import answers, pages
 from kbatchd.gateway.contents import Content, Limits, content_of, keys_of, nothing_held, records_of
 from kbatchd.gateway.database import Outcome
 from kbatchd.gateway.memory import Holding
 from kbatchd.gateway.origins import PREFLIGHT, SAFE_METHODS, Origins
 from kbatchd.gateway.problems import Answer, Problem
-from kbatchd.producer import RECORDS_PER_TURN, KafkaAway, NotAcknowledged, NotSent
+from kbatchd.kafka.producer import RECORDS_PER_TURN, KafkaAway, NotAcknowledged, NotSent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from kbatchd.config import Gateway, Route
+    from kbatchd.door.tables import Tables
     from kbatchd.gateway.database import Database
     from kbatchd.gateway.exchange import Exchange
     from kbatchd.gateway.logs import Logs
     from kbatchd.gateway.tokens import Tokens
+    from kbatchd.kafka.producer import Headers, RecordProducer, Sending
     from kbatchd.model import OffsetRange
-    from kbatchd.producer import Headers, RecordProducer, Sending
-    from kbatchd.reached import DeadLetter
-    from kbatchd.tables import Tables
+    from kbatchd.schema.reached import DeadLetter
 
     Split = Callable[[bytes, int], Records]
     Fields = dict[bytes, bytes]

@@ -8,16 +8,16 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
-from kbatchd import bodies
-from kbatchd.bodies import Malformed, Records, TooLarge
+from kbatchd.files import bodies
+from kbatchd.files.bodies import Malformed, Records, TooLarge
 from kbatchd.gateway import answers
 from kbatchd.gateway.problems import Problem
-from kbatchd.producer import RecordTooLarge
+from kbatchd.kafka.producer import RecordTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from kbatchd.door import Door
+    from kbatchd.door.door import Door
     from kbatchd.model import Refusal
 
     Split = Callable[[bytes, int], Records]

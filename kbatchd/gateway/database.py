@@ -17,20 +17,21 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from kbatchd import reached, tables
+from kbatchd.door import tables
 from kbatchd.errors import KbatchError
-from kbatchd.postgres import connect, explained
-from kbatchd.reached import CLOCK_SLACK_SECONDS, Reached, Sought
+from kbatchd.postgres.connection import connect, explained
+from kbatchd.schema import reached
+from kbatchd.schema.reached import CLOCK_SLACK_SECONDS, Reached, Sought
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from kbatchd.config import Config, Route
+    from kbatchd.door.tables import Tables
     from kbatchd.gateway.logs import Log
     from kbatchd.model import OffsetRange
-    from kbatchd.postgres import Connection
-    from kbatchd.reached import DeadLetter, Standing
-    from kbatchd.tables import Tables
+    from kbatchd.postgres.connection import Connection
+    from kbatchd.schema.reached import DeadLetter, Standing
 
 log = logging.getLogger(__name__)
 

@@ -16,15 +16,15 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kbatchd import topics
 from kbatchd.errors import KbatchError
+from kbatchd.kafka import topics
+from kbatchd.kafka.offsets import OffsetsInquiry
 from kbatchd.model import Partition
-from kbatchd.offsets import OffsetsInquiry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from kbatchd.topics import Admin
+    from kbatchd.kafka.topics import Admin
 
 log = logging.getLogger(__name__)
 

@@ -12,14 +12,14 @@ from urllib.parse import quote
 
 import orjson
 
+from kbatchd.door.tables import Columns
 from kbatchd.gateway import records
-from kbatchd.tables import Columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from kbatchd.config import Gateway, Route
-    from kbatchd.tables import Tables
+    from kbatchd.door.tables import Tables
 
     Schema = dict[str, Any]
 

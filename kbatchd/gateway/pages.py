@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kbatchd.config import Gateway, Route
+    from kbatchd.door.tables import Tables
     from kbatchd.gateway.problems import Answer
-    from kbatchd.tables import Tables
 
 #: Scripts and styles of the page, whose text the policy must name.
 _INLINE: Final = re.compile(rb"<(script|style)>(.*?)</\1>", re.DOTALL)

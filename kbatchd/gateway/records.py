@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from kbatchd import samples
-from kbatchd.fields_times import UNITS
+from kbatchd.encode.mapping import resolve_feeds
+from kbatchd.encode.times import UNITS
 from kbatchd.gateway import schemas
-from kbatchd.mapping import resolve_feeds
-from kbatchd.shape import of_value
+from kbatchd.shapes import samples
+from kbatchd.shapes.shape import of_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kbatchd.catalogue import Column
     from kbatchd.config import Route
+    from kbatchd.encode.mapping import Feed
     from kbatchd.gateway.schemas import Schema
-    from kbatchd.mapping import Feed
-    from kbatchd.shape import Place
+    from kbatchd.postgres.catalogue import Column
+    from kbatchd.shapes.shape import Place
 
 _MICROSECONDS: Final = 1_000_000
 #: Seconds since 1970: the years 1 to 9999.

@@ -1,8 +1,8 @@
 """What JSON a column takes, as a JSON schema.
 
-What a schema allows, the row encoder (fields.py) takes; a unit test holds the two together. The other way round the
-schema is stricter: it has one way to write a UUID or a time, the encoder takes some more. What no schema can say (1.0
-is an integer to it) is in the column's description. Called by openapi.py; pure.
+What a schema allows, the row encoder (encode/fields.py) takes; a unit test holds the two together. The other way round
+the schema is stricter: it has one way to write a UUID or a time, the encoder takes some more. What no schema can say
+(1.0 is an integer to it) is in the column's description. Called by openapi.py; pure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kbatchd.catalogue import Column
+    from kbatchd.postgres.catalogue import Column
 
     Schema = dict[str, Any]
 

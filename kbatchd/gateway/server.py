@@ -28,10 +28,10 @@ from kbatchd.gateway.listener import BACKLOG, HANDSHAKE_SECONDS, announce, answe
 from kbatchd.gateway.logs import Logs
 from kbatchd.gateway.protocol import TOLD_CONNECTIONS, Connection
 from kbatchd.gateway.tokens import Tokens
+from kbatchd.kafka.producer import RecordProducer
+from kbatchd.kafka.topics import make_admin
 from kbatchd.log import tell_repeats
-from kbatchd.producer import RecordProducer
-from kbatchd.stats import Field, Slot, State
-from kbatchd.topics import make_admin
+from kbatchd.stats.slots import Field, Slot, State
 
 if TYPE_CHECKING:
     import socket

@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 
-from kbatchd.config_table import host_and_port
+from kbatchd.config import host_and_port
 from kbatchd.gateway.origins import Origins
 from kbatchd.monitor.metrics import Metrics
 

@@ -23,18 +23,18 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from kbatchd import __version__
-from kbatchd.histograms import FILL, FLUSH_SECONDS, FRESHNESS_SECONDS, Histogram
+from kbatchd.kafka.topics import LIBRDKAFKA_VERSION
 from kbatchd.monitor.state import state_of
 from kbatchd.monitor.watcher import STALE_SECONDS
-from kbatchd.stats import Count, Field
-from kbatchd.topics import LIBRDKAFKA_VERSION
+from kbatchd.stats.histograms import FILL, FLUSH_SECONDS, FRESHNESS_SECONDS, Histogram
+from kbatchd.stats.slots import Count, Field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from kbatchd.monitor.state import Daemon
     from kbatchd.monitor.watcher import View
-    from kbatchd.stats import RouteSlot
+    from kbatchd.stats.slots import RouteSlot
 
 WORKER_STATES = ("down", "starting", "running", "standby", "waiting", "silent")
 

@@ -24,11 +24,11 @@ from kbatchd.monitor.app import App
 from kbatchd.monitor.history import History
 from kbatchd.monitor.state import Daemon
 from kbatchd.monitor.watcher import Watcher
-from kbatchd.stats import Field, State
+from kbatchd.stats.slots import Field, State
 
 if TYPE_CHECKING:
     from kbatchd.config import Config, Monitor
-    from kbatchd.stats import Slot, Slots
+    from kbatchd.stats.slots import Slot, Slots
 
 log = logging.getLogger(__name__)
 

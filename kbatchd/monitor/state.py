@@ -10,20 +10,21 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kbatchd import __version__, standing
-from kbatchd.halting import Halt
-from kbatchd.lag import PartitionLag, PartitionState
-from kbatchd.standing import Word
-from kbatchd.stats import Count, Field, State
+from kbatchd import __version__
+from kbatchd.monitor import standing
+from kbatchd.monitor.lag import PartitionLag, PartitionState
+from kbatchd.monitor.standing import Word
+from kbatchd.schema.halting import Halt
+from kbatchd.stats.slots import Count, Field, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     from kbatchd.config import Config
-    from kbatchd.ledger import Cause
     from kbatchd.monitor.watcher import Contact, View
-    from kbatchd.stats import RouteSlot, Slot, Slots
+    from kbatchd.schema.ledger import Cause
+    from kbatchd.stats.slots import RouteSlot, Slot, Slots
 
 #: A worker's loop comes round ten times a second; one that does not for this long is told of.
 SILENT_SECONDS = 5.0

@@ -13,20 +13,21 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from kbatchd import ledger, topics
 from kbatchd.errors import KbatchError
-from kbatchd.lag import Oldest, PartitionLag, survey
+from kbatchd.kafka import topics
 from kbatchd.monitor.history import DAY_BIN_SECONDS, DAY_SECONDS, RECENT_SECONDS, SAMPLE_SECONDS, History
-from kbatchd.postgres import Connection, Error, connect
-from kbatchd.stats import Count
+from kbatchd.monitor.lag import Oldest, PartitionLag, survey
+from kbatchd.postgres.connection import Connection, Error, connect
+from kbatchd.schema import ledger
+from kbatchd.stats.slots import Count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from kbatchd.config import Config
-    from kbatchd.ledger import Cause, Claimed, RecordedGap
     from kbatchd.model import Partition
-    from kbatchd.stats import Slots
+    from kbatchd.schema.ledger import Cause, Claimed, RecordedGap
+    from kbatchd.stats.slots import Slots
 
 log = logging.getLogger(__name__)
 

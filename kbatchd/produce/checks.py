@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from kbatchd.config_kafka import record_too_large
-from kbatchd.door import Door
-from kbatchd.failures import Failure
+from kbatchd.config import record_too_large
+from kbatchd.door.door import Door
 from kbatchd.model import Refusal
+from kbatchd.produce.failures import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kbatchd.catalogue import Column
-    from kbatchd.config_mapping import RouteMapping
-    from kbatchd.feeding import Feeding
-    from kbatchd.files import Piece
+    from kbatchd.config import RouteMapping
+    from kbatchd.door.feeding import Feeding
+    from kbatchd.files.files import Piece
+    from kbatchd.postgres.catalogue import Column
 
 
 class Unfed(NamedTuple):

@@ -20,22 +20,24 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from kbatchd import samples, tables, topics
+from kbatchd.door import tables
 from kbatchd.errors import EX_DATA, EX_OK, ConfigError
-from kbatchd.files import Piece, Place
+from kbatchd.files.files import Piece, Place
+from kbatchd.files.streams import Input, Stopped
+from kbatchd.kafka import topics
 from kbatchd.produce.context import Context
 from kbatchd.produce.file_run import FileRun
 from kbatchd.produce.heads import read_head
+from kbatchd.produce.plain_producer import PlainProducer
 from kbatchd.produce.sending import Sending, at_beginning
-from kbatchd.resumable.plain_producer import PlainProducer
-from kbatchd.streams import Input, Stopped
+from kbatchd.shapes import samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from kbatchd.config import Config, Route
     from kbatchd.produce.context import Options
-    from kbatchd.samples import Label
+    from kbatchd.shapes.samples import Label
 
 STANDARD_INPUT: Final = "-"
 

@@ -6,25 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from kbatchd.bar import Bar
-from kbatchd.csv_files import CsvReader
+from kbatchd.door.feeding import Feeding
+from kbatchd.encode.mapping import resolve_feeds
 from kbatchd.errors import ConfigError
-from kbatchd.failures import SUFFIX, FailedFile
-from kbatchd.feeding import Feeding
-from kbatchd.files import is_array, read_array, read_lines
-from kbatchd.mapping import resolve_feeds
+from kbatchd.files.csv import CsvReader
+from kbatchd.files.files import is_array, read_array, read_lines
+from kbatchd.produce.bar import Bar
 from kbatchd.produce.checks import Checker
+from kbatchd.produce.delivery import Patience
+from kbatchd.produce.failures import SUFFIX, FailedFile
 from kbatchd.produce.heads import foreign
 from kbatchd.produce.pace import Pace
-from kbatchd.resumable.delivery import Patience
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator, Sequence
 
-    from kbatchd.catalogue import Column
     from kbatchd.config import Config, Route
-    from kbatchd.files import Piece, Place
+    from kbatchd.files.files import Piece, Place
+    from kbatchd.postgres.catalogue import Column
 
 Format = Literal["ndjson", "array", "csv"]
 

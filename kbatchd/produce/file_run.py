@@ -14,18 +14,18 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from kbatchd.errors import ConfigError, KbatchError
-from kbatchd.files import Place
+from kbatchd.files.files import Place
+from kbatchd.files.streams import Stopped
+from kbatchd.produce.file_producer import FileProducer, TakenOver
 from kbatchd.produce.heads import read_head
 from kbatchd.produce.sending import Begin, Sending, at_beginning
-from kbatchd.resumable.file_producer import FileProducer, TakenOver
-from kbatchd.streams import Stopped
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from kbatchd.files.streams import Input
     from kbatchd.produce.context import Context, Splitter
-    from kbatchd.resumable.position import Position
-    from kbatchd.streams import Input
+    from kbatchd.produce.position import Position
 
 
 #: Said of a file that Kafka has no position of.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
-from kbatchd.files import UTF8_MARK, is_array
+from kbatchd.files.files import UTF8_MARK, is_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

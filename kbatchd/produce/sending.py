@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kbatchd import log
 from kbatchd.errors import ConfigError
-from kbatchd.files import Place
+from kbatchd.files.files import Place
+from kbatchd.files.streams import Stopped
 from kbatchd.model import Partition
-from kbatchd.resumable.position import Position
-from kbatchd.streams import Stopped
+from kbatchd.produce.position import Position
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kbatchd.failures import FailedFile, Failure
-    from kbatchd.files import Piece
+    from kbatchd.files.files import Piece
+    from kbatchd.files.streams import Input
     from kbatchd.produce.checks import Unfed
     from kbatchd.produce.context import Context
-    from kbatchd.resumable.delivery import RecordProducer
-    from kbatchd.streams import Input
+    from kbatchd.produce.delivery import RecordProducer
+    from kbatchd.produce.failures import FailedFile, Failure
 
 #: A wait that is longer must not hold a transaction open.
 _SHORT_SECONDS: Final = 0.05

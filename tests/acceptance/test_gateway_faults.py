@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 PROGRAM = """
 import sys
-from kbatchd import careful_lane, door
+from kbatchd.encode import careful as careful_lane
+from kbatchd.door import door
 from kbatchd.cli import main
 
 row, keys, check = careful_lane.CarefulLane.row, door.Door.keys, door.Door.check

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from kbatchd.producer import STALL_SECONDS
+from kbatchd.kafka.producer import STALL_SECONDS
 from tests.fix_daemon import Daemon, MakeDaemon, wait_until
 from tests.fix_http import Client, MakeGateway, free_port, wait_listening
 from tests.fix_load import read_topic

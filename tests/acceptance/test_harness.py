@@ -17,7 +17,9 @@ PROGRAM = """
 import os, signal, sys
 from pathlib import Path
 import psycopg
-from kbatchd import cli, progress, sink
+from kbatchd import cli
+from kbatchd.schema import progress
+from kbatchd.sink import sink
 {sabotage}
 sys.exit(cli.main())
 """

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 PROGRAM = """
 import ctypes, os, re, signal, sys, time
 from pathlib import Path
-from kbatchd import rows, sink
-from kbatchd.careful_lane import CarefulLane
+from kbatchd.encode import rows
+from kbatchd.sink import sink
+from kbatchd.encode.careful import CarefulLane
 from kbatchd.cli import main
 
 counts = Path(sys.argv[1])

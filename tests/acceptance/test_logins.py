@@ -12,7 +12,7 @@ from psycopg.conninfo import make_conninfo
 
 from kbatchd.devstack.postgres import Postgres
 from kbatchd.errors import EX_CONFIG
-from kbatchd.migrations import migrate
+from kbatchd.schema.migrations import migrate
 from tests.fix_daemon import wait_until
 from tests.fix_load import new_delivery
 

@@ -11,7 +11,7 @@ from confluent_kafka import Producer
 from psycopg.conninfo import make_conninfo
 
 from kbatchd.devstack.postgres import Postgres
-from kbatchd.migrations import migrate
+from kbatchd.schema.migrations import migrate
 from tests.fix_daemon import wait_until
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from confluent_kafka import Producer
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from kbatchd.migrations import migrate
+from kbatchd.schema.migrations import migrate
 from tests.acceptance.test_roles import OLD, roles_sql
 from tests.fix_daemon import Daemon, MakeDaemon, wait_until
 from tests.fix_http import Client, free_port, wait_listening

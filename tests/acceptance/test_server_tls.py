@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from kbatchd.devstack.kafka import Kafka, Login
 from kbatchd.devstack.postgres import Postgres
 from kbatchd.errors import EX_CONFIG
-from kbatchd.migrations import migrate
+from kbatchd.schema.migrations import migrate
 from tests.fix_daemon import wait_until
 from tests.fix_kafka import _topics
 from tests.fix_load import new_delivery

@@ -12,10 +12,10 @@ import orjson
 import psycopg
 import pytest
 
-from kbatchd.batch import Batch, Chunk
 from kbatchd.errors import NotTheRecords
-from kbatchd.insertion import Outcome
 from kbatchd.model import FlushReason
+from kbatchd.sink.batch import Batch, Chunk
+from kbatchd.sink.insertion import Outcome
 from tests.fix_daemon import wait_until
 from tests.integration.test_sink import Route, binary, connection, make_route, sent
 from tests.integration.test_upsert import Row, Upserts

@@ -12,11 +12,11 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from kbatchd.batch_copy import BatchCopy
 from kbatchd.errors import Unbalanced
-from kbatchd.insertion import Outcome
 from kbatchd.model import Partition
-from kbatchd.upsert import Merge
+from kbatchd.sink.batch_copy import BatchCopy
+from kbatchd.sink.insertion import Outcome
+from kbatchd.sink.upsert import Merge
 from tests.integration.test_sink import Route, broken, connection, make_route, sent
 from tests.integration.test_upsert import Row, Upserts
 from tests.records import TOPIC
@@ -25,7 +25,7 @@ from tests.short_of_memory import RECORDS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kbatchd.batch import Batch
+    from kbatchd.sink.batch import Batch
 
 __all__ = ["connection", "make_route"]
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, LiteralString
 import psycopg
 import pytest
 
-from kbatchd.catalogue import FINGERPRINT_SQL, fingerprint, read_table
-from kbatchd.config_mapping import RouteMapping
+from kbatchd.config import RouteMapping
+from kbatchd.encode.mapping import row_columns
 from kbatchd.errors import ConfigError
-from kbatchd.mapping import row_columns
+from kbatchd.postgres.catalogue import FINGERPRINT_SQL, fingerprint, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,7 +16,7 @@ from confluent_kafka import Producer, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 from psycopg.conninfo import make_conninfo
 
-from kbatchd import checkup
+from kbatchd.check import checkup
 from kbatchd.cli import main
 from tests.fix_kafka import _topics, group_ids
 

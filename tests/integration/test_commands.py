@@ -14,8 +14,10 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from psycopg.conninfo import make_conninfo
 
-from kbatchd import config, progress, topics
-from kbatchd.progress import Owner
+from kbatchd import config
+from kbatchd.kafka import topics
+from kbatchd.schema import progress
+from kbatchd.schema.progress import Owner
 
 if TYPE_CHECKING:
     from pathlib import Path

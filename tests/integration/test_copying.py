@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from kbatchd.copying import copy_in
-from kbatchd.postgres import Verdict, verdict
+from kbatchd.postgres.connection import Verdict, verdict
+from kbatchd.postgres.copying import copy_in
 from tests.fix_daemon import wait_until
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import pytest
 from confluent_kafka import Producer
 
 from kbatchd.cli import main
-from kbatchd.migrations import migrate
+from kbatchd.schema.migrations import migrate
 from tests.fix_daemon import wait_until
 
 if TYPE_CHECKING:

@@ -16,19 +16,20 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from kbatchd import compiled_lane, remedies
-from kbatchd.catalogue import Column, Table, read_table
-from kbatchd.config_mapping import RouteMapping
-from kbatchd.door import Door
+from kbatchd.check import remedies
+from kbatchd.config import RouteMapping
+from kbatchd.door.door import Door
+from kbatchd.encode import compiled as compiled_lane
+from kbatchd.encode.internal import INTERNAL
+from kbatchd.encode.mapping import Deletes, row_columns
+from kbatchd.encode.rows import RowEncoder, build_encoder
 from kbatchd.errors import ConfigError
-from kbatchd.inference import infer
-from kbatchd.internal import INTERNAL
-from kbatchd.mapping import Deletes, row_columns
 from kbatchd.model import DELETED, CopyFormat, Refusal
 from kbatchd.paths import parse_path
-from kbatchd.progress import Owner
-from kbatchd.rows import RowEncoder, build_encoder
-from kbatchd.sink import _dead_letter
+from kbatchd.postgres.catalogue import Column, Table, read_table
+from kbatchd.schema.progress import Owner
+from kbatchd.shapes.inference import infer
+from kbatchd.sink.sink import _dead_letter
 from tests.fix_lanes import LANES
 from tests.integration.test_near_misses import SEEDS, mutated
 from tests.integration.test_types import HEADER, TRAILER

@@ -12,15 +12,15 @@ import psycopg
 import pytest
 import uvloop
 
-from kbatchd import progress
 from kbatchd.config import Config, load
+from kbatchd.door.tables import Columns, Tables
 from kbatchd.errors import ConfigError
 from kbatchd.gateway import database as module
 from kbatchd.gateway.database import Database, Outcome
 from kbatchd.gateway.logs import Log
 from kbatchd.model import Gap, GapKind, OffsetRange, Partition
-from kbatchd.progress import Owner, Position
-from kbatchd.tables import Columns, Tables
+from kbatchd.schema import progress
+from kbatchd.schema.progress import Owner, Position
 from tests.fix_http import free_port
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from kbatchd.config import Route
     from kbatchd.devstack.postgres import Postgres
-    from kbatchd.reached import DeadLetter
+    from kbatchd.schema.reached import DeadLetter
 
 TOPIC = "orders"
 OWNER = Owner("kbatchd", TOPIC, TOPIC, '"public"."orders"', "test")

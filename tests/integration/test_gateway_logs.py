@@ -12,9 +12,9 @@ from confluent_kafka.admin import AdminClient
 
 from kbatchd import config
 from kbatchd.gateway.logs import Logs
+from kbatchd.kafka.producer import RecordProducer
+from kbatchd.kafka.topics import make_admin
 from kbatchd.model import Partition
-from kbatchd.producer import RecordProducer
-from kbatchd.topics import make_admin
 from tests.fix_daemon import wait_until
 
 if TYPE_CHECKING:

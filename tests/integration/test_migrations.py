@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from kbatchd import migrations
 from kbatchd.errors import ConfigError, ServerUnavailable
+from kbatchd.schema import migrations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ WHERE c.relnamespace = 'kbatchd'::regnamespace AND a.attnum > 0 ORDER BY 1, a.at
 
 MIGRATE_PROGRAM = """
 import sys, psycopg
-from kbatchd.migrations import migrate
+from kbatchd.schema.migrations import migrate
 with psycopg.connect(sys.argv[1], autocommit=True) as connection:
     connection.execute("SET lock_timeout = '1ms'")
     print("ready", flush=True)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from kbatchd.catalogue import read_table
-from kbatchd.config_mapping import RouteMapping
-from kbatchd.mapping import row_columns
+from kbatchd.config import RouteMapping
+from kbatchd.encode.mapping import row_columns
+from kbatchd.encode.rows import build_encoder
 from kbatchd.model import CopyFormat
-from kbatchd.rows import build_encoder
+from kbatchd.postgres.catalogue import read_table
 from tests.integration.test_types import HEADER, TRAILER
 
 if TYPE_CHECKING:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 from confluent_kafka import Producer, TopicPartition
 
-from kbatchd import config, offsets, topics, watch
+from kbatchd import config
 from kbatchd.errors import ServerUnavailable, SourceError
+from kbatchd.kafka import offsets, topics, watch
+from kbatchd.kafka.offsets import Beginnings, OffsetsInquiry, offset_of
 from kbatchd.model import Gap, GapKind, Partition
-from kbatchd.offsets import Beginnings, OffsetsInquiry, offset_of
-from kbatchd.progress import Position
+from kbatchd.schema.progress import Position
 from tests.faults.kafka_wire import Api, Earlier, answers, requests
 from tests.faults.rules import Rule, alter, cut, delay, swallow
 from tests.fix_daemon import wait_until

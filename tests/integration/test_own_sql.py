@@ -13,9 +13,11 @@ import pytest
 from pglast.parser import ParseError
 
 import kbatchd
-from kbatchd import catalogue, config, migrations
+from kbatchd import config
 from kbatchd.model import DELETED
-from kbatchd.upsert import Merge, build_merge
+from kbatchd.postgres import catalogue
+from kbatchd.schema import migrations
+from kbatchd.sink.upsert import Merge, build_merge
 from tests.sql_names import unqualified
 
 if TYPE_CHECKING:

@@ -41,7 +41,14 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_the_sdist_has_the_sources(packages: tuple[Path, Path]) -> None:
     with tarfile.open(packages[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "kbatchd/_lane.c", "sql/roles.sql"} <= names
+    assert {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "kbatchd/encode/_lane.c",
+        "sql/roles.sql",
+    } <= names
     assert {f"systemd/{path.name}" for path in (ROOT / "systemd").iterdir()} <= names
 
 
@@ -51,7 +58,7 @@ def test_the_wheel_has_everything(packages: tuple[Path, Path]) -> None:
         metadata = next(archive.read(name).decode() for name in names if name.endswith("METADATA"))
     wanted = {path.relative_to(ROOT).as_posix() for pattern in ("*.py", "*.html", "*.pyi") for path in _ours(pattern)}
     wanted |= {f"kbatchd/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "sql").rglob("*.sql")}
-    wanted |= {"kbatchd/py.typed", "kbatchd/config/demo.toml"}
+    wanted |= {"kbatchd/py.typed", "kbatchd/devstack/demo.toml"}
     assert wanted - names == set()
     shared = {name.partition(".data/data/")[2] for name in names}
     units = {f"share/kbatchd/systemd/{path.name}" for path in (ROOT / "systemd").iterdir()}
@@ -64,7 +71,7 @@ def test_the_wheel_has_everything(packages: tuple[Path, Path]) -> None:
 def test_the_compiled_lane_is_in_the_wheel(packages: tuple[Path, Path]) -> None:
     # The tests compare the lanes, so there is a compiler where they run.
     with zipfile.ZipFile(packages[1]) as archive:
-        assert f"kbatchd/_lane{get_config_var('EXT_SUFFIX')}" in archive.namelist()
+        assert f"kbatchd/encode/_lane{get_config_var('EXT_SUFFIX')}" in archive.namelist()
 
 
 def _ours(pattern: str) -> list[Path]:

@@ -14,9 +14,9 @@ from confluent_kafka import Producer
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from kbatchd.check.preflight import check, run_preflight
 from kbatchd.config import Config
 from kbatchd.errors import EX_CONFIG, EX_OK, EX_UNAVAILABLE, ConfigError, ServerUnavailable
-from kbatchd.preflight import check, run_preflight
 from tests.fix_daemon import wait_until
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from kbatchd import config
+from kbatchd.kafka.producer import STALL_SECONDS, RecordProducer
 from kbatchd.model import OffsetRange, Partition
-from kbatchd.producer import STALL_SECONDS, RecordProducer
-from kbatchd.resumable.delivery import Patience
-from kbatchd.resumable.plain_producer import PlainProducer
-from kbatchd.resumable.position import Position
+from kbatchd.produce.delivery import Patience
+from kbatchd.produce.plain_producer import PlainProducer
+from kbatchd.produce.position import Position
 from tests.faults.kafka_wire import Api, answers
 from tests.faults.rules import alter
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from kbatchd import progress
 from kbatchd.errors import ConfigError, Fenced
 from kbatchd.lineage import Lineage
 from kbatchd.model import Gap, GapKind, Partition
-from kbatchd.progress import Owner, Position
+from kbatchd.schema import progress
+from kbatchd.schema.progress import Owner, Position
 from tests.fix_daemon import wait_until
 
 if TYPE_CHECKING:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from kbatchd import prune
-from kbatchd.config import Config, Kafka, Postgres
-from kbatchd.config_route import Route
-from kbatchd.postgres import connect
+from kbatchd.config import Config, Kafka, Postgres, Route
+from kbatchd.daemon import prune
+from kbatchd.postgres.connection import connect
 from tests.fix_daemon import wait_until
 
 if TYPE_CHECKING:

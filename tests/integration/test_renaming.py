@@ -12,9 +12,9 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from kbatchd import progress
 from kbatchd.model import Gap, GapKind, Partition
-from kbatchd.progress import Owner
+from kbatchd.schema import progress
+from kbatchd.schema.progress import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,20 +15,21 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from kbatchd import catalogue, config, progress
-from kbatchd.batch import Batch, BufferPool, Chunk, RouteBatches
-from kbatchd.batch_copy import Target
-from kbatchd.config import Postgres
-from kbatchd.config_mapping import RouteMapping
+from kbatchd import config
+from kbatchd.config import Postgres, RouteMapping
+from kbatchd.encode.mapping import row_columns
+from kbatchd.encode.rows import RowEncoder, build_encoder
 from kbatchd.errors import BreakerOpen, Fenced, TableChanged
-from kbatchd.insertion import MAX_WINDOWS, MIN_WINDOW_ROWS, Outcome
-from kbatchd.mapping import row_columns
 from kbatchd.model import CopyFormat, FlushReason, Partition
-from kbatchd.postgres import Verdict, connect, verdict
-from kbatchd.progress import Owner
-from kbatchd.rows import RowEncoder, build_encoder
-from kbatchd.sink import Sink
-from kbatchd.targets import build_target, fill_batch
+from kbatchd.postgres import catalogue
+from kbatchd.postgres.connection import Verdict, connect, verdict
+from kbatchd.schema import progress
+from kbatchd.schema.progress import Owner
+from kbatchd.sink.batch import Batch, BufferPool, Chunk, RouteBatches
+from kbatchd.sink.batch_copy import Target
+from kbatchd.sink.insertion import MAX_WINDOWS, MIN_WINDOW_ROWS, Outcome
+from kbatchd.sink.sink import Sink
+from kbatchd.sink.targets import build_target, fill_batch
 from tests.fix_daemon import wait_until
 from tests.records import TOPIC, Sent
 

@@ -13,8 +13,8 @@ from confluent_kafka.admin import AdminClient
 
 from kbatchd import config
 from kbatchd.errors import SourceError
+from kbatchd.kafka.source import EpochEnd, Source
 from kbatchd.model import Partition
-from kbatchd.source import EpochEnd, Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

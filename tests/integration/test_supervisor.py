@@ -33,7 +33,7 @@ from pathlib import Path
 from kbatchd import log
 from kbatchd.daemon.plan import Group, Plan
 from kbatchd.daemon.supervisor import Supervisor
-from kbatchd.stats import Field, Slots, State
+from kbatchd.stats.slots import Field, Slots, State
 
 events, count, heartbeat, grace, check, work = sys.argv[1:]
 starts = {}

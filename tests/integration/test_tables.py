@@ -10,10 +10,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from kbatchd import tables
 from kbatchd.config import Config, load
+from kbatchd.door import tables
+from kbatchd.door.tables import Columns
 from kbatchd.errors import ConfigError, ServerUnavailable
-from kbatchd.tables import Columns
 from tests.fix_http import free_port
 
 Make = Callable[..., Config]

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kbatchd.catalogue import read_table
-from kbatchd.config_mapping import RouteMapping
-from kbatchd.mapping import row_columns
+from kbatchd.config import RouteMapping
+from kbatchd.encode.mapping import row_columns
+from kbatchd.encode.rows import build_encoder
 from kbatchd.model import CopyFormat
-from kbatchd.postgres import Verdict, verdict
-from kbatchd.rows import build_encoder
+from kbatchd.postgres.catalogue import read_table
+from kbatchd.postgres.connection import Verdict, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

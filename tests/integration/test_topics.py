@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from confluent_kafka import Producer
 
-from kbatchd import config, offsets, topics
+from kbatchd import config
 from kbatchd.errors import ConfigError, ServerUnavailable, SourceError
+from kbatchd.kafka import offsets, topics
+from kbatchd.kafka.watch import TopicWatch
 from kbatchd.model import Partition
-from kbatchd.watch import TopicWatch
 from tests.fix_daemon import SLOWEST, wait_until
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import orjson
 import psycopg
 import pytest
 
-from kbatchd.catalogue import read_table
-from kbatchd.config_mapping import RouteMapping
-from kbatchd.mapping import row_columns
-from kbatchd.rows import build_encoder
+from kbatchd.config import RouteMapping
+from kbatchd.encode.mapping import row_columns
+from kbatchd.encode.rows import build_encoder
+from kbatchd.postgres.catalogue import read_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

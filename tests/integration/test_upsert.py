@@ -12,17 +12,18 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from kbatchd import catalogue, progress
-from kbatchd.batch import Batch, Chunk
-from kbatchd.batch_copy import Target
-from kbatchd.books import Books
 from kbatchd.config import Route
 from kbatchd.errors import ConfigError, TableChanged
-from kbatchd.insertion import Outcome
 from kbatchd.model import DELETED, FlushReason, Partition
-from kbatchd.progress import Owner
-from kbatchd.sink import Sink
-from kbatchd.upsert import VACUUM_SECONDS, build_merge
+from kbatchd.postgres import catalogue
+from kbatchd.postgres.books import Books
+from kbatchd.schema import progress
+from kbatchd.schema.progress import Owner
+from kbatchd.sink.batch import Batch, Chunk
+from kbatchd.sink.batch_copy import Target
+from kbatchd.sink.insertion import Outcome
+from kbatchd.sink.sink import Sink
+from kbatchd.sink.upsert import VACUUM_SECONDS, build_merge
 from tests.fix_daemon import wait_until
 from tests.records import TOPIC, Sent
 
@@ -487,7 +488,7 @@ class TestStaging:
         for _ in range(50):
             upserts.connection.execute("SELECT pg_current_xact_id()")
         before = upserts.staging()[2]
-        monkeypatch.setattr("kbatchd.upsert.time.monotonic", lambda: 2 * VACUUM_SECONDS + 1e9)
+        monkeypatch.setattr("kbatchd.sink.upsert.time.monotonic", lambda: 2 * VACUUM_SECONDS + 1e9)
         upserts.flush(Row(1, 1))
         assert upserts.staging()[2] < before
 

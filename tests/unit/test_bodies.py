@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 import zstandard
 
-from kbatchd.bodies import Malformed, Records, TooLarge, split, split_exactly, split_lines, unpack
-from kbatchd.door import Door
+from kbatchd.door.door import Door
+from kbatchd.files.bodies import Malformed, Records, TooLarge, split, split_exactly, split_lines, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -266,7 +266,7 @@ def test_bomb_takes_no_memory() -> None:
 
 BOMBS = """
 import resource, zlib, zstandard
-from kbatchd.bodies import TooLarge, unpack
+from kbatchd.files.bodies import TooLarge, unpack
 
 gzip = zlib.compressobj(9, zlib.DEFLATED, 31)
 zstd = zstandard.ZstdCompressor(level=1).compressobj()

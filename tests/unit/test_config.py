@@ -14,9 +14,8 @@ import tomli
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import BaseModel, ValidationError
 
-from kbatchd import credentials
-from kbatchd.config import Batch, Config, Gateway, Kafka, Log, Postgres, Route, Workers, load, located
-from kbatchd.config_faults import keys
+from kbatchd.config import Batch, Config, Gateway, Kafka, Log, Postgres, Route, Workers, credentials, load, located
+from kbatchd.config.faults import keys
 from kbatchd.errors import ConfigError
 from tests.minimal import MINIMAL
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kbatchd import credentials, log
+from kbatchd import log
 from kbatchd.cli import main
-from kbatchd.config import Gateway
-from kbatchd.config_kafka import CREDENTIAL as KAFKA_CREDENTIAL
-from kbatchd.conninfo import CREDENTIAL as POSTGRES_CREDENTIAL
+from kbatchd.config import Gateway, credentials
+from kbatchd.config.conninfo import CREDENTIAL as POSTGRES_CREDENTIAL
+from kbatchd.config.kafka import CREDENTIAL as KAFKA_CREDENTIAL
 from kbatchd.errors import ConfigError
 from kbatchd.gateway.tokens import Tokens
 from tests.minimal import MINIMAL

@@ -7,10 +7,10 @@ import random
 
 import pytest
 
-from kbatchd.catalogue import Column
-from kbatchd.door import Door
+from kbatchd.door.door import Door
+from kbatchd.encode.rows import build_encoder
 from kbatchd.model import Refusal
-from kbatchd.rows import build_encoder
+from kbatchd.postgres.catalogue import Column
 from tests.unit.test_rows import REQUEST, REQUEST_TYPES, columns
 
 ANYTHING = Door(None, None)

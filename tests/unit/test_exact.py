@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kbatchd.exact import Texts, field_slices, field_text, loads_huge, suspects
+from kbatchd.encode.exact import Texts, field_slices, field_text, loads_huge, suspects
 
 HARMLESS = [
     b'{"a":1,"b":12.5,"c":"x"}',

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from kbatchd.fields_numbers import pack_numeric
+from kbatchd.encode.numbers import pack_numeric
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kbatchd import config
-from kbatchd.batch import Batch
-from kbatchd.catalogue import Column
-from kbatchd.handover import NOT_OURS, Handover, Lane, Reading, Turn
-from kbatchd.intake import Intake
+from kbatchd.encode.rows import RowEncoder, build_encoder
 from kbatchd.lineage import Lineage
 from kbatchd.model import FlushReason, Gap, GapKind, Partition
-from kbatchd.one_by_one import Encoding, Surroundings
-from kbatchd.place import PLACE_BYTES, Place
-from kbatchd.progress import Position
-from kbatchd.rows import RowEncoder, build_encoder
+from kbatchd.postgres.catalogue import Column
+from kbatchd.schema.progress import Position
+from kbatchd.sink.batch import Batch
+from kbatchd.stats.place import PLACE_BYTES, Place
+from kbatchd.worker.handover import NOT_OURS, Handover, Lane, Reading, Turn
+from kbatchd.worker.intake import Intake
+from kbatchd.worker.one_by_one import Encoding, Surroundings
 from tests.records import TOPIC, Sent, chunk
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ import tomli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kbatchd.catalogue import Column
-from kbatchd.column_names import quoted
-from kbatchd.config_mapping import RouteMapping
-from kbatchd.inference import infer
+from kbatchd.config import RouteMapping
+from kbatchd.encode.rows import build_encoder
 from kbatchd.paths import parse_path, show_path
-from kbatchd.rows import build_encoder
-from kbatchd.table_text import commented, create_table, route, table_of_topic
+from kbatchd.postgres.catalogue import Column
+from kbatchd.shapes.column_names import quoted
+from kbatchd.shapes.inference import infer
+from kbatchd.shapes.table_text import commented, create_table, route, table_of_topic
 
 
 def type_of(*literals: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from kbatchd.errors import ConfigError, ServerUnavailable, SourceError
-from kbatchd.kafka_errors import our_error
+from kbatchd.kafka.errors import our_error
 
 
 def meaning(code: int) -> type[Exception]:

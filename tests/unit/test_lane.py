@@ -11,22 +11,22 @@ from decimal import ROUND_HALF_UP, Decimal
 import orjson
 import pytest
 
-from kbatchd import compiled_lane
-from kbatchd.catalogue import Column
-from kbatchd.config_mapping import RouteMapping
-from kbatchd.rows import build_encoder
+from kbatchd.config import RouteMapping
+from kbatchd.encode import compiled
+from kbatchd.encode.rows import build_encoder
+from kbatchd.postgres.catalogue import Column
 from tests.fix_lanes import CAN_COMPILE
 from tests.records import Sent
 
 pytestmark = pytest.mark.skipif(
-    not (compiled_lane.COMPILED or CAN_COMPILE),
+    not (compiled.COMPILED or CAN_COMPILE),
     reason="there is no compiler, so there is no compiled lane to be tested",
 )
 
 #: numeric(12,3), varchar(5), and each type alone.
 SCALE, PRECISION, LENGTH = 3, 12, 5
 TYPMODS = {"scaled": (PRECISION << 16 | SCALE) + 4, "short": LENGTH + 4}
-TYPES = {**{f"c_{name}": name for name in sorted(compiled_lane.TYPES)}, "scaled": "numeric", "short": "varchar"}
+TYPES = {**{f"c_{name}": name for name in sorted(compiled.TYPES)}, "scaled": "numeric", "short": "varchar"}
 
 #: Literals that are plain, odd or wrong, of which each column gets some of its own and some of the others.
 LITERALS = [
@@ -282,8 +282,8 @@ SUBJECTS = ["requests", "abcde", "\u00e9" * 5, ""]
 
 #: Each with the types that its columns may have.
 OF_RECORD = {
-    "key": sorted(compiled_lane.TYPES),
-    "topic": sorted(compiled_lane.TYPES),
+    "key": sorted(compiled.TYPES),
+    "topic": sorted(compiled.TYPES),
     "timestamp": ["date", "timestamp", "timestamptz", "int2", "int4", "int8", "numeric", "text", "varchar"],
     "partition": ["int2", "int4", "int8", "numeric", "text", "varchar"],
     "offset": ["int2", "int4", "int8", "numeric", "text", "varchar"],

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from kbatchd.batch import BufferPool, RouteBatches
 from kbatchd.lineage import KEPT_EPOCHS, Lineage
 from kbatchd.model import Partition
-from kbatchd.reached import Reached, Stand
+from kbatchd.schema.reached import Reached, Stand
+from kbatchd.sink.batch import BufferPool, RouteBatches
 from tests.records import TOPIC, Sent, chunk
 
 P0, P1 = Partition(TOPIC, 0), Partition(TOPIC, 1)

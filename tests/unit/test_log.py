@@ -16,8 +16,9 @@ import pytest
 
 import kbatchd
 from kbatchd import log
-from kbatchd.folding import Folding
-from kbatchd.rdkafka_log import rdkafka_log
+from kbatchd.kafka.client_log import rdkafka_log
+from kbatchd.log.folding import Folding
+from kbatchd.log.lines import JsonFormatter, LineFormatter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +29,7 @@ logger = logging.getLogger("kbatchd.test")
 def _line(*, journal: bool, level: int = logging.INFO, message: str = "batch flushed", **extra: object) -> str:
     record = logger.makeRecord(logger.name, level, "", 0, message, (), None, extra=extra)
     record.created = 1_764_000_000.25
-    return log.LineFormatter("worker 0", journal=journal).format(record)
+    return LineFormatter("worker 0", journal=journal).format(record)
 
 
 def test_line_for_a_terminal() -> None:
@@ -78,7 +79,7 @@ def test_traceback_stays_in_its_line() -> None:
         int("two\nlines")
     except ValueError:
         record = logger.makeRecord(logger.name, logging.ERROR, "", 0, "failed", (), sys.exc_info())
-    line = log.LineFormatter("supervisor", journal=False).format(record)
+    line = LineFormatter("supervisor", journal=False).format(record)
     assert len(line.splitlines()) == 1
     assert "ValueError: invalid literal for int()" in line
 
@@ -106,7 +107,7 @@ def test_setup_writes_to_stderr_and_may_be_repeated(capsys: pytest.CaptureFixtur
 def _json(*, journal: bool = False, **extra: object) -> str:
     record = logger.makeRecord(logger.name, logging.WARNING, "", 0, "two\nlines", (), None, extra=extra)
     record.created = 1_764_000_000.25
-    return log.JsonFormatter("worker 0", journal=journal).format(record)
+    return JsonFormatter("worker 0", journal=journal).format(record)
 
 
 def test_json_has_one_object_a_line() -> None:
@@ -280,7 +281,7 @@ def test_a_coordinator_that_loads_is_told_of_when_it_lasts(
     log.setup("info", "produce")
     rdkafka_log.warning(*line)
     assert not capsys.readouterr().err
-    monkeypatch.setattr("kbatchd.rdkafka_log.LOADING_SECONDS", 0.1)
+    monkeypatch.setattr("kbatchd.kafka.client_log.LOADING_SECONDS", 0.1)
     deadline = time.monotonic() + 10
     while not (shown := capsys.readouterr().err):
         assert time.monotonic() < deadline

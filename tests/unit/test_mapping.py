@@ -11,14 +11,15 @@ from typing import Any
 import orjson
 import pytest
 
-from kbatchd.catalogue import Column, Table
-from kbatchd.compiled_lane import COMPILED
-from kbatchd.config_mapping import ColumnMapping, RouteMapping
+from kbatchd.config import RouteMapping
+from kbatchd.config.mapping import ColumnMapping
+from kbatchd.encode.compiled import COMPILED
+from kbatchd.encode.mapping import Deletes, row_columns
+from kbatchd.encode.rows import RowEncoder, _Call, build_encoder
 from kbatchd.errors import ConfigError
-from kbatchd.mapping import Deletes, row_columns
 from kbatchd.model import DELETED, Encoded
 from kbatchd.paths import parse_path, show_path
-from kbatchd.rows import RowEncoder, _Call, build_encoder
+from kbatchd.postgres.catalogue import Column, Table
 from tests.unit.test_rows import codes, fields
 
 MILLISECONDS = 1_763_855_045_123

@@ -13,15 +13,15 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kbatchd.config import Config
-from kbatchd.histograms import FRESHNESS_SECONDS
-from kbatchd.lag import PartitionLag, PartitionState
-from kbatchd.ledger import Bin, Claimed
 from kbatchd.model import FlushReason, Partition
 from kbatchd.monitor.history import DAY_BIN_SECONDS, History
+from kbatchd.monitor.lag import PartitionLag, PartitionState
 from kbatchd.monitor.metrics import METRICS, Metrics
 from kbatchd.monitor.state import Daemon
 from kbatchd.monitor.watcher import STALE_SECONDS, Contact, View
-from kbatchd.stats import Field, Slots, State
+from kbatchd.schema.ledger import Bin, Claimed
+from kbatchd.stats.histograms import FRESHNESS_SECONDS
+from kbatchd.stats.slots import Field, Slots, State
 from tests.records import Sent
 
 DOCS = Path(__file__).parents[2] / "docs/monitor.md"

@@ -14,12 +14,12 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 import kbatchd.gateway
-from kbatchd.catalogue import Column
 from kbatchd.config import Gateway, Route
-from kbatchd.door import Door
+from kbatchd.door.door import Door
+from kbatchd.door.tables import Columns, Tables
 from kbatchd.errors import ConfigError
 from kbatchd.gateway import openapi, pages, schemas
-from kbatchd.tables import Columns, Tables
+from kbatchd.postgres.catalogue import Column
 
 SUPPORTED_TYPES = frozenset(schemas.TYPES)
 VARCHAR_5, NUMERIC_4_2, NUMERIC_3_MINUS_2 = 5 + 4, (4 << 16) + 2 + 4, (3 << 16) + (-2 & 0x7FF) + 4

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from kbatchd.outage import BLIP_SECONDS, LATE_SECONDS, SILENCE_SECONDS, Outage
+from kbatchd.kafka.outage import BLIP_SECONDS, LATE_SECONDS, SILENCE_SECONDS, Outage
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kbatchd import log
-from kbatchd.outlet import WAIT_SECONDS, Outlet
+from kbatchd.log.outlet import WAIT_SECONDS, Outlet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from kbatchd.catalogue import Column
-from kbatchd.config_mapping import RouteMapping
-from kbatchd.rows import RowEncoder, build_encoder
+from kbatchd.config import RouteMapping
+from kbatchd.encode.rows import RowEncoder, build_encoder
+from kbatchd.postgres.catalogue import Column
 
 pytestmark = pytest.mark.usefixtures("compiled")
 

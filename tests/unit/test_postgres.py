@@ -8,7 +8,7 @@ from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 
 from kbatchd.config import Postgres
-from kbatchd.postgres import Verdict, _conninfo, verdict
+from kbatchd.postgres.connection import Verdict, _conninfo, verdict
 
 RETRY, RECONNECT, POISON, ASIDE = Verdict.RETRY, Verdict.RECONNECT, Verdict.POISON, Verdict.ASIDE
 DOUBT = Verdict.DOUBT

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from kbatchd.check.findings import Finding
 from kbatchd.commands import dead_letters, print_table, status
-from kbatchd.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

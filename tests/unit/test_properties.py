@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 from confluent_kafka import Consumer, Producer
 
-from kbatchd import producer, source
 from kbatchd.cli import main
 from kbatchd.config import Gateway, load
 from kbatchd.errors import EX_CONFIG, EX_OK
-from kbatchd.resumable import delivery, file_producer, plain_producer
+from kbatchd.kafka import producer, source
+from kbatchd.produce import delivery, file_producer, plain_producer
 from tests.minimal import MINIMAL
 
 if TYPE_CHECKING:

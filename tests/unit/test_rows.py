@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from kbatchd import compiled_lane
-from kbatchd.catalogue import Column
-from kbatchd.exact import suspects
-from kbatchd.fields_numbers import pack_numeric
-from kbatchd.rows import _Call, build_encoder
+from kbatchd.encode import compiled
+from kbatchd.encode.exact import suspects
+from kbatchd.encode.numbers import pack_numeric
+from kbatchd.encode.rows import _Call, build_encoder
+from kbatchd.postgres.catalogue import Column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +80,7 @@ def test_a_request_becomes_a_row_with_its_fixed_columns_first() -> None:
     }]  # fmt: skip
 
 
-@pytest.mark.parametrize("type_name", sorted(compiled_lane.TYPES))
+@pytest.mark.parametrize("type_name", sorted(compiled.TYPES))
 def test_absent_and_null_fields_are_null_or_refused(type_name: str) -> None:
     values = (b"{}", b'{"v":null}')
     encoded, refusals = encode({"v": type_name}, *values, not_null=False)
@@ -199,7 +199,7 @@ def test_a_number_of_the_wrong_type_is_shown_as_it_was_written(type_name: str) -
 
 
 def test_both_python_lanes_make_the_same_row_of_any_record() -> None:
-    types = {f"c_{name}": name for name in sorted(compiled_lane.TYPES)}
+    types = {f"c_{name}": name for name in sorted(compiled.TYPES)}
     record = {
         "c_bool": True, "c_bytea": "AAEC", "c_date": "2026-11-22", "c_float4": 0.1, "c_float8": 12.5,
         "c_int2": 7, "c_int4": 7, "c_int8": 7, "c_json": {"a": [1.5, 'x"']}, "c_jsonb": {"a": [-1e-7, "x"]},

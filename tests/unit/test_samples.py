@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kbatchd import samples
-from kbatchd.catalogue import Column
-from kbatchd.config_mapping import RouteMapping
-from kbatchd.mapping import Source, resolve_feeds
+from kbatchd.config import RouteMapping
+from kbatchd.encode.mapping import Source, resolve_feeds
+from kbatchd.encode.rows import build_encoder
 from kbatchd.paths import show_path
-from kbatchd.rows import build_encoder
+from kbatchd.postgres.catalogue import Column
+from kbatchd.shapes import samples
 from tests.unit.test_mapping import Sent, column, encode, mapping
 
 TYPES = [*sorted(name for name in samples._TEMPLATES if name != "array"), "text", "varchar", "bpchar", "numeric"]

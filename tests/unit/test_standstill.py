@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from kbatchd.kafka.offsets import Offset
 from kbatchd.model import Partition
-from kbatchd.offsets import Offset
-from kbatchd.standstill import ANSWERS, Doubt, judge
+from kbatchd.worker.standstill import ANSWERS, Doubt, judge
 
 PARTITION = Partition("orders", 0)
 

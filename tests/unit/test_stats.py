@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from kbatchd.histograms import FRESHNESS_SECONDS
 from kbatchd.model import FlushReason
-from kbatchd.stats import Count, Field, RouteSlot, Slots, State
+from kbatchd.stats.histograms import FRESHNESS_SECONDS
+from kbatchd.stats.slots import Count, Field, RouteSlot, Slots, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -7,8 +7,8 @@ from signal import SIGABRT, SIGKILL, SIGSEGV
 import pytest
 
 from kbatchd.model import Refusal
-from kbatchd.place import MAX_SPANS, PLACE_BYTES, At, Found, Place, Span
-from kbatchd.suspicions import DEATHS, End, Suspicions
+from kbatchd.stats.place import MAX_SPANS, PLACE_BYTES, At, Found, Place, Span
+from kbatchd.stats.suspicions import DEATHS, End, Suspicions
 
 ROUTES = ["a", "b"]
 CRASH, KILL, EXIT = End(-SIGSEGV), End(-SIGKILL), End(70)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kbatchd.config_gateway import TOKENS_CREDENTIAL, Gateway
+from kbatchd.config import Gateway
+from kbatchd.config.gateway import TOKENS_CREDENTIAL
 from kbatchd.errors import ConfigError
 from kbatchd.gateway.problems import Problem
 from kbatchd.gateway.tokens import MINIMUM_LENGTH, Tokens

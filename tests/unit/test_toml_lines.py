@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tomli
 
-from kbatchd.toml_lines import find_line, key_lines, key_path
+from kbatchd.config.toml_lines import find_line, key_lines, key_path
 
 TEXT = '''\
 pipeline = "x"  # line 1; [not.a.header]

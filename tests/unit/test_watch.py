@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from kbatchd.kafka.watch import judge
 from kbatchd.model import Gap, GapKind, Partition
-from kbatchd.watch import judge
 
 PARTITION = Partition("requests", 3)
 

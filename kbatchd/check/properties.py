@@ -1,0 +1,72 @@
+"""Whether librdkafka takes the file's [kafka.librdkafka], by itself and together with what kbatchd sets.
+
+Each kind of client is made as the daemon and its commands make it, but with no broker to connect to, and dropped again.
+Called by `check-config`, `check` and the start-up checks: in processes where clients may be made.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
+
+from kbatchd.kafka import producer, source, topics
+from kbatchd.kafka.settings import NOT_TAKEN, Settings
+from kbatchd.kafka.topics import check_librdkafka
+from kbatchd.produce import file_producer, plain_producer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from kbatchd.config import Config, Where
+
+_TABLE = ("kafka", "librdkafka")
+_BROKERS = {"bootstrap.servers", "metadata.broker.list"}
+
+
+def judge(config: Config) -> dict[Where, str]:
+    """Return what is wrong, by key. Connects to nothing."""
+    faults = check_librdkafka(config.kafka.librdkafka)
+    if faults or not config.kafka.librdkafka:
+        return faults
+    properties = {name: value for name, value in config.kafka.client.items() if name not in _BROKERS}
+    for kind, settings in _clients(config):
+        what = _fault(kind, settings, properties)
+        if what:
+            faults.setdefault(_at_fault(kind, settings, properties, config.kafka.librdkafka), what)
+    return faults
+
+
+def _clients(config: Config) -> Iterator[tuple[Callable[..., object], Settings]]:
+    """Say what is made: workers, those who ask about topics, `kbatchd produce`, gateways."""
+    yield Consumer, source.settings("check", "check")
+    yield AdminClient, Settings(topics.OURS)
+    yield Producer, plain_producer.settings(config.startup_timeout_seconds)
+    yield Producer, file_producer.sending_settings("check")
+    yield Consumer, file_producer.looking_settings("check", stable=True)
+    if config.gateway is not None:
+        yield Producer, producer.settings(config.gateway, "check")
+
+
+def _at_fault(
+    kind: Callable[..., object], settings: Settings, properties: Mapping[str, str | int | float | bool],
+    suspects: Mapping[str, object],
+) -> Where:  # fmt: skip
+    """Find the one property without which all is well; the whole table where there is none."""
+    for name in suspects:
+        if not _fault(kind, settings, {each: value for each, value in properties.items() if each != name}):
+            return (*_TABLE, name)
+    return _TABLE
+
+
+def _fault(
+    kind: Callable[..., object], settings: Settings, properties: Mapping[str, str | int | float | bool]
+) -> str:  # fmt: skip
+    try:
+        settings.make(kind, properties)
+    except NOT_TAKEN as error:
+        cause = error.args[0] if isinstance(error, KafkaException) else error
+        text = cause.str() if isinstance(cause, KafkaError) else str(cause)
+        return f"does not go together with what kbatchd sets itself: {' '.join(text.split())}"
+    return ""

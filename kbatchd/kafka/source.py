@@ -1,0 +1,346 @@
+"""The source: one Kafka consumer, and the only code that knows it.
+
+The worker's poll loop owns it and calls everything here from its own thread, after the fork: librdkafka's clients do
+not survive one. Where to read is never asked of Kafka: `assign` starts at the offset that progress names, and offsets
+are committed to Kafka for its tools to display, nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from kbatchd.errors import SourceError
+from kbatchd.kafka.offsets import Offset
+from kbatchd.kafka.outage import Outage
+from kbatchd.kafka.settings import Settings
+from kbatchd.model import Partition, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from kbatchd import config
+
+log = logging.getLogger(__name__)
+
+#: What kbatchd needs of librdkafka; the file's [kafka.librdkafka] cannot change these.
+_OURS: dict[str, str | int | float | bool] = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    # Never a silent jump: a gap is reported once, and then the partition stands still until it is assigned again.
+    "auto.offset.reset": "error",
+    "isolation.level": "read_committed",
+    # The end of a transactional topic lies behind markers that are no records: progress must move over them.
+    "enable.partition.eof": True,
+    "allow.auto.create.topics": False,
+    # A byte altered on the broker's disk or on the way would be an altered value. Of 200 bytes a record takes 0.45 to
+    # 0.63 us with it, 0.45 to 0.71 without.
+    "check.crcs": True,
+    "partition.assignment.strategy": "cooperative-sticky",
+}
+
+#: What it would like; the file may say otherwise.
+_DEFAULTS: dict[str, str | int | float | bool] = {
+    # librdkafka's 1,000 ms once its queue is full drained 120,000 rows/s, 5 ms 225,000.
+    "fetch.queue.backoff.ms": 5,
+    # Bounds a worker's memory: the default of 64 MB is for each of its partitions together, on top of the batches.
+    "queued.max.messages.kbytes": 32_768,
+    # What the poll loop encodes in 40 ms, many times a fetch's round trip. 50,000, with fetches of 4 MB, drained no
+    # faster and took 50 MB more.
+    "queued.min.messages": 10_000,
+    "fetch.message.max.bytes": 1_048_576,
+    # A broker that comes back is found within a second, not ten.
+    "reconnect.backoff.max.ms": 1_000,
+    "socket.keepalive.enable": True,
+    # Connected to all brokers, not just to those it has something to ask. Else a question for a topic's leaders may go
+    # to the group's coordinator, which has no address any more after an outage: of some 250 consumers 2 read nothing
+    # then, of 240 that are connected to all none (brokers away for 14 to 22 s, librdkafka 2.16). See also `standstill`.
+    "enable.sparse.connections": False,
+    # A new leader, and a topic that is gone, are noticed sooner than in five minutes.
+    "topic.metadata.refresh.interval.ms": 10_000,
+    "log.connection.close": False,
+}
+
+#: What brokers say that are there, and do not have the topic (any more).
+_UNKNOWN = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})  # noqa: SLF001
+
+#: What another member has done to this one for good.
+_FATAL = frozenset({KafkaError._FATAL, KafkaError._FENCED, KafkaError.FENCED_INSTANCE_ID})  # noqa: SLF001
+
+
+def settings(group_id: str, client_id: str) -> Settings:
+    """Say what a consumer is made with."""
+    return Settings({**_OURS, "group.id": group_id, "client.id": client_id}, _DEFAULTS)
+
+
+#: What librdkafka says of a batch of records that it cannot read; it leaves it out, and would read on behind it.
+_UNREADABLE = frozenset({
+    KafkaError._BAD_MSG,  # noqa: SLF001
+    KafkaError._BAD_COMPRESSION,  # noqa: SLF001
+    KafkaError._NOT_IMPLEMENTED,  # noqa: SLF001
+    KafkaError._UNDERFLOW,  # noqa: SLF001
+    KafkaError.MSG_SIZE_TOO_LARGE,
+})  # fmt: skip
+
+#: How librdkafka says that a log was truncated: in its text, and nowhere else. -1 where the leader's log has nothing of
+#: the epoch, nor of one before.
+_EPOCH_END = re.compile(r"broker end offset is (-?\d+) \(offset leader epoch (-?\d+)\)")
+
+#: How long a poll waits for records while a partition is about to begin.
+_BEGIN_SECONDS = 0.005
+
+#: What a seek says to a partition that has not begun to be read.
+_NOT_BEGUN = frozenset({KafkaError._STATE, KafkaError._PREV_IN_PROGRESS})  # noqa: SLF001
+
+_NO_EPOCHS: Mapping[Partition, int] = MappingProxyType({})
+
+
+class EpochEnd(NamedTuple):
+    """Where, in the leader's log, the latest epoch ends that is not after the one that was read."""
+
+    #: None: it has no such epoch.
+    offset: int | None
+    epoch: int
+
+
+@dataclass(slots=True)
+class Polled:
+    """What one poll brought: records by topic, ends of partitions, and partitions in trouble."""
+
+    records: dict[str, Sequence[Record]] = field(default_factory=dict)
+    ends: dict[Partition, int] = field(default_factory=dict)
+    #: Their offset is not in the topic: `auto.offset.reset` says so once.
+    out_of_range: list[Partition] = field(default_factory=list)
+    #: The leader's log parts below their offset from the one that was read: it stands still as well.
+    ended: dict[Partition, EpochEnd] = field(default_factory=dict)
+    #: What cannot be read at their offset, in librdkafka's words: nothing behind it is here.
+    unreadable: dict[Partition, str] = field(default_factory=dict)
+    #: The broker does not know these topics (any more).
+    unknown_topics: set[str] = field(default_factory=set)
+
+
+class Rebalance(Protocol):
+    """Who is told when the group gives or takes partitions."""
+
+    def on_assigned(self, partitions: Sequence[Partition]) -> None:
+        """Begin with these."""
+
+    def on_revoked(self, partitions: Sequence[Partition]) -> None:
+        """Finish with these: their next owner waits until this returns."""
+
+    def on_lost(self, partitions: Sequence[Partition]) -> None:
+        """Drop these: they have another owner already."""
+
+
+class Source:
+    """A consumer that reads where it is told to."""
+
+    def __init__(self, kafka: config.Kafka, client_id: str, topics: Iterable[str] = ()) -> None:
+        """Connect in the background; `topics` are those that may be assigned."""
+        self.outage = Outage()
+        #: Set when a broker connection failed: what we knew of the topics may be out of date.
+        self.brokers_changed = False
+        #: What no client recovers from; told by the next poll.
+        self._fatal: KafkaError | None = None
+        self.assigned: set[Partition] = set()
+        #: What was assigned, and has not begun: librdkafka stops a partition first, and waits for offsets under way to
+        #: a coordinator that may be away. Where it is to begin, and the leader epoch there.
+        self._beginning: dict[Partition, tuple[int, int]] = {}
+        self._one_topic: str | None = None
+        self._consumer = settings(kafka.group_id, client_id).make(Consumer, kafka.client, error_cb=self._on_error)
+        for topic in topics:
+            # Asks nobody, but librdkafka now looks for the topic's leaders. Where it hears of a topic by `assign` only,
+            # it does so at its next tick: the first records came after up to 1.0 s, and come after 0.03 s.
+            self._consumer.get_watermark_offsets(TopicPartition(topic, 0), cached=True)
+
+    def subscribe(self, topics: Sequence[str], rebalance: Rebalance) -> None:
+        """Join the group; `rebalance` is told, from within `poll`, what to read. Nothing is read before `assign`."""
+
+        def assigned(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            consumer.incremental_assign([])
+            rebalance.on_assigned(_partitions(partitions))
+
+        def revoked(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            rebalance.on_revoked(_partitions(partitions))
+            self.unassign(_partitions(partitions))
+            consumer.incremental_unassign([])
+
+        def lost(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            rebalance.on_lost(_partitions(partitions))
+            self.unassign(_partitions(partitions))
+            consumer.incremental_unassign([])
+
+        self._consumer.subscribe(list(topics), on_assign=assigned, on_revoke=revoked, on_lost=lost)
+
+    def read(self, topic: str, starts: Mapping[Partition, int], epochs: Mapping[Partition, int] = _NO_EPOCHS) -> None:
+        """Read these partitions of the topic from these offsets on, and no others of it; see `assign`."""
+        self.unassign([p for p in self.assigned if p.topic == topic and p not in starts])
+        if starts:
+            self.assign(starts, epochs)
+
+    def assign(self, offsets: Mapping[Partition, int], epochs: Mapping[Partition, int] = _NO_EPOCHS) -> None:
+        """Read these partitions from these offsets on; those already assigned start anew there.
+
+        `epochs` are the leader epochs of the records before these offsets. With one, the leader is first asked whether
+        its log is still the one that was read; nothing is read before the answer.
+        """
+        self.unassign(offsets)
+        self._consumer.incremental_assign([TopicPartition(*partition, offset) for partition, offset in offsets.items()])
+        self._set_assigned(self.assigned | set(offsets))
+        self._beginning.update({p: (offsets[p], epoch) for p, epoch in epochs.items() if offsets[p] > 0})
+        self._begin()
+
+    def _begin(self) -> None:
+        """Go to where reading begins, with the epoch, as soon as librdkafka lets us.
+
+        At a seek it asks the leader, and at an assignment only by chance. What an earlier fetch brings it drops.
+        """
+        for partition, (offset, epoch) in list(self._beginning.items()):
+            try:
+                self._consumer.seek(TopicPartition(*partition, offset, leader_epoch=epoch))
+            except KafkaException as error:
+                if error.args[0].code() not in _NOT_BEGUN:
+                    raise SourceError(f"{partition} cannot be read from {offset} on: {error}") from error
+            else:
+                del self._beginning[partition]
+
+    def unassign(self, partitions: Iterable[Partition]) -> None:
+        """Stop reading these; what librdkafka holds of them is dropped."""
+        ours = self.assigned.intersection(partitions)
+        for partition in ours:
+            self._beginning.pop(partition, None)
+        if ours:
+            gone = [TopicPartition(*partition) for partition in ours]
+            self._consumer.incremental_unassign(gone)
+            self._set_assigned(self.assigned - ours)
+
+    def poll(self, max_records: int, timeout_seconds: float) -> Polled:
+        """Take what there is, at most `max_records`; waits no longer than the timeout.
+
+        Raises SourceError when this consumer will not go on: only another one helps, in another process.
+        """
+        polled = Polled()
+        if self._beginning:
+            self._begin()
+            timeout_seconds = min(timeout_seconds, _BEGIN_SECONDS) if self._beginning else timeout_seconds
+        messages: Sequence[Message] = self._consumer.consume(max_records, timeout_seconds)
+        if self._fatal is not None:
+            raise SourceError(f"the consumer cannot go on: {self._fatal.str()}; another worker takes over")
+        if self._beginning:
+            messages = [message for message in messages if not self._is_too_soon(message)]
+        if not messages:
+            return polled
+        if any(map(Message.error, messages)):
+            messages = self._sort_out(messages, polled)
+            if not messages:
+                return polled
+        if self._one_topic is not None:
+            polled.records[self._one_topic] = cast("Sequence[Record]", messages)
+            return polled
+        by_topic: dict[str, list[Record]] = {}
+        for message in cast("Sequence[Record]", messages):
+            by_topic.setdefault(message.topic() or "", []).append(message)
+        polled.records.update(by_topic)
+        return polled
+
+    def _is_too_soon(self, message: Message) -> bool:
+        """Tell whether it is a record or an end of a partition that has not begun where it shall."""
+        error = message.error()
+        is_read = error is None or error.code() == KafkaError._PARTITION_EOF  # noqa: SLF001
+        return is_read and Partition(message.topic() or "", message.partition() or 0) in self._beginning
+
+    def known_end(self, partition: Partition) -> Offset | None:
+        """Return the partition's end, as the last answer to a fetch gave it; None before the first."""
+        watermarks = self._consumer.get_watermark_offsets(TopicPartition(*partition), cached=True)
+        return Offset(watermarks[1]) if watermarks is not None and watermarks[1] >= 0 else None
+
+    def show_committed(self, offsets: Mapping[Partition, int]) -> None:
+        """Commit offsets to Kafka, for its tools to see. Nobody reads them back, so nobody waits for the answer."""
+        try:
+            self._consumer.commit(
+                offsets=[TopicPartition(*partition, offset) for partition, offset in offsets.items()],
+                asynchronous=True,
+            )
+        except KafkaException as error:
+            log.debug("offsets not shown in Kafka", extra={"action": "show_offsets", "error": str(error)})
+
+    def close(self) -> None:
+        """Leave the group and free everything."""
+        self._consumer.close()
+
+    def _sort_out(self, messages: Sequence[Message], polled: Polled) -> list[Message]:
+        """Take the events out from among the records."""
+        records = []
+        for message in messages:
+            error = message.error()
+            # An error may be of no partition, or name no offset: None, and no sign of 0.
+            topic, number, offset = message.topic(), message.partition(), message.offset()
+            partition = Partition(topic or "", -1 if number is None else number)
+            if error is None:
+                if partition not in polled.unreadable:
+                    records.append(message)
+                continue
+            self._note_fatal(error)
+            match error.code():
+                case KafkaError._PARTITION_EOF if partition in polled.unreadable:  # noqa: SLF001
+                    pass
+                case KafkaError._PARTITION_EOF if offset is not None:  # noqa: SLF001  (librdkafka's own codes)
+                    polled.ends[partition] = offset
+                case KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
+                    told = _EPOCH_END.search(error.str())
+                    if told is None:
+                        polled.out_of_range.append(partition)
+                    else:
+                        offset, epoch = map(int, told.groups())
+                        polled.ended[partition] = EpochEnd(offset if offset >= 0 else None, epoch)
+                case code if code in _UNREADABLE:
+                    polled.unreadable[partition] = error.str()
+                case code if code in _UNKNOWN:
+                    polled.unknown_topics.add(partition.topic)
+                case _:
+                    # librdkafka goes on by itself; 99 is UNKNOWN_TOPIC_ID: the topic may have been made anew.
+                    self.brokers_changed = True
+                    log.warning("consumer error", extra={"action": "consumer_error", "error": str(error)})
+        return records
+
+    def _set_assigned(self, assigned: set[Partition]) -> None:
+        """Remember what is assigned; with one topic, poll need not ask each record for its topic (40 ns each)."""
+        self.assigned = assigned
+        topics = {partition.topic for partition in assigned}
+        self._one_topic = topics.pop() if len(topics) == 1 else None
+
+    def _note_fatal(self, error: KafkaError) -> bool:
+        if _is_fatal(error):
+            self._fatal = self._fatal or error
+        return self._fatal is not None
+
+    def _on_error(self, error: KafkaError) -> None:
+        """Hear of trouble with brokers: librdkafka mends it by itself, but for what is fatal."""
+        self.brokers_changed = True
+        if self._note_fatal(error):
+            return
+        if error.code() in _UNKNOWN:  # no outage: the topic watch tells what is gone
+            return
+        self.outage.note(error.str())
+
+
+def _is_fatal(error: KafkaError) -> bool:
+    """Tell whether the client is of no use any more; as a message's error only the code says so."""
+    return error.fatal() or error.code() in _FATAL
+
+
+def partition_of(record: Record) -> Partition:
+    """Return where a record was read: a record that was read always knows."""
+    topic, number = record.topic(), record.partition()
+    assert topic is not None
+    assert number is not None
+    return Partition(topic, number)
+
+
+def _partitions(partitions: Iterable[TopicPartition]) -> list[Partition]:
+    return [Partition(partition.topic, partition.partition) for partition in partitions]

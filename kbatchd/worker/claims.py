@@ -1,0 +1,333 @@
+"""Claims: which partitions a worker waits for, holds the lock of, has claimed, or has halted, for one route.
+
+The flusher has one for each lane, and calls it in its own thread, on its connection. A partition goes round: wanted or
+revoked, it waits; `sweep` takes its advisory lock, claims it and grants it to the poll loop; whatever goes wrong after
+that revokes its lane, and it waits again. A halted partition waits for an operator to move its epoch. What is wanted,
+and neither granted nor halted, waits: so nothing that fails on the way leaves a partition without an owner.
+
+That a topic was recreated is found in one place, the claim, which compares the id that the topic has with progress's.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from kbatchd.encode.rows import RowEncoder
+from kbatchd.errors import Fenced
+from kbatchd.model import Gap, Partition
+from kbatchd.postgres import catalogue
+from kbatchd.schema import halting, progress
+from kbatchd.schema.halting import Halt
+from kbatchd.schema.progress import Owner, Position
+from kbatchd.sink.targets import build_target
+from kbatchd.stats.slots import Count
+from kbatchd.worker.starting import Starting
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from kbatchd.kafka.identity import TopicIds
+    from kbatchd.kafka.topics import Admin
+    from kbatchd.postgres.connection import Connection
+    from kbatchd.sink.batch_copy import Target
+    from kbatchd.stats.slots import RouteSlot
+    from kbatchd.worker.handover import Handover, Lane
+
+log = logging.getLogger(__name__)
+
+#: How often the locks of others' partitions are tried, and how long a fenced one is left alone.
+SWEEP_SECONDS = 1.0
+
+
+class Counts(NamedTuple):
+    """How many partitions are read, how many halted; whether others hold some, whether some are put aside."""
+
+    granted: int
+    halted: int
+    standing_by: bool
+    aside: bool
+
+
+class Claims:
+    """The partitions of one route in one worker; see the module."""
+
+    def __init__(
+        self,
+        pipeline: str,
+        worker: str,
+        handover: Handover,
+        lane: Lane,
+        numbers: RouteSlot,
+        admin: Admin,
+        ids: TopicIds,
+    ) -> None:
+        self._pipeline = pipeline
+        self._worker = worker
+        self._handover = handover
+        self._lane = lane
+        self._numbers = numbers
+        self._route = lane.route
+        self._connection: Connection | None = None
+        self._starting = Starting(admin, lane.route.topic)
+        self._ids = ids
+        #: Partitions that the poll loop wants, and when to try those that wait; those whose lock our session holds.
+        self._wanted: dict[Partition, float] = {}
+        self._locked: set[Partition] = set()
+        #: The id of a recreated topic, when a first claim has met it: a second one shall confirm.
+        self._met: str | None = None
+        #: Partitions that stand still, with the epoch that an operator has to move; those that the breaker has halted;
+        #: and those of which that is yet to be written down.
+        self._halted: dict[Partition, int] = {}
+        self._tripped: set[Partition] = set()
+        self._unmarked: dict[Partition, Halt] = {}
+        self._made: tuple[Target, RowEncoder] | None = None
+        #: Where each claimed partition stands; the sink moves it.
+        self.positions: dict[Partition, Position] = {}
+        #: When to sweep next; 0 for at once.
+        self.sweep_at = 0.0
+
+    def begin(self, connection: Connection) -> None:
+        """Go on with a new session: it holds no locks yet."""
+        self._connection = connection
+        self._locked.clear()
+        self.sweep_at = 0.0
+
+    def lose(self) -> None:
+        """Give everything up with the session: whether its last transaction committed only the next claim will tell."""
+        self._connection = None
+        self._locked.clear()
+        self.revoke()
+
+    @property
+    def target(self) -> Target:
+        """Where the lane's rows go; there is one since its first claim."""
+        assert self._made is not None
+        return self._made[0]
+
+    @property
+    def _waiting(self) -> dict[Partition, float]:
+        """The partitions to claim, with the time to try."""
+        return {p: at for p, at in self._wanted.items() if p not in self._lane.epochs and p not in self._halted}
+
+    def want(self, partitions: Iterable[Partition]) -> None:
+        """Queue partitions for a claim; other topics are for other routes."""
+        self._wanted.update(dict.fromkeys((p for p in partitions if p.topic == self._route.topic), 0.0))
+        self.sweep_at = 0.0
+
+    def release(self, partitions: Iterable[Partition]) -> None:
+        """Give partitions up for good; what their lane held is read again, by us or by the next owner."""
+        ours = {partition for partition in partitions if partition.topic == self._route.topic}
+        if ours:
+            self.revoke()
+        for partition in ours:
+            self._wanted.pop(partition, None)
+            self._forget_halt(partition)
+            self.positions.pop(partition, None)
+
+    def unlock(self, partitions: Iterable[Partition]) -> None:
+        """Give advisory locks back, so that others may claim."""
+        held = self._locked.intersection(partitions)
+        self._locked -= held
+        if held:
+            progress.unlock(*self._session(), [partition.number for partition in held])
+
+    def sweep(self) -> None:
+        """Claim what waits and may be tried, and look whether an operator has moved something."""
+        self._notice_another_topic()
+        now = time.monotonic()
+        due = [partition for partition, not_before in self._waiting.items() if not_before <= now]
+        if due:
+            self._claim(due)
+        self._notice_moves()
+        self._mark_halts()
+
+    def revoke(self, not_before: float = 0.0) -> None:
+        """Empty the lane and queue its partitions for a new claim, but for those that are halted."""
+        for partition in self._handover.revoke(self._lane):
+            self._wanted[partition] = not_before
+        self.sweep_at = min(self.sweep_at, not_before)
+
+    def put_aside(self, not_before: float) -> None:
+        """Leave the lane alone until then, with all its partitions."""
+        self.revoke(not_before)
+        self._wanted.update(dict.fromkeys(self._waiting, not_before))
+
+    def be_fenced(self, fenced: Fenced) -> None:
+        """Wait for the lock like anybody else before claiming again: two daemons must not fence each other in turn."""
+        log.warning(str(fenced), extra={"action": "fenced", "route": self._route.name})
+        self._numbers.add(Count.FENCES)
+        partitions = set(fenced.partitions)
+        self.revoke()
+        not_before = time.monotonic() + SWEEP_SECONDS
+        self._wanted.update(dict.fromkeys(partitions & self._wanted.keys(), not_before))
+        self.unlock(partitions)  # last of all, as it may raise
+
+    def halt(self, partitions: Collection[Partition], why: Halt) -> None:
+        """Stop reading these until an operator moves their epoch; the others of the lane are claimed anew."""
+        self._halted.update({partition: self.positions[partition].epoch for partition in partitions})
+        self._tripped = (self._tripped - set(partitions)) | (set(partitions) if why is Halt.BREAKER else set())
+        self._unmarked.update(dict.fromkeys(partitions, why))
+        self.revoke()
+
+    def topic_id(self, partitions: Iterable[Partition]) -> str:
+        """Return the id of the topic whose partitions were claimed."""
+        return self.positions[next(iter(partitions))].topic_id
+
+    def meet_another_topic(self) -> None:
+        """Drop what was read of whichever topic; nothing is claimed before the watch has looked which it is."""
+        self._ids.doubt(self._route.topic)
+        self.revoke()
+
+    def meet(self, gap: Gap, epoch: int) -> None:
+        """Take the poll loop's report of a gap: it counts while the claim stands under which it was found."""
+        if self._lane.epochs.get(gap.partition) != epoch:
+            return
+        position = self.positions[gap.partition]
+        if position.topic_id != gap.topic_id:
+            return
+        if position.next_offset in {gap.first, gap.last}:
+            self._record_or_halt(gap)
+        else:
+            self.revoke()  # something before the gap is not in yet: read again, and meet the gap again
+
+    def counts(self) -> Counts:
+        """Tell how many partitions are in which state."""
+        return Counts(
+            granted=len(self._lane.epochs),
+            halted=len(self._halted),
+            standing_by=any(at == 0.0 and p not in self._locked for p, at in self._waiting.items()),
+            aside=any(at > 0.0 for at in self._waiting.values()),
+        )
+
+    def show(self) -> None:
+        """Tell the monitor which partitions are ours: those whose lock we hold, and those that stand still."""
+        halted = {partition.number for partition in self._halted}
+        tripped = {partition.number for partition in self._tripped}
+        owned = {partition.number for partition in self._locked} | halted
+        self._numbers.show_partitions(owned, halted, tripped, aside=any(at > 0.0 for at in self._waiting.values()))
+
+    def _claim(self, partitions: list[Partition]) -> None:
+        """Claim those whose advisory lock we get; the others belong to another daemon, which we stand by for."""
+        topic_id = self._ids.settled(self._route.topic)
+        if topic_id is None:
+            return  # the watch is asking
+        connection, owner = self._session()
+        unlocked = [p.number for p in partitions if p not in self._locked]
+        got = progress.lock(connection, owner, unlocked) if unlocked else set()
+        self._locked.update(Partition(self._route.topic, number) for number in got)
+        ours = [p for p in partitions if p in self._locked]
+        self._wanted.update(dict.fromkeys(partitions, 0.0))
+        if not ours:
+            return
+        target, encoder = self._prepare()
+        ours = self._begun(ours, topic_id)
+        if not ours:
+            return
+        claimed, anew = progress.claim(connection, target.owner, {p.number: topic_id for p in ours})
+        positions = {Partition(self._route.topic, number): position for number, position in claimed.items()}
+        self.positions.update(positions)
+        for gap in anew:
+            del positions[gap.partition]
+        self._handover.grant(self._lane, positions, encoder)
+        numbers = sorted(partition.number for partition in positions)
+        log.info("claimed", extra={"action": "claim", "route": self._route.name, "partitions": numbers})
+        if anew and self._is_confirmed(topic_id, {gap.topic_id for gap in anew}):
+            for gap in anew:
+                self._record_or_halt(gap)
+
+    def _is_confirmed(self, topic_id: str, before: set[str]) -> bool:
+        """Tell whether a topic may be taken for recreated: this id is none that it had before.
+
+        The watch has seen that it took the place of the one before; or else a second look tells it, a moment later: a
+        broker that lags behind the others may have told a former one to a worker that has just begun.
+        """
+        topic = self._route.topic
+        self._ids.remember(topic, progress.former_ids(*self._session()))
+        seen = self._met == topic_id or all(self._ids.is_former(topic, former) for former in before)
+        confirmed = seen and not self._ids.is_former(topic, topic_id)
+        self._met = topic_id
+        if not confirmed:
+            self._ids.doubt(self._route.topic)
+        return confirmed
+
+    def _begun(self, partitions: list[Partition], topic_id: str) -> list[Partition]:
+        """Return those whose beginning is known; where it is not, their brokers are asked."""
+        connection, owner = self._session()
+        unbegun = progress.unbegun(connection, owner, [partition.number for partition in partitions])
+        if not unbegun:
+            return partitions
+        topic_ids = {partition.number: topic_id for partition in partitions}
+        known = self._starting.look(unbegun, topic_ids)
+        if known:
+            progress.begin(connection, owner, known, topic_ids)
+        return [p for p in partitions if p.number not in unbegun or p.number in known]
+
+    def _prepare(self) -> tuple[Target, RowEncoder]:
+        """Read the table anew, and build its encoder if it is another than before."""
+        connection, _ = self._session()
+        table = catalogue.read_table(connection, self._route.table)
+        if self._made is not None:
+            if self._made[0].table.fingerprint == table.fingerprint:
+                return self._made
+            log.warning("table was altered", extra={"action": "table_changed", "route": self._route.name})
+            self.revoke()  # batches of the former encoder must not be taken for the new one's
+        self._made = build_target(self._pipeline, self._route, self._worker, table)
+        return self._made
+
+    def _record_or_halt(self, gap: Gap) -> None:
+        """Record the gap and go on behind it, or halt the partition, as the route says."""
+        about = {"route": self._route.name, "gap": str(gap)}
+        self._numbers.add_gap(gap.kind)
+        if self._route.on_gap == "halt":
+            log.error("halted; `kbatchd progress accept` lets it go on", extra={"action": "halt", **about})
+            self.halt([gap.partition], Halt.GAP)
+            return
+        connection, owner = self._session()
+        try:
+            progress.accept(connection, owner, gap, self.positions[gap.partition].epoch)
+        except Fenced as fenced:
+            self.be_fenced(fenced)
+            return
+        log.error("gap recorded", extra={"action": "gap", **about})
+        self.revoke()
+
+    def _notice_another_topic(self) -> None:
+        """Read nothing on of a topic that is another one now; the claim finds what that means."""
+        topic_id = self._ids.settled(self._route.topic)
+        if topic_id is not None and any(self.positions[p].topic_id != topic_id for p in self._lane.epochs):
+            self.revoke()
+
+    def _notice_moves(self) -> None:
+        """Claim anew what others have moved: a halted partition, or one without traffic, whose flush would notice."""
+        epochs = {p.number: epoch for p, epoch in self._halted.items()}
+        epochs |= {partition.number: epoch for partition, epoch in self._lane.epochs.items()}
+        if not epochs:
+            return
+        moved = {Partition(self._route.topic, n) for n in progress.moved_by_others(*self._session(), epochs)}
+        for partition in moved & self._halted.keys():
+            self._forget_halt(partition)
+            self._wanted[partition] = 0.0
+            self.sweep_at = 0.0
+        granted = moved & self._lane.epochs.keys()
+        if granted:
+            self.be_fenced(Fenced(sorted(granted)))
+
+    def _forget_halt(self, partition: Partition) -> None:
+        self._halted.pop(partition, None)
+        self._tripped.discard(partition)
+        self._unmarked.pop(partition, None)
+
+    def _mark_halts(self) -> None:
+        """Write down what has halted since: for `kbatchd status` on any host, and for `kbatchd progress accept`."""
+        for why in Halt:
+            epochs = {p.number: self._halted[p] for p, reason in self._unmarked.items() if reason is why}
+            if epochs:
+                halting.mark(*self._session(), epochs, why)
+        self._unmarked.clear()
+
+    def _session(self) -> tuple[Connection, Owner]:
+        assert self._connection is not None
+        target = self._made[0].owner.target if self._made else self._route.table
+        return self._connection, Owner(self._pipeline, self._route.name, self._route.topic, target, self._worker)
