@@ -16,7 +16,6 @@ from kbatchd.errors import KbatchError
 from kbatchd.gateway.problems import Problem
 
 if TYPE_CHECKING:
-    from kbatchd.gateway.guard import Guard
     from kbatchd.gateway.memory import Memory
     from kbatchd.gateway.problems import Answer
 
@@ -53,6 +52,17 @@ class Application(Protocol):
         """Answer a request, whatever has to be waited for."""
 
 
+class Shared(Protocol):
+    """What all requests of a process share: its guard, as one of them sees it."""
+
+    app: Application
+    memory: Memory
+    tasks: set[asyncio.Task[None]]
+
+    def count(self, what: str) -> bool:
+        """Count what is worth a line in the log; tell whether it is the first of its kind."""
+
+
 class Exchange:
     """One request and its answer, as the application sees them."""
 
@@ -64,7 +74,7 @@ class Exchange:
     def __init__(
         self,
         connection: Client,
-        guard: Guard,
+        guard: Shared,
         method: str,
         path: str,
         query: bytes,
