@@ -1,9 +1,9 @@
 """The compiled lane's Python side: which routes it takes, and how their columns are told to it.
 
-_lane.c goes over a record's bytes once. It follows paths through objects, counts times that are numbers, has defaults
+native/ goes over a record's bytes once. It follows paths through objects, counts times that are numbers, has defaults
 for what is missing, asks the record for its key and its other metadata, and takes the common types; a route that wants
 more of any column is left to the Python lanes. Made by the row encoder (rows.py); no I/O. Optional: without a compiler
-at the installation there is no such module as kbatchd.encode._lane.
+at the installation there is no such module as kbatchd.encode._native.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from kbatchd.encode.fast import FALSE, WHOLE_UNITS
 from kbatchd.encode.mapping import Source
 
 try:
-    from kbatchd.encode._lane import Lane
+    from kbatchd.encode._native import Encoder
 except ImportError:
-    Lane = None  # type: ignore[assignment, misc]
+    Encoder = None  # type: ignore[assignment, misc]
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kbatchd.postgres.catalogue import Column
 
 #: Whether this installation has the compiled lane.
-COMPILED: Final = Lane is not None
+COMPILED: Final = Encoder is not None
 
 #: The types that it knows.
 TYPES: Final = frozenset({
@@ -52,7 +52,7 @@ _MAX_STEPS: Final = 32
 
 def make_lane(
     feeds: Sequence[Feed], mapping: RouteMapping, deletes: Deletes | None, literals: dict[str, bytes]
-) -> Lane | None:
+) -> Encoder | None:
     """Make the compiled lane; None where it cannot take the route's records."""
     if mapping.format != "json" or mapping.collects_into or (deletes is not None and deletes.field):
         return None
@@ -66,7 +66,7 @@ def make_lane(
         column = feed.column
         columns.append((_where(feed, envelope), *_kind_and_limit(feed), _missing(feed, literals), column.not_null))
     paths = [where for where, *_ in columns if not isinstance(where, str)]
-    return Lane(columns, envelope, closed) if columns and _can_be_followed(paths, envelope) else None
+    return Encoder(columns, envelope, closed) if columns and _can_be_followed(paths, envelope) else None
 
 
 def _is_known(feed: Feed) -> bool:
@@ -102,7 +102,7 @@ def _can_be_followed(paths: Sequence[Path], envelope: Path) -> bool:
 
 
 def _kind_and_limit(feed: Feed) -> tuple[str, int]:
-    """Return what the compiled lane calls a column's type, and its limit: see _lane.c."""
+    """Return what the compiled lane calls a column's type, and its limit: see native/column.h."""
     column = feed.column
     if feed.unit is not None:
         return "epoch date" if column.type_name == "date" else "epoch", WHOLE_UNITS[feed.unit]

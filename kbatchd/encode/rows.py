@@ -1,6 +1,6 @@
 """The row encoder: from a record's JSON to a row for COPY, made once for each route.
 
-Three lanes. The compiled lane (compiled.py, _lane.c), where there is one, goes over a record's bytes once and
+Three lanes. The compiled lane (compiled.py, native/), where there is one, goes over a record's bytes once and
 makes no objects of its fields; it takes what is plain and leaves all else. The fast lane (fast.py) is
 straight-line Python made from the table's columns. It takes only what it is sure of. The careful lane (careful.py)
 goes column by column, takes all that a column can hold or says what it refuses: it alone refuses. Records with numbers

@@ -41,14 +41,8 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_the_sdist_has_the_sources(packages: tuple[Path, Path]) -> None:
     with tarfile.open(packages[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {
-        "pyproject.toml",
-        "README.md",
-        "LICENSE",
-        "CHANGELOG.md",
-        "kbatchd/encode/_lane.c",
-        "sql/roles.sql",
-    } <= names
+    assert {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "sql/roles.sql"} <= names
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "kbatchd/encode/native").iterdir()} <= names
     assert {f"systemd/{path.name}" for path in (ROOT / "systemd").iterdir()} <= names
 
 
@@ -71,7 +65,7 @@ def test_the_wheel_has_everything(packages: tuple[Path, Path]) -> None:
 def test_the_compiled_lane_is_in_the_wheel(packages: tuple[Path, Path]) -> None:
     # The tests compare the lanes, so there is a compiler where they run.
     with zipfile.ZipFile(packages[1]) as archive:
-        assert f"kbatchd/encode/_lane{get_config_var('EXT_SUFFIX')}" in archive.namelist()
+        assert f"kbatchd/encode/_native{get_config_var('EXT_SUFFIX')}" in archive.namelist()
 
 
 def _ours(pattern: str) -> list[Path]:

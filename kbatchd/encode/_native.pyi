@@ -3,7 +3,7 @@ from typing import Self
 
 from kbatchd.model import Record
 
-class Lane:
+class Encoder:
     def __new__(
         cls,
         columns: Sequence[tuple[tuple[str | int, ...] | str, str, int, bytes | None, bool]],
