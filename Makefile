@@ -52,7 +52,7 @@ bench-http: $(TEST)    ## bench/http.py: requests per second through a gateway, 
 docs: $(TEST)    ## docs/configuration.md, anew from the models
 	$(BIN)/python -m tests.reference docs/configuration.md
 
-wheel: $(TEST)    ## dist/kbatchd-*.whl, with the compiled lane where there is a compiler
+wheel: $(TEST)    ## dist/kbatchd-*.whl, with the compiled encoder where there is a compiler
 	rm -rf dist/*.whl build
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 

@@ -17,7 +17,7 @@ pytest_plugins = (
     "tests.fix_browser",
     "tests.fix_http",
     "tests.fix_kafka",
-    "tests.fix_lanes",
+    "tests.fix_encoders",
     "tests.fix_load",
     "tests.fix_monitor",
     "tests.fix_postgres",

@@ -1,4 +1,4 @@
-"""The careful lane: one record to one row, column by column; it takes all that a column can hold, and it alone refuses.
+"""The careful encoder: one record to one row, column by column; it takes all that a column holds, and it alone refuses.
 
 Each column is a `Cell`: it finds the column's value in a message (message.py), as the mapping says, and has it encoded.
 How a field is encoded and how fields become a row differs between the formats: binary here, text in text.py.
@@ -88,7 +88,7 @@ def _binary_row(fields: Sequence[bytes | None]) -> bytes:
 BINARY: Final = RowFormat(_binary_encoder, _binary_row, b"\0", b"\1")
 
 
-class CarefulLane:
+class CarefulEncoder:
     """Makes the rows of one route."""
 
     def __init__(

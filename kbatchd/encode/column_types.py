@@ -1,7 +1,7 @@
 """The types that have a binary form here: how each is encoded. To support another one is to add its entry to `_TYPES`.
 
 A route all of whose columns have one is copied in binary format; one other column, and the whole route is copied as
-text (text.py), where PostgreSQL's own input functions read the values. Used by the lanes; pure, no I/O.
+text (text.py), where PostgreSQL's own input functions read the values. Used by the encoders; pure, no I/O.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def _raw_json(x: object, raw: str | None, encoded: bytes) -> str:  # noqa: ARG00
 class ColumnType:
     """How one PostgreSQL type is encoded."""
 
-    #: The careful lane's function.
+    #: The careful encoder's function.
     careful: fields.Encode
-    #: The fast lane's statements: they make of `{v}`, which is not None, what `pack` packs, or else the field's bytes.
-    #: `{text}` stands for its own text, `{json}` for its bytes. Empty: the careful lane alone can do it.
+    #: The fast encoder's statements: they make of `{v}`, which is not None, what `pack` packs, or else the field's
+    #: bytes. `{text}` stands for its own text, `{json}` for its bytes. Empty: the careful encoder alone can do it.
     fast: str = ""
     #: The struct format and the size of a type of fixed width.
     pack: str = ""
@@ -49,9 +49,9 @@ class ColumnType:
     lengths: str = "LENGTHS"
     #: Whether orjson's numbers are not exact enough, so that `suspects` must look for them.
     numbers: bool = False
-    #: Whether the careful lane always needs the field's own text.
+    #: Whether the careful encoder always needs the field's own text.
     literal: bool = False
-    #: The text lane's text of a value that `careful` has taken.
+    #: The text encoder's text of a value that `careful` has taken.
     text: Text = _as_it_came
 
 
@@ -67,7 +67,7 @@ if {v}[4:20:3] in ZULU and {v}[-1] == "Z" and len({v}) < 28:
 else:
     {v} = {any_form}({v})"""
 
-#: JSON goes in as it was written, in every lane: 1e9 is no 1000000000.0 to jsonb. Of a null there is a text, too.
+#: JSON goes in as it was written, in every encoder: 1e9 is no 1000000000.0 to jsonb. Of a null there is a text, too.
 _OWN_TEXT = "if {v} is None: raise TypeError\n{v} = {json}"
 
 #: The type's own function, for what takes no shortcut.
@@ -195,7 +195,7 @@ def _array(element: Column, kind: ColumnType) -> ColumnType:
             parts += length(len(field)), field
         return b"".join(parts)
 
-    # What needs a number's own text is the careful lane's, and -0 in an array of floats is seen in its text only.
+    # What needs a number's own text is the careful encoder's, and -0 in an array of floats is seen in its text only.
     needs_text = kind.literal or kind.numbers
     return ColumnType(encode, "" if needs_text else _FAST_CALL, numbers=kind.numbers, literal=needs_text, text=_no_text)
 

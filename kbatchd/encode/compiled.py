@@ -1,9 +1,9 @@
-"""The compiled lane's Python side: which routes it takes, and how their columns are told to it.
+"""The compiled encoder's Python side: which routes it takes, and how their columns are told to it.
 
 native/ goes over a record's bytes once. It follows paths through objects, counts times that are numbers, has defaults
 for what is missing, asks the record for its key and its other metadata, and takes the common types; a route that wants
-more of any column is left to the Python lanes. Made by the row encoder (rows.py); no I/O. Optional: without a compiler
-at the installation there is no such module as kbatchd.encode._native.
+more of any column is left to the Python encoders. Made by the row encoder (rows.py); no I/O. Optional: without a
+compiler at the installation there is no such module as kbatchd.encode._native.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kbatchd.paths import Path
     from kbatchd.postgres.catalogue import Column
 
-#: Whether this installation has the compiled lane.
+#: Whether this installation has the compiled encoder.
 COMPILED: Final = Encoder is not None
 
 #: The types that it knows.
@@ -50,10 +50,10 @@ _OF_RECORD: Final = {
 _MAX_STEPS: Final = 32
 
 
-def make_lane(
+def make_encoder(
     feeds: Sequence[Feed], mapping: RouteMapping, deletes: Deletes | None, literals: dict[str, bytes]
 ) -> Encoder | None:
-    """Make the compiled lane; None where it cannot take the route's records."""
+    """Make the compiled encoder; None where it cannot take the route's records."""
     if mapping.format != "json" or mapping.collects_into or (deletes is not None and deletes.field):
         return None
     envelope, closed = mapping.envelope, mapping.unknown_fields == "reject"
@@ -83,7 +83,7 @@ def _where(feed: Feed, envelope: Path) -> Path | str:
 
 
 def _missing(feed: Feed, literals: dict[str, bytes]) -> bytes | None:
-    """Return what a row has, with its length, for what is missing; None: the Python lanes decide."""
+    """Return what a row has, with its length, for what is missing; None: the Python encoders decide."""
     if feed.literal is not None:
         return literals[feed.column.name]
     return NULL if feed.on_missing == "null" and not feed.column.not_null else None
@@ -102,7 +102,7 @@ def _can_be_followed(paths: Sequence[Path], envelope: Path) -> bool:
 
 
 def _kind_and_limit(feed: Feed) -> tuple[str, int]:
-    """Return what the compiled lane calls a column's type, and its limit: see native/column.h."""
+    """Return what the compiled encoder calls a column's type, and its limit: see native/column.h."""
     column = feed.column
     if feed.unit is not None:
         return "epoch date" if column.type_name == "date" else "epoch", WHOLE_UNITS[feed.unit]

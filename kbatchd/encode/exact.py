@@ -3,7 +3,7 @@
 orjson rounds integers outside [-2^63, 2^64) and floats beyond 15 digits without a word, gives 0.0 for 1e-400 and
 refuses 1e400; numeric, json and jsonb columns hold all of these. And a NUL is valid JSON, but neither text nor jsonb
 takes it. `suspects` looks at many records at once for the traces such values leave in the raw bytes, so that all
-other records take the fast lane. `Texts` and `field_slices` give a record's fields as they were written.
+other records take the fast encoder. `Texts` and `field_slices` give a record's fields as they were written.
 
 Called by the row encoder (rows.py) in the worker's poll loop. Pure functions, no I/O.
 """
@@ -77,7 +77,7 @@ _scan_string: Callable[[str, int], tuple[str, int]] = json.decoder.scanstring  #
 
 
 def suspects(values: Sequence[bytes | None], *, numbers: bool) -> list[int]:
-    """Return the indexes of the records that the fast lane might change: numbers (if asked for) and NUL.
+    """Return the indexes of the records that the fast encoder might change: numbers (if asked for) and NUL.
 
     Costs 0.3 us a record of 275 bytes. It may name a record that is harmless, but leaves out none that is not.
     """

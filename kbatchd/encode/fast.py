@@ -1,8 +1,8 @@
-"""The fast lane: straight-line Python generated once for each route, with no dispatch a field and no call a type.
+"""The fast encoder: straight-line Python generated once for each route, with no dispatch a field and no call a type.
 
-It takes only what it is sure of, and lets anything else raise: the record then goes to the careful lane. What takes no
-shortcut at all has none: `generate` then makes no code, and every record goes the careful way. Made by the row encoder,
-run in the worker's poll loop. No I/O.
+It takes only what it is sure of, and lets anything else raise: the record then goes to the careful encoder. What takes
+no shortcut at all has none: `generate` then makes no code, and every record goes the careful way. Made by the row
+encoder, run in the worker's poll loop. No I/O.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _JSONB_LENGTHS: Final = [_length(size + 1) + b"\x01" for size in range(4096)]
 #: A boolean, as a row has it.
 FALSE: Final = _length(1) + b"\0"
 
-#: Microseconds of a unit; what is finer than one is the careful lane's.
+#: Microseconds of a unit; what is finer than one is the careful encoder's.
 WHOLE_UNITS: Final = {"s": 1_000_000, "ms": 1_000, "us": 1}
-#: Beyond these, from 1970, the careful lane decides what PostgreSQL can hold: 4700 BC and 290000.
+#: Beyond these, from 1970, the careful encoder decides what PostgreSQL can hold: 4700 BC and 290000.
 _EPOCH_RANGE: Final = "-210000000000000000 < {v} < 9000000000000000000"
 
 
@@ -87,7 +87,7 @@ _NAMES: Final[dict[str, object]] = {
     "integer_of": _integer_of,
 }
 
-#: Sources that the fast lane knows; the others are rare, or cost more than the careful lane does.
+#: Sources that the fast encoder knows; the others are rare, or cost more than the careful encoder does.
 _SOURCES: Final = frozenset({
     Source.FIELD, Source.VALUE, Source.KEY, Source.TIMESTAMP, Source.TOPIC, Source.PARTITION, Source.OFFSET,
     Source.CONSTANT,
@@ -97,7 +97,7 @@ _SOURCES: Final = frozenset({
 def generate(
     feeds: Sequence[Feed], mapping: RouteMapping, deletes: Deletes | None, literals: dict[str, bytes]
 ) -> str | None:
-    """Write the fast lane; None where a column takes no shortcut.
+    """Write the fast encoder; None where a column takes no shortcut.
 
     `feeds` are in the COPY's order: fixed width and NOT NULL first, packed in one call.
     """
@@ -163,7 +163,7 @@ def fast(records, values, first, rows, refusals, careful):
 """
 
 
-def compile_lane(source: str, feeds: Sequence[Feed], literals: dict[str, bytes]) -> Callable[..., None]:
+def compile_encoder(source: str, feeds: Sequence[Feed], literals: dict[str, bytes]) -> Callable[..., None]:
     """Compile what `generate` has written."""
     names: dict[str, object] = dict(_NAMES)
     names["LITERALS"] = literals
@@ -232,7 +232,7 @@ def _walk(v: str, start: str, path: Path) -> list[str]:
 def _find(feed: Feed, v: str) -> list[str]:  # noqa: PLR0911 - one for each source
     """Return the statements that set `v` to the value, or to None; what is missing where it may not be raises."""
     name, path = feed.column.name, feed.path
-    # Whether it is null or missing, and what then, the careful lane finds out.
+    # Whether it is null or missing, and what then, the careful encoder finds out.
     decides = feed.on_missing != "null" or feed.literal is not None
     unless_missing = [f"if {v} is None: raise LookupError"] if decides else []
     match feed.source:
@@ -270,7 +270,7 @@ def _fast(feed: Feed, kind: ColumnType, v: str, *, in_envelope: bool) -> str:
 
 
 def _texts(feed: Feed, v: str, *, in_envelope: bool) -> dict[str, str]:
-    """Return the expressions for the text of a field that is there; they raise where only the careful lane can tell."""
+    """Return the expressions for the text of a field that is there; they raise where the careful encoder must tell."""
     path, in_object = feed.path, feed.source is Source.FIELD
     last = path[-1] if path else 0
     if isinstance(last, int) or feed.source not in {Source.FIELD, Source.VALUE}:
@@ -280,7 +280,7 @@ def _texts(feed: Feed, v: str, *, in_envelope: bool) -> dict[str, str]:
         found = {"text": f"{texts}.of({last!r})", "json": f"{texts}.json_of({last!r}, {v})"}
     else:
         found = {"text": f"{texts}.lone({last!r})", "json": f"{texts}.lone_json({last!r}, {v})"}
-    if feed.literal is None or len(path) > 1:  # what is missing in a deeper object has been left to the careful lane
+    if feed.literal is None or len(path) > 1:  # what is missing in a deeper object has been left to the careful encoder
         return found
     there, name = f"{last!r} in {'o' if in_object else 'w'}", feed.column.name
     return {

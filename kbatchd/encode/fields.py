@@ -2,8 +2,8 @@
 
 One plain function a type, `encode_*`: it takes all that can be taken without changing a value, and says precisely what
 it refuses. `x` is the decoded value, never None. `raw` is the field's own text where orjson's value may not be exact;
-then `x` must not be used as a number. The `fast_*` functions are what the fast lane needs beyond one expression: they
-may raise anything for what they do not take, since the record then comes to `encode_*`.
+then `x` must not be used as a number. The `fast_*` functions are what the fast encoder needs beyond one expression:
+they may raise anything for what they do not take, since the record then comes to `encode_*`.
 
 Here are the types that are mostly their text; numbers and times have modules of their own. Called by the row encoder in
 the worker's poll loop. Pure functions, no I/O.

@@ -6,8 +6,8 @@ touching one of them ends the process. So the first call must succeed. Python lo
 UTF-8 by the name "strict", also for C code: while the headers of a record are read, in the thread that reads them, such
 bytes are escaped instead, as `caf\xe9`. (A NUL ends a name: the client knows names as C's strings.)
 
-The only code that asks a record for its headers. Called by the careful lane in a worker's poll loop, and by the sink in
-its flusher's thread; hence the lock.
+The only code that asks a record for its headers. Called by the careful encoder in a worker's poll loop, and by the sink
+in its flusher's thread; hence the lock.
 """
 
 from __future__ import annotations

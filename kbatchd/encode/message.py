@@ -1,4 +1,4 @@
-"""A record as the careful lanes see it: decoded once, with the text of any field at hand.
+"""A record as the careful encoders see it: decoded once, with the text of any field at hand.
 
 A `Document` is a JSON text with its value: a record's value, or JSON in its key, a header or a string. Where orjson's
 value may not be the number as it was written, a field's own text is. Made by the row encoder for one record at a time,

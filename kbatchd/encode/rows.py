@@ -1,13 +1,13 @@
 """The row encoder: from a record's JSON to a row for COPY, made once for each route.
 
-Three lanes. The compiled lane (compiled.py, native/), where there is one, goes over a record's bytes once and
-makes no objects of its fields; it takes what is plain and leaves all else. The fast lane (fast.py) is
-straight-line Python made from the table's columns. It takes only what it is sure of. The careful lane (careful.py)
+Three encoders. The compiled encoder (compiled.py, native/), where there is one, goes over a record's bytes once and
+makes no objects of its fields; it takes what is plain and leaves all else. The fast encoder (fast.py) is
+straight-line Python made from the table's columns. It takes only what it is sure of. The careful encoder (careful.py)
 goes column by column, takes all that a column can hold or says what it refuses: it alone refuses. Records with numbers
 or strings that orjson does not carry exactly (exact.py) go to it with the text of their fields.
 
 A route with a column of a type that has no binary form here (column_types.py) is copied as text (text.py), by the
-careful lane alone.
+careful encoder alone.
 
 Made by the flusher's thread when it has read the table, used by the worker's poll loop; no I/O. The codes of refusals:
 
@@ -48,11 +48,11 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from kbatchd.config import RouteMapping
-from kbatchd.encode.careful import BINARY, CarefulLane, Cell
+from kbatchd.encode.careful import BINARY, CarefulEncoder, Cell
 from kbatchd.encode.column_types import type_of
-from kbatchd.encode.compiled import COMPILED, make_lane, wrap
+from kbatchd.encode.compiled import COMPILED, make_encoder, wrap
 from kbatchd.encode.exact import suspects
-from kbatchd.encode.fast import compile_lane, generate
+from kbatchd.encode.fast import compile_encoder, generate
 from kbatchd.encode.fields import Refused
 from kbatchd.encode.internal import internal_refusal, tell
 from kbatchd.encode.mapping import OF_RECORD, Source, known_fields, looked_into, resolve_feeds
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 #: So many faults of one record are named.
 FAULTS = 100
 
-#: So many records between two that the compiled lane leaves are worth its next try.
+#: So many records between two that the compiled encoder leaves are worth its next try.
 _WORTH_A_TRY = 2
 
 
@@ -97,14 +97,14 @@ class RowEncoder:
         literals = _literals(ordered, cells)
         #: The field of each column that has one, as a path from the value's root.
         self.fields = {cell.name: show_path(path) for cell in cells if (path := cell.path(mapping.envelope))}
-        self._careful_lane = CarefulLane(cells, row_format, mapping.envelope, deletes, self._unknown)
+        self._careful = CarefulEncoder(cells, row_format, mapping.envelope, deletes, self._unknown)
         kinds = [kind for feed in ordered if (kind := type_of(feed.column)) is not None]
         self._numbers = any(kind.numbers for kind in kinds)
-        #: The fast lane's code, to be read; None: there is none for this route.
+        #: The fast encoder's code, to be read; None: there is none for this route.
         self.source = generate(ordered, mapping, deletes, literals) if binary else None
-        self._fast = None if self.source is None else compile_lane(self.source, ordered, literals)
-        self._lane = make_lane(ordered, mapping, deletes, literals) if compiled and binary else None
-        #: What the compiled lane's rows begin and end with where they have constants, or may delete.
+        self._fast = None if self.source is None else compile_encoder(self.source, ordered, literals)
+        self._compiled = make_encoder(ordered, mapping, deletes, literals) if compiled and binary else None
+        #: What the compiled encoder's rows begin and end with where they have constants, or may delete.
         self._wrap = wrap(ordered, literals, len(self.layouts[0]), deletes=deletes is not None)
 
     @property
@@ -129,7 +129,7 @@ class RowEncoder:
             return self.encode_carefully(records, values, rows)
 
     def encode_carefully(self, records: Sequence[Record], values: Sequence[bytes | None], rows: list[bytes]) -> Encoded:
-        """Do as `encode` does, one record after the other, and each in the careful lane alone."""
+        """Do as `encode` does, one record after the other, and each in the careful encoder alone."""
         call = self._begin(records)
         for index, value in enumerate(values):
             call.careful(value, index, rows, call.refused, suspect=True)
@@ -142,7 +142,7 @@ class RowEncoder:
         """
         message = Message(value, None, time.time_ns() // 1000)
         try:
-            found = list(islice(self._careful_lane.faults(message, is_json=self._is_json), FAULTS))
+            found = list(islice(self._careful.faults(message, is_json=self._is_json), FAULTS))
         except MemoryError:
             raise
         except Exception:  # noqa: BLE001 - it was told of when the record was refused
@@ -154,13 +154,13 @@ class RowEncoder:
 
     def _encode(self, records: Sequence[Record], values: Sequence[bytes | None], rows: list[bytes]) -> Encoded:
         call = self._begin(records)
-        if self._lane is None:
+        if self._compiled is None:
             self._interpret(call, values, 0, rows)
             return call.encoded(len(rows))
         start, window = 0, 1
         while True:
             before = len(rows)
-            left = self._lane.encode(records, values, start, rows)
+            left = self._compiled.encode(records, values, start, rows)
             if self._wrap is not None:
                 head, tail = self._wrap
                 rows[before:] = [head + row[2:] + tail for row in rows[before:]]
@@ -172,7 +172,7 @@ class RowEncoder:
             self._interpret(call, values[left:start], left, rows)
 
     def _interpret(self, call: _Call, values: Sequence[bytes | None], first: int, rows: list[bytes]) -> None:
-        """Encode in the Python lanes; the first of these records has the index `first`."""
+        """Encode in the Python encoders; the first of these records has the index `first`."""
         start, fast, records = 0, self._fast, call.records
         if fast is None:
             found = set(suspects(values, numbers=self._numbers)) if self._is_json else set()
@@ -202,7 +202,7 @@ class _Call:
         self.records = records
         self.refused: list[tuple[int, Refusal]] = []
         self._encoder = encoder
-        self._lane = encoder._careful_lane  # noqa: SLF001 - a part of the encoder
+        self._careful = encoder._careful  # noqa: SLF001 - a part of the encoder
         self._now = now_microseconds
         self._layouts: dict[int, int] = {}
 
@@ -215,11 +215,11 @@ class _Call:
         *,
         suspect: bool = False,
     ) -> None:
-        """Encode one record in the careful lane; of a suspect one, the numbers are read from its own text."""
+        """Encode one record in the careful encoder; of a suspect one, the numbers are read from its own text."""
         encoder = self._encoder
         try:
             message = Message(value, self.records[index] if self.records else None, self._now)
-            row, columns = self._lane.row(message, is_json=encoder._is_json, suspect=suspect)  # noqa: SLF001
+            row, columns = self._careful.row(message, is_json=encoder._is_json, suspect=suspect)  # noqa: SLF001
         except Refused as error:
             refused.append((index, Refusal(error.code, error.column, str(error))))
         except (json.JSONDecodeError, RecursionError) as error:
@@ -283,7 +283,7 @@ def build_encoder(
     at_the_door: bool = False,
     compiled: bool = COMPILED,
 ) -> RowEncoder:
-    """Make the encoder for the columns that a record feeds (`mapping.row_columns`), with the compiled lane or not.
+    """Make the encoder for the columns that a record feeds (`mapping.row_columns`), with the compiled encoder or not.
 
     With `deletes`, rows have one more column, last, that says whether the record deletes. At the door there is no
     record yet: what its metadata will feed is left out. ConfigError when the mapping does not fit the columns.

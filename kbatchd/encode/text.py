@@ -1,7 +1,7 @@
 """The text format: a row as a line of COPY's text, whose values PostgreSQL's own input functions read.
 
 A route with a column that has no binary form here is copied so, as a whole. Values of the other types are checked by
-the careful lane's functions first: a record fares the same in both formats. For all else a string is the value's own
+the careful encoder's functions first: a record fares the same in both formats. For all else a string is the value's own
 literal, a number or a boolean its text, and JSON's objects and arrays become what a user means by them: arrays of any
 dimensions, composite values by their attributes' names, hstore; for any other type their JSON text.
 

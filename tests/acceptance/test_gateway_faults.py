@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 PROGRAM = """
 import sys
-from kbatchd.encode import careful as careful_lane
+from kbatchd.encode import careful
 from kbatchd.door import door
 from kbatchd.cli import main
 
-row, keys, check = careful_lane.CarefulLane.row, door.Door.keys, door.Door.check
+row, keys, check = careful.CarefulEncoder.row, door.Door.keys, door.Door.check
 
 def failing_row(self, message, **how):  # while a record is encoded
     if b"boom" in message.value:
@@ -49,14 +49,15 @@ def failing_check(self, values):
         raise RecursionError("planted")
     return check(self, values)
 
-careful_lane.CarefulLane.row = failing_row
+careful.CarefulEncoder.row = failing_row
 door.Door.keys = failing_keys
 door.Door.check = failing_check
 sys.exit(main())
 """
 
 GOOD = b'{"id":1,"name":"good"}'
-#: With a number that needs the careful lane; with a name that breaks the search for a key; with one that breaks it all.
+#: With a number that needs the careful encoder; with a name that breaks the search for a key; with one that breaks it
+#: all.
 FAULTY = {"boom": b'{"id":"boom"}', "bang": b'{"id":2,"name":"bang"}', "crash": b'{"id":3,"name":"crash"}'}
 
 

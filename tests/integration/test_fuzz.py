@@ -1,7 +1,7 @@
 """All types, sources, modes and odd records, at random: nothing leaves its record, and all ways to encode one agree.
 
 Each round draws a route and some records for it. No exception may come out of the encoders, the door, a dead letter, or
-what `check` and `infer` do with records, and no refusal may be `internal`, which is a fault of ours. All lanes must
+what `check` and `infer` do with records, and no refusal may be `internal`, which is a fault of ours. All encoders must
 take and refuse the same; where their bytes differ, PostgreSQL must find the values equal.
 """
 
@@ -19,7 +19,7 @@ import pytest
 from kbatchd.check import remedies
 from kbatchd.config import RouteMapping
 from kbatchd.door.door import Door
-from kbatchd.encode import compiled as compiled_lane
+from kbatchd.encode.compiled import TYPES as COMPILED_TYPES
 from kbatchd.encode.internal import INTERNAL
 from kbatchd.encode.mapping import Deletes, row_columns
 from kbatchd.encode.rows import RowEncoder, build_encoder
@@ -30,11 +30,11 @@ from kbatchd.postgres.catalogue import Column, Table, read_table
 from kbatchd.schema.progress import Owner
 from kbatchd.shapes.inference import infer
 from kbatchd.sink.sink import _dead_letter
-from tests.fix_lanes import LANES
+from tests.fix_encoders import ENCODERS
 from tests.integration.test_near_misses import SEEDS, mutated
 from tests.integration.test_types import HEADER, TRAILER
 from tests.records import Sent
-from tests.unit.test_lane import LITERALS
+from tests.unit.test_compiled import LITERALS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -234,7 +234,7 @@ class Fuzz:
             deletes = Deletes(key)
             if self.chance.random() < 0.5 and mapping.format == "json":
                 deletes = Deletes(key, parse_path(self.chance.choice(PATHS)), self.chance.choice(["d", True, 1]))
-        made = [(build_encoder(fed, mapping, deletes=deletes, compiled=compiled), False) for compiled in LANES]
+        made = [(build_encoder(fed, mapping, deletes=deletes, compiled=compiled), False) for compiled in ENCODERS]
         return [*made, (made[0][0], True)]
 
     def compare(self, encoder: RowEncoder, ours: Sequence[bytes], others: Sequence[bytes], about: object) -> None:
@@ -290,7 +290,7 @@ def _codes(encoded: Encoded) -> list[tuple[int, str, str | None]]:
 
 
 OWNER = Owner("pipe", "route", "requests", '"public"."everything"', "worker-0")
-_COMPILED = compiled_lane.TYPES
+_COMPILED = COMPILED_TYPES
 _PLAIN = {
     "bool", "int2", "int4", "int8", "float4", "float8", "numeric", "text", "varchar", "uuid", "date", "timestamp",
     "timestamptz", "json", "jsonb", "bytea", "bpchar", "time", "timetz", "interval", "inet", "cidr", "enum", "array",

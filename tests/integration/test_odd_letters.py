@@ -54,7 +54,7 @@ def test_a_hundred_internal_letters_in_a_row_halt_the_route(
     # Planted: a fault in what every record passes, from the tenth on.
     good = [Sent(n, b'{"id":%d}' % n) for n in range(10)]
     assert route.flush(good).rows == 10
-    monkeypatch.setattr(route.encoder._careful_lane, "row", fail)
+    monkeypatch.setattr(route.encoder._careful, "row", fail)
     bad = [Sent(10 + n, b'{"id":"%d"}' % n) for n in range(70)]
     limit = max_dead_letters if 0 < max_dead_letters < 100 else 100
     expected = min(70, limit)

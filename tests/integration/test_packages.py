@@ -62,8 +62,8 @@ def test_the_wheel_has_everything(packages: tuple[Path, Path]) -> None:
         assert f"Provides-Extra: {extra}" in metadata
 
 
-def test_the_compiled_lane_is_in_the_wheel(packages: tuple[Path, Path]) -> None:
-    # The tests compare the lanes, so there is a compiler where they run.
+def test_the_compiled_encoder_is_in_the_wheel(packages: tuple[Path, Path]) -> None:
+    # The tests compare the encoders, so there is a compiler where they run.
     with zipfile.ZipFile(packages[1]) as archive:
         assert f"kbatchd/encode/_native{get_config_var('EXT_SUFFIX')}" in archive.namelist()
 

@@ -48,7 +48,7 @@ def mapped(**said: Any) -> RouteMapping:
     return RouteMapping.model_validate({"columns": said})
 
 
-#: Routes that ask the record for something, in each lane.
+#: Routes that ask the record for something, in each encoder.
 ROUTES = {
     "compiled": ({"id": "int8", "k": "text", "o": "int8"}, {"k": {"source": "key"}, "o": {"source": "offset"}}),
     "fast": ({"id": "int8", "k": "text", "m": "mood"}, {"k": {"source": "key"}}),
@@ -86,7 +86,7 @@ def test_what_is_no_record_s_passes(name: str, error: BaseException) -> None:
 
 
 class OddBytes(bytes):
-    """A value that no lane expects: even its length raises."""
+    """A value that no encoder expects: even its length raises."""
 
     def __len__(self) -> int:
         raise ZeroDivisionError

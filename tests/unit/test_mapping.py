@@ -1,4 +1,4 @@
-"""What of a record goes into which column; and that the lanes agree about it."""
+"""What of a record goes into which column; and that the encoders agree about it."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_fields_that_no_column_takes() -> None:
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("other", ["int4", "int4range"])
 def test_without_an_envelope_a_field_of_the_value_is_the_record_s(other: str) -> None:
-    """Of each lane: a column of int4range makes the route one of text."""
+    """Of each encoder: a column of int4range makes the route one of text."""
     columns = [column("a", "text"), column("b", other), column("rest", "jsonb")]
     said = {"a": {"source": "value", "field": "x"}, "b": {"source": "value", "field": "in.b"}}
     sent = [Sent(b'{"x":"1","in":{"b":7},"more":0}'), Sent(b'{"x":"2","in":{"b":8}}'), Sent(b'{"a":"3"}')]
@@ -295,7 +295,7 @@ def test_what_a_record_lacks_beside_its_value_is_missing(source: str) -> None:
     assert codes(refused.refused) == [(0, "missing", "v")]
 
 
-needs_lane = pytest.mark.skipif(not COMPILED, reason="there is no compiled lane")
+needs_compiler = pytest.mark.skipif(not COMPILED, reason="there is no compiled encoder")
 
 #: As a message may have it.
 OWN = b'{"b" : 1.50, "a": "\\u00e9", "b" : 2.50}'
@@ -322,7 +322,7 @@ OWN = b'{"b" : 1.50, "a": "\\u00e9", "b" : 2.50}'
         ({"default": {"a": 1}}, b'{ "v" : %b }' % OWN),
     ],
 )
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_lane)])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
 def test_json_is_the_messages_own_text(said: dict[str, object], value: bytes, compiled: bool) -> None:
     encoder = build_encoder([column("v", "json")], mapping({"v": said} if said else {}), compiled=compiled)
     [row], _ = encode(encoder, Sent(value, OWN, [("h", OWN)]))
@@ -362,7 +362,7 @@ def test_rows_that_delete(compiled: bool) -> None:
     assert codes(encoded.refused) == [(3, "missing", "id"), (4, "missing", "v")]
 
 
-def test_rows_of_the_compiled_lane_say_that_they_do_not_delete() -> None:
+def test_rows_of_the_compiled_encoder_say_that_they_do_not_delete() -> None:
     columns = [column("id", "int8", not_null=True), column("v", "text")]
     rows, encoded = encode(build_encoder(columns, deletes=Deletes(("id",))), Sent({"id": 1, "v": "x"}), Sent(None))
     assert rows == [{"id": struct.pack(">q", 1), "v": b"x", DELETED: b"\0"}]
@@ -404,7 +404,7 @@ def test_an_identity_column_may_be_mapped() -> None:
     assert [each.name for each in row_columns(table, mapping({"id": "n"}))] == ["id", "b"]
 
 
-def test_the_fast_lane_and_the_careful_lane_agree_about_mappings() -> None:
+def test_the_fast_encoder_and_the_careful_one_agree_about_mappings() -> None:
     columns = [
         column("id", "int8", not_null=True), column("city", "text"), column("sku", "varchar"), column("at",
         "timestamptz"),

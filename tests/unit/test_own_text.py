@@ -1,4 +1,4 @@
-"""JSON goes in as it was written, in every lane: what stands beside it, or before its record, changes nothing of it."""
+"""JSON goes in as it was written, in every encoder: what is beside it, or before its record, changes nothing of it."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def test_a_number_of_the_wrong_type_is_shown_as_it_was_written(type_name: str) -
         assert (refusal.code, refusal.message.partition(", got ")[2]) == ("wrong_type", number)
 
 
-def test_both_python_lanes_make_the_same_row_of_any_record() -> None:
+def test_both_python_encoders_make_the_same_row_of_any_record() -> None:
     types = {f"c_{name}": name for name in sorted(compiled.TYPES)}
     record = {
         "c_bool": True, "c_bytea": "AAEC", "c_date": "2026-11-22", "c_float4": 0.1, "c_float8": 12.5,

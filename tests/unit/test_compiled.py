@@ -1,4 +1,4 @@
-"""The compiled lane takes nothing that the Python lanes refuse, and makes the same row of what it takes."""
+"""The compiled encoder takes nothing that the Python encoders refuse, and makes the same row of what it takes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from kbatchd.config import RouteMapping
 from kbatchd.encode import compiled
 from kbatchd.encode.rows import build_encoder
 from kbatchd.postgres.catalogue import Column
-from tests.fix_lanes import CAN_COMPILE
+from tests.fix_encoders import CAN_COMPILE
 from tests.records import Sent
 
 pytestmark = pytest.mark.skipif(
     not (compiled.COMPILED or CAN_COMPILE),
-    reason="there is no compiler, so there is no compiled lane to be tested",
+    reason="there is no compiler, so there is no compiled encoder to be tested",
 )
 
 #: numeric(12,3), varchar(5), and each type alone.
@@ -66,7 +66,7 @@ def columns(types: dict[str, str], *, not_null: bool) -> list[Column]:
 
 
 class Pair:
-    """Two encoders of the same columns, with the compiled lane and without."""
+    """Two encoders of the same columns, with the compiled encoder and without."""
 
     def __init__(self, types: dict[str, str], *, not_null: bool, mapping: RouteMapping | None = None) -> None:
         self._compiled = build_encoder(columns(types, not_null=not_null), mapping, compiled=True)
@@ -165,12 +165,12 @@ def _torn(chance: random.Random, record: bytes) -> bytes:
 
 
 def test_plain_records_are_taken() -> None:
-    """Without this one, a lane that takes nothing would pass."""
-    lane = build_encoder(columns(TYPES, not_null=True), compiled=True)._lane
-    assert lane is not None
+    """Without this one, one that takes nothing would pass."""
+    native = build_encoder(columns(TYPES, not_null=True), compiled=True)._compiled
+    assert native is not None
     made: list[bytes] = []
     values = [_record(PLAIN), orjson.dumps(orjson.loads(_record(PLAIN))), _record(dict(reversed(PLAIN.items())))]
-    assert lane.encode((), values, 0, made) == len(values) == len(made)
+    assert native.encode((), values, 0, made) == len(values) == len(made)
 
 
 def test_column_names_that_json_writes_with_escapes() -> None:
@@ -258,14 +258,14 @@ def test_whatever_is_changed_in_a_mapped_record(name: str, not_null: bool) -> No
 
 @pytest.mark.parametrize("name", MAPPINGS)
 def test_plain_mapped_records_are_taken(name: str) -> None:
-    lane = build_encoder(columns(MAPPED_TYPES, not_null=True), _mapping(name), compiled=True)._lane
-    assert lane is not None
+    native = build_encoder(columns(MAPPED_TYPES, not_null=True), _mapping(name), compiled=True)._compiled
+    assert native is not None
     value = _record({**{key: texts[0] for key, texts in INNER.items()}, "op": b'"i"'})
     if name == "envelope":
         value = b'{"op":"u","a":{"before":null,"after":%b}}' % value
     made: list[bytes] = []
     records = [Sent(7, name=b"k"), Sent(8, name=b'{"a":1}')]
-    assert lane.encode(records, [value, orjson.dumps(orjson.loads(value))], 0, made) == 2
+    assert native.encode(records, [value, orjson.dumps(orjson.loads(value))], 0, made) == 2
 
 
 #: What a record may have beside its value, plain, odd and wrong.
@@ -336,9 +336,12 @@ def test_what_is_missing_is_taken() -> None:
     said = {"columns": {"a": {"field": "a", "default": "d"}, "b": {"source": "key"}, "c": {"source": "timestamp"}}}
     types = {"a": "text", "b": "bytea", "c": "int8"}
     encoder = build_encoder(columns(types, not_null=False), RouteMapping.model_validate(said), compiled=True)
-    assert encoder._lane is not None
+    assert encoder._compiled is not None
     rows: list[bytes] = []
-    assert encoder._lane.encode([Sent(1, sent_at_ms=-1), Sent(1, name=b"\0\xff")], [b"{}", b'{"a":null}'], 0, rows) == 2
+    assert (
+        encoder._compiled.encode([Sent(1, sent_at_ms=-1), Sent(1, name=b"\0\xff")], [b"{}", b'{"a":null}'], 0, rows)
+        == 2
+    )
     assert [_fields(row) for row in rows] == [
         [b"d", None, None],
         [None, b"\0\xff", (1_700_000_000_123).to_bytes(8)],
@@ -347,10 +350,10 @@ def test_what_is_missing_is_taken() -> None:
 
 def test_each_value_has_its_record() -> None:
     mapping = RouteMapping.model_validate({"columns": {"o": {"source": "offset"}}})
-    lane = build_encoder(columns({"o": "int8"}, not_null=True), mapping, compiled=True)._lane
-    assert lane is not None
+    native = build_encoder(columns({"o": "int8"}, not_null=True), mapping, compiled=True)._compiled
+    assert native is not None
     with pytest.raises(ValueError, match="more values than records"):
-        lane.encode([Sent(1)], [b"{}", b"{}"], 0, [])
+        native.encode([Sent(1)], [b"{}", b"{}"], 0, [])
 
 
 def test_what_a_record_s_method_raises_is_not_taken() -> None:
@@ -364,11 +367,11 @@ def test_what_a_record_s_method_raises_is_not_taken() -> None:
 
     said = {"columns": {"key": {"source": "key"}, "o": {"source": "offset"}}}
     types = {"key": "text", "o": "int8"}
-    lane = build_encoder(columns(types, not_null=True), RouteMapping.model_validate(said), compiled=True)._lane
-    assert lane is not None
-    assert lane.encode([Sent(0, name=b"k"), Broken(1, name=b"k")], [b"{}", b"{}"], 0, []) == 1
+    native = build_encoder(columns(types, not_null=True), RouteMapping.model_validate(said), compiled=True)._compiled
+    assert native is not None
+    assert native.encode([Sent(0, name=b"k"), Broken(1, name=b"k")], [b"{}", b"{}"], 0, []) == 1
     with pytest.raises(MemoryError):
-        lane.encode([Exhausted(1, name=b"k")], [b"{}"], 0, [])
+        native.encode([Exhausted(1, name=b"k")], [b"{}"], 0, [])
 
 
 def test_nothing_of_a_record_is_kept() -> None:
@@ -400,7 +403,7 @@ def test_nothing_of_a_record_is_kept() -> None:
 )
 def test_mappings_that_are_not_compiled(said: dict[str, object]) -> None:
     mapping = RouteMapping.model_validate({"columns": said})
-    assert build_encoder(columns(MAPPED_TYPES, not_null=False), mapping, compiled=True)._lane is None
+    assert build_encoder(columns(MAPPED_TYPES, not_null=False), mapping, compiled=True)._compiled is None
     pair = Pair(MAPPED_TYPES, not_null=False, mapping=mapping)
     value = b'{"id":1,"address":{"city":"Ulm"},"items":[{"city":"Ulm"}],"ts":1763855045123456789}'
     pair.compare([value], [Sent(1, name=b'{"city":"Ulm"}')])
