@@ -49,8 +49,9 @@ bench: $(TEST)    ## bench/drain.py: rows per second, next to PostgreSQL's own l
 bench-http: $(TEST)    ## bench/http.py: requests per second through a gateway, next to its server's own limit
 	$(BIN)/python bench/http.py $(BENCH)
 
-docs: $(TEST)    ## docs/configuration.md, anew from the models
+docs: $(TEST)    ## docs/configuration.md from the models, docs/house.svg from the floors
 	$(BIN)/python -m tests.reference docs/configuration.md
+	$(BIN)/python -m tests.house docs/house.svg
 
 wheel: $(TEST)    ## dist/kbatchd-*.whl, with the compiled encoder where there is a compiler
 	rm -rf dist/*.whl build

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kbatchd.cli import main
+from tests.house import house
 from tests.reference import reference
 
 ROOT = Path(__file__).parents[2]
@@ -18,6 +19,10 @@ LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 def test_the_reference_is_that_of_the_models() -> None:
     assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == reference(), "make docs writes it anew"
+
+
+def test_the_picture_of_the_house_is_that_of_the_floors() -> None:
+    assert (ROOT / "docs/house.svg").read_text(encoding="utf-8") == house(), "make docs draws it"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
