@@ -12,7 +12,7 @@ import tomli
 from tests.corpora import github_webhooks, json_test_suite, webhooks
 from tests.fix_daemon import wait_until
 from tests.fix_load import wait_all_taken
-from tests.integration.test_infer import infer, send
+from tests.integration.commands.test_infer import infer, send
 
 if TYPE_CHECKING:
     from pathlib import Path

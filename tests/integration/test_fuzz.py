@@ -31,10 +31,10 @@ from kbatchd.schema.progress import Owner
 from kbatchd.shapes.inference import infer
 from kbatchd.sink.sink import _dead_letter
 from tests.fix_encoders import ENCODERS
-from tests.integration.test_near_misses import SEEDS, mutated
-from tests.integration.test_types import HEADER, TRAILER
+from tests.integration.encode.test_near_misses import SEEDS, mutated
+from tests.integration.encode.test_types import HEADER, TRAILER
 from tests.records import Sent
-from tests.unit.test_compiled import LITERALS
+from tests.unit.encode.test_compiled import LITERALS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -24,7 +24,7 @@ from kbatchd.stats.histograms import FRESHNESS_SECONDS
 from kbatchd.stats.slots import Field, Slots, State
 from tests.records import Sent
 
-DOCS = Path(__file__).parents[2] / "docs/monitor.md"
+DOCS = Path(__file__).parents[3] / "docs/monitor.md"
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_requests_are_those_of_their_seed_and_fit_their_table(database: str) -> 
     assert list(generate(100, first_id=7, seed=1)) != list(generate(100, first_id=7, seed=2))
     values = list(generate(2000, first_id=500))
     assert 250 <= sum(map(len, values)) / len(values) <= 290
-    statement = (Path(__file__).parents[2] / "sql/examples/requests.sql").read_text()
+    statement = (Path(__file__).parents[3] / "sql/examples/requests.sql").read_text()
     with psycopg.connect(database) as connection:
         connection.execute(statement.encode())
         connection.execute(

@@ -20,7 +20,7 @@ from kbatchd.errors import ConfigError
 from kbatchd.model import DELETED, Encoded
 from kbatchd.paths import parse_path, show_path
 from kbatchd.postgres.catalogue import Column, Table
-from tests.unit.test_rows import codes, fields
+from tests.unit.encode.test_rows import codes, fields
 
 MILLISECONDS = 1_763_855_045_123
 #: The same in microseconds from 2000.

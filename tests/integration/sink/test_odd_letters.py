@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kbatchd.errors import BreakerOpen
-from tests.integration.test_sink import Route, connection, make_route  # noqa: F401 - fixtures
+from tests.integration.sink.test_sink import Route, connection, make_route  # noqa: F401 - fixtures
 from tests.records import Headers, Sent
 
 if TYPE_CHECKING:

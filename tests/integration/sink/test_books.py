@@ -17,8 +17,8 @@ from kbatchd.model import Partition
 from kbatchd.sink.batch_copy import BatchCopy
 from kbatchd.sink.insertion import Outcome
 from kbatchd.sink.upsert import Merge
-from tests.integration.test_sink import Route, broken, connection, make_route, sent
-from tests.integration.test_upsert import Row, Upserts
+from tests.integration.sink.test_sink import Route, broken, connection, make_route, sent
+from tests.integration.sink.test_upsert import Row, Upserts
 from tests.records import TOPIC
 from tests.short_of_memory import RECORDS
 

@@ -17,8 +17,8 @@ from kbatchd.model import FlushReason
 from kbatchd.sink.batch import Batch, Chunk
 from kbatchd.sink.insertion import Outcome
 from tests.fix_daemon import wait_until
-from tests.integration.test_sink import Route, binary, connection, make_route, sent
-from tests.integration.test_upsert import Row, Upserts
+from tests.integration.sink.test_sink import Route, binary, connection, make_route, sent
+from tests.integration.sink.test_upsert import Row, Upserts
 from tests.records import Sent
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from kbatchd.encode.rows import build_encoder
 from kbatchd.paths import show_path
 from kbatchd.postgres.catalogue import Column
 from kbatchd.shapes import samples
-from tests.unit.test_mapping import Sent, column, encode, mapping
+from tests.unit.encode.test_mapping import Sent, column, encode, mapping
 
 TYPES = [*sorted(name for name in samples._TEMPLATES if name != "array"), "text", "varchar", "bpchar", "numeric"]
 TIMES = ("date", "timestamp", "timestamptz")

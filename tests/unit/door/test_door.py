@@ -11,7 +11,7 @@ from kbatchd.door.door import Door
 from kbatchd.encode.rows import build_encoder
 from kbatchd.model import Refusal
 from kbatchd.postgres.catalogue import Column
-from tests.unit.test_rows import REQUEST, REQUEST_TYPES, columns
+from tests.unit.encode.test_rows import REQUEST, REQUEST_TYPES, columns
 
 ANYTHING = Door(None, None)
 

@@ -15,7 +15,7 @@ import yaml
 
 from kbatchd.monitor.metrics import METRICS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ALERTS = ROOT / "config/prometheus-alerts.yml"
 DASHBOARD = ROOT / "config/grafana-dashboard.json"
 

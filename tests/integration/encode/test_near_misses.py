@@ -17,7 +17,7 @@ from kbatchd.encode.mapping import row_columns
 from kbatchd.encode.rows import build_encoder
 from kbatchd.model import CopyFormat
 from kbatchd.postgres.catalogue import read_table
-from tests.integration.test_types import HEADER, TRAILER
+from tests.integration.encode.test_types import HEADER, TRAILER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -19,7 +19,7 @@ from kbatchd.config.faults import keys
 from kbatchd.errors import ConfigError
 from tests.minimal import MINIMAL
 
-EXAMPLE = Path(__file__).parents[2] / "config" / "kbatchd.toml"
+EXAMPLE = Path(__file__).parents[3] / "config" / "kbatchd.toml"
 
 #: Keys whose value in the example is not the default: there is none, or it comes from elsewhere.
 WITHOUT_DEFAULT = {
