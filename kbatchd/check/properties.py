@@ -8,12 +8,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
+from kbatchd.kafka.client_log import rdkafka_log
+from kbatchd.kafka.errors import text_of
+from kbatchd.kafka.settings import NOT_TAKEN
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kbatchd.config import Where
+
+
+from typing import TYPE_CHECKING
+
+from confluent_kafka import Producer
+
 from kbatchd.kafka import producer, source, topics
-from kbatchd.kafka.settings import NOT_TAKEN, Settings
-from kbatchd.kafka.topics import check_librdkafka
+from kbatchd.kafka.settings import Settings
 from kbatchd.produce import file_producer, plain_producer
 
 if TYPE_CHECKING:
@@ -69,4 +82,32 @@ def _fault(
         cause = error.args[0] if isinstance(error, KafkaException) else error
         text = cause.str() if isinstance(cause, KafkaError) else str(cause)
         return f"does not go together with what kbatchd sets itself: {' '.join(text.split())}"
+    return ""
+
+
+def check_librdkafka(properties: Mapping[str, str | int | float | bool]) -> dict[Where, str]:
+    """Let librdkafka judge its own properties; return what it finds wrong, by key. Connects to nothing."""
+    table = ("kafka", "librdkafka")
+    faults: dict[Where, str] = {}
+    for name, value in properties.items():
+        # librdkafka stops at the first fault. One that is certain, behind the property, proves the property good,
+        # and no client with its threads is made (0.02 ms instead of 1 ms).
+        fault = _consumer_fault({"group.id": "check", name: value, _SENTINEL: ""})
+        if _SENTINEL not in fault:
+            faults[*table, name] = fault
+    if not faults and properties:
+        fault = _consumer_fault({"group.id": "check", **properties})
+        if fault:
+            faults[table] = fault
+    return faults
+
+
+_SENTINEL = "kbatchd.no.such.property"
+
+
+def _consumer_fault(properties: dict[str, str | int | float | bool]) -> str:
+    try:
+        Consumer(properties, logger=rdkafka_log).close()
+    except NOT_TAKEN as error:
+        return text_of(error)
     return ""

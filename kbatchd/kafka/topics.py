@@ -15,7 +15,7 @@ from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, Uuid, libversion
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, Uuid, libversion
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from kbatchd.errors import ConfigError, KbatchError, ServerUnavailable
@@ -24,12 +24,11 @@ from kbatchd.kafka.errors import NO_TOPIC, REFUSED, code_of, our_error, text_of
 from kbatchd.kafka.settings import NOT_TAKEN
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable
     from concurrent.futures import Future
     from typing import Any
 
     from kbatchd import config
-    from kbatchd.config import Where
 
 #: Answers come at once or not at all; the poll loop asks again every 10 s.
 REQUEST_TIMEOUT_SECONDS = 10.0
@@ -229,26 +228,6 @@ def create_topics(
     return outcome
 
 
-def check_librdkafka(properties: Mapping[str, str | int | float | bool]) -> dict[Where, str]:
-    """Let librdkafka judge its own properties; return what it finds wrong, by key. Connects to nothing."""
-    table = ("kafka", "librdkafka")
-    faults: dict[Where, str] = {}
-    for name, value in properties.items():
-        # librdkafka stops at the first fault. One that is certain, behind the property, proves the property good,
-        # and no client with its threads is made (0.02 ms instead of 1 ms).
-        fault = _consumer_fault({"group.id": "check", name: value, _SENTINEL: ""})
-        if _SENTINEL not in fault:
-            faults[*table, name] = fault
-    if not faults and properties:
-        fault = _consumer_fault({"group.id": "check", **properties})
-        if fault:
-            faults[table] = fault
-    return faults
-
-
-_SENTINEL = "kbatchd.no.such.property"
-
-
 class _Trouble:
     """The last thing librdkafka complained of. Apart from `Admin`, so that the two do not hold each other alive."""
 
@@ -284,11 +263,3 @@ def _description(topic: str, answer: Any) -> TopicDescription:  # noqa: ANN401 -
         raise ServerUnavailable(f"topic {topic} cannot be described: the answer names no partition")
     leaderless = frozenset(int(partition.id) for partition in answer.partitions if partition.leader is None)
     return TopicDescription(topic, str(answer.topic_id), len(answer.partitions), leaderless)
-
-
-def _consumer_fault(properties: dict[str, str | int | float | bool]) -> str:
-    try:
-        Consumer(properties, logger=rdkafka_log).close()
-    except NOT_TAKEN as error:
-        return text_of(error)
-    return ""
