@@ -29,6 +29,7 @@ from kbatchd.encode.mapping import row_columns
 from kbatchd.encode.rows import RowEncoder, build_encoder
 from kbatchd.model import Partition
 from kbatchd.postgres import catalogue
+from kbatchd.postgres.table import Table
 from kbatchd.schema import migrations, progress
 from kbatchd.schema.progress import Owner
 from kbatchd.sink.batch import Batch, BufferPool, Chunk, RouteBatches
@@ -117,13 +118,13 @@ def database() -> Iterator[psycopg.Connection]:
 
 
 @pytest.fixture(scope="module")
-def table(database: psycopg.Connection) -> catalogue.Table:
+def table(database: psycopg.Connection) -> Table:
     """Read the table as the flusher does."""
     return catalogue.read_table(database, "requests")
 
 
 @pytest.fixture(scope="module")
-def encoder(table: catalogue.Table) -> RowEncoder:
+def encoder(table: Table) -> RowEncoder:
     """Make the encoder that the daemon would use."""
     return build_encoder(row_columns(table, RouteMapping()))
 
@@ -190,7 +191,7 @@ def test_encode(benchmark: BenchmarkFixture, encoder: RowEncoder, values: list[b
     encode_all(benchmark, encoder, values)
 
 
-def test_encode_mapped(benchmark: BenchmarkFixture, table: catalogue.Table, values: list[bytes]) -> None:
+def test_encode_mapped(benchmark: BenchmarkFixture, table: Table, values: list[bytes]) -> None:
     """The same fields in an envelope and in an object in it, one of them renamed."""
     mapping = RouteMapping.model_validate(
         {"value_field": "request", "columns": {"method": "http.method", "path": "http.path", "status": "http.code"}}
@@ -199,7 +200,7 @@ def test_encode_mapped(benchmark: BenchmarkFixture, table: catalogue.Table, valu
     encode_all(benchmark, encoder, [in_envelope(value) for value in values])
 
 
-def test_encode_with_metadata(benchmark: BenchmarkFixture, table: catalogue.Table, values: list[bytes]) -> None:
+def test_encode_with_metadata(benchmark: BenchmarkFixture, table: Table, values: list[bytes]) -> None:
     """Three columns of the record's metadata, one of its key, and one with a default that half of the records need."""
     mapping = RouteMapping.model_validate(
         {
@@ -261,7 +262,7 @@ def test_batch(benchmark: BenchmarkFixture, encoder: RowEncoder, values: list[by
 def test_flush(
     benchmark: BenchmarkFixture,
     database: psycopg.Connection,
-    table: catalogue.Table,
+    table: Table,
     encoder: RowEncoder,
     values: list[bytes],
 ) -> None:

@@ -19,6 +19,7 @@ from kbatchd.kafka.watch import judge
 from kbatchd.model import GapKind, Partition
 from kbatchd.postgres import catalogue
 from kbatchd.postgres.connection import connect
+from kbatchd.postgres.table import Table
 from kbatchd.schema import progress
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def _told(where: str, findings: Iterator[Finding]) -> Iterator[Finding]:
         yield Finding(Level.FAULT, where, f"PostgreSQL refuses a question: {text}", "mend the cause, and check again")
 
 
-def _sequence_faults(connection: Connection, where: str, route: Route, table: catalogue.Table) -> Iterator[Finding]:
+def _sequence_faults(connection: Connection, where: str, route: Route, table: Table) -> Iterator[Finding]:
     fed = [column.name for column in table.columns if column.name not in route.omit]
     for (sequence,) in connection.execute(_SEQUENCES_SQL, (table.oid, fed)):
         what = f"no right to USAGE on sequence {sequence}, which a default of table {table} needs"

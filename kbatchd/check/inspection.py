@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from kbatchd.errors import ConfigError
 from kbatchd.postgres import catalogue
 from kbatchd.postgres.connection import MINIMUM_VERSION, Connection, Error
+from kbatchd.postgres.table import Table
 from kbatchd.schema import migrations, progress, renaming
 from kbatchd.schema.progress import Owner
 from kbatchd.sink.targets import build_target
@@ -177,7 +178,7 @@ def _toml(names: Iterable[Name]) -> str:
     return json.dumps([str(name) for name in names], ensure_ascii=False)
 
 
-def table_warnings(connection: Connection, table: catalogue.Table) -> Iterator[str]:
+def table_warnings(connection: Connection, table: Table) -> Iterator[str]:
     """Say what will hurt later of a table that can be written, or of its partitions."""
     for (name,) in connection.execute(_UNLOGGED_SQL, {"oid": table.oid}):
         yield (

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from kbatchd.config import RouteMapping
     from kbatchd.model import Record, Refusal
-    from kbatchd.postgres.catalogue import Column
+    from kbatchd.postgres.table import Column
 
 _REMEDIES = {
     "missing": "let the column be NULL, give it a default and put it into `omit`, or mend the producer",

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from kbatchd.config import Route
     from kbatchd.model import Record, Refusal
-    from kbatchd.postgres.catalogue import Column
     from kbatchd.postgres.connection import Connection
+    from kbatchd.postgres.table import Column
     from kbatchd.sink.batch import Batch
     from kbatchd.sink.batch_copy import Target
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kbatchd.config import RouteMapping
-    from kbatchd.postgres.catalogue import Column
+    from kbatchd.postgres.table import Column
 
 
 class Fault(NamedTuple):

@@ -22,8 +22,8 @@ from kbatchd.config import RouteMapping
 from kbatchd.encode.mapping import row_columns
 from kbatchd.errors import ConfigError, ServerUnavailable
 from kbatchd.postgres import catalogue
-from kbatchd.postgres.catalogue import Column
 from kbatchd.postgres.connection import connect, explained
+from kbatchd.postgres.table import Column
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from kbatchd.model import Record
     from kbatchd.paths import Path
-    from kbatchd.postgres.catalogue import Column
+    from kbatchd.postgres.table import Column
 
     #: A value and, where its text was asked for, its text; to the field's bytes.
     FieldEncoder = Callable[[object, str | None], bytes]

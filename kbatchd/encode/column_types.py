@@ -17,7 +17,7 @@ from kbatchd.encode.exact import item_slices
 from kbatchd.encode.fields import Refused, wrong_type
 
 if TYPE_CHECKING:
-    from kbatchd.postgres.catalogue import Column
+    from kbatchd.postgres.table import Column
 
     #: A value's text for PostgreSQL's input function: the value, its raw text, and its binary form.
     Text = Callable[[object, str | None, bytes], str]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kbatchd.config import RouteMapping
     from kbatchd.encode.mapping import Deletes, Feed
     from kbatchd.paths import Path
-    from kbatchd.postgres.catalogue import Column
+    from kbatchd.postgres.table import Column
 
 #: Whether this installation has the compiled encoder.
 COMPILED: Final = Encoder is not None

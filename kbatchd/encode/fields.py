@@ -22,7 +22,7 @@ import orjson
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kbatchd.postgres.catalogue import Column
+    from kbatchd.postgres.table import Column
 
     Encode = Callable[[object, Column, str | None], bytes]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from kbatchd.encode.message import Message
     from kbatchd.paths import Path
-    from kbatchd.postgres.catalogue import Column, Table
+    from kbatchd.postgres.table import Column, Table
 
 #: Columns that a time as a number can go into.
 TIMES: Final = frozenset({"date", "timestamp", "timestamptz"})

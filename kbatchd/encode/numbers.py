@@ -16,7 +16,7 @@ from kbatchd.encode.fields import Refused, out_of_range, show, wrong_type
 
 if TYPE_CHECKING:
     from kbatchd.encode.fields import Encode
-    from kbatchd.postgres.catalogue import Column
+    from kbatchd.postgres.table import Column
 
 
 def encode_integer(code: str) -> Encode:

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
     from kbatchd.encode.mapping import Deletes, Feed
     from kbatchd.model import Record
-    from kbatchd.postgres.catalogue import Column
+    from kbatchd.postgres.table import Column
 
 #: So many faults of one record are named.
 FAULTS = 100

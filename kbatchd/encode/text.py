@@ -23,7 +23,7 @@ from kbatchd.encode.fields import Refused, out_of_range, show, wrong_type
 from kbatchd.encode.mapping import JSONS
 from kbatchd.encode.numbers import number_literal
 from kbatchd.encode.times import is_day, time_text
-from kbatchd.postgres.catalogue import Column
+from kbatchd.postgres.table import Column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,7 @@ from kbatchd.encode.fields import Refused, show, wrong_type
 from kbatchd.encode.numbers import is_number, is_zero, number_literal
 
 if TYPE_CHECKING:
-    from kbatchd.postgres.catalogue import Column
+    from kbatchd.postgres.table import Column
 
 #: Day and moment from which PostgreSQL counts.
 EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kbatchd.config import Route
     from kbatchd.encode.mapping import Feed
     from kbatchd.gateway.schemas import Schema
-    from kbatchd.postgres.catalogue import Column
+    from kbatchd.postgres.table import Column
     from kbatchd.shapes.shape import Place
 
 _MICROSECONDS: Final = 1_000_000

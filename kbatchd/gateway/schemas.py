@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kbatchd.postgres.catalogue import Column
+    from kbatchd.postgres.table import Column
 
     Schema = dict[str, Any]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kbatchd.encode.mapping import Deletes
     from kbatchd.letters.store import Letter
     from kbatchd.model import Record
-    from kbatchd.postgres import catalogue
+    from kbatchd.postgres.table import Table
 
 #: Without a record for so long, Kafka is taken for away, and what came later is not known.
 QUIET_SECONDS = 10.0
@@ -49,7 +49,7 @@ def is_delete(record: Record, value: bytes | None, deletes: Deletes) -> bool:
     return deletes.by(message)
 
 
-def may_delete(route: Route, table: catalogue.Table, deletes: Deletes | None) -> bool:
+def may_delete(route: Route, table: Table, deletes: Deletes | None) -> bool:
     """Tell whether any record of a route can delete: a tombstone only where it has the table's key."""
     if deletes is None or deletes.field:
         return deletes is not None

@@ -7,16 +7,17 @@ after its COPY, which holds the table's lock: binary COPY takes a float8's bytes
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import psycopg
 from psycopg import sql
 from psycopg.rows import tuple_row
 
 from kbatchd.errors import ConfigError
+from kbatchd.postgres.table import FIRST_USER_OID, Column, Table
+from kbatchd.postgres.wrong_table import check_relation, not_there, tables_like
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -53,8 +54,6 @@ _RANGE_OF = """
     JOIN pg_catalog.pg_type s ON s.oid OPERATOR(pg_catalog.=) r.rngsubtype
     LEFT JOIN pg_catalog.pg_type b ON b.oid OPERATOR(pg_catalog.=) s.typbasetype
     WHERE t.oid OPERATOR(pg_catalog.=) ANY (ARRAY[r.rngtypid, r.rngmultitypid])), '')"""
-#: Types below this oid are PostgreSQL's own, and do not change.
-_FIRST_USER_OID = 16384
 
 #: MERGE does to the table `c` what INSERT ... ON CONFLICT does. Not before 17: in 15 and 16 it can mix rows up where
 #: another session writes too (bug 18103, mended in 15.5 and 16.1), and looks each key of an array up from the root.
@@ -83,7 +82,7 @@ _FOREIGN_PARTITION = """
 #: as well (labels, domains, attributes), and so is what decides how rows may be merged, and whether all can be seen:
 #: with row-level security a merge passes over rows in silence. No row when there is no such table.
 FINGERPRINT_SQL: Final = f"""
-{_REACHED.format(table="pg_catalog.to_regclass(%s)", from_oid=_FIRST_USER_OID)}
+{_REACHED.format(table="pg_catalog.to_regclass(%s)", from_oid=FIRST_USER_OID)}
 SELECT attrelid::pg_catalog.text OPERATOR(pg_catalog.||) ':' OPERATOR(pg_catalog.||)
     pg_catalog.md5(pg_catalog.string_agg(
     pg_catalog.concat_ws(' ', attnum, atttypid, atttypmod, attnotnull, attgenerated, attidentity, attname), ','
@@ -110,16 +109,6 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_c
 WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%s)
 """  # noqa: S608 - made of constants
 
-#: Tables of the same name in other schemas, or with other capitals: "$user" comes first in the path, SQL folds names.
-_LIKE_SQL: Final = """
-SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname)
-FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
-WHERE c.relkind OPERATOR(pg_catalog.=) ANY ('{r,p}'::pg_catalog."char"[])
-    AND n.nspname OPERATOR(pg_catalog.<>) ALL ('{pg_catalog,information_schema}'::pg_catalog.name[])
-    AND pg_catalog.lower(c.relname::pg_catalog.text) OPERATOR(pg_catalog.=)
-        (SELECT pg_catalog.lower(parts[pg_catalog.cardinality(parts)]) FROM pg_catalog.parse_ident(%s) parts)
-ORDER BY n.nspname, c.relname LIMIT 3
-"""
 
 _COLUMNS_SQL: Final = """
 SELECT attname, attnum, atttypid::bigint, atttypmod, attndims, attnotnull,
@@ -197,107 +186,6 @@ FROM reached JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) reached.o
     JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.typnamespace
 """  # noqa: S608 - made of constants
 
-_RELATION_KINDS: Final = {
-    "v": "a view",
-    "m": "a materialized view",
-    "f": "a foreign table",
-    "i": "an index",
-    "I": "an index",
-    "S": "a sequence",
-    "c": "a composite type",
-    "t": "a TOAST table",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column, an array's element, or an attribute of a composite type.
-
-    `type_name` is what decides the encoding: pg_catalog's name, of a domain that of its base; "enum", "array",
-    "composite"; or what format_type says of other types. `typmod` and `not_null` include those of a domain.
-    """
-
-    name: str
-    number: int
-    type_name: str
-    typmod: int
-    not_null: bool
-    generated: bool = False
-    identity: bool = False
-    has_default: bool = False
-    #: The type's oid, of a domain that of its base.
-    oid: int = 0
-    #: Dimensions that an array was declared with.
-    dimensions: int = 0
-    #: An array's element, and what PostgreSQL's text form of the array has between two of them.
-    element: Column | None = None
-    delimiter: str = ","
-    #: An enum's labels.
-    labels: tuple[str, ...] = ()
-    #: A composite type's attributes.
-    attributes: tuple[Column, ...] = ()
-    #: The type of a range's, or a multirange's, bounds.
-    range_of: str = ""
-    #: What stands before the fraction of a money value here; "" where that is not known.
-    decimal_point: str = "."
-    #: The type as PostgreSQL shows it, where `type_name` does not say it.
-    shown_type: str = ""
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Column:
-        """Undo dataclasses.asdict, also after a way through JSON."""
-        element, attributes = values["element"], values["attributes"]
-        return cls(
-            **{
-                **values,
-                "element": element and cls.from_dict(element),
-                "labels": tuple(values["labels"]),
-                "attributes": tuple(map(cls.from_dict, attributes)),
-            }
-        )
-
-    @property
-    def type(self) -> str:
-        """The type in words for people."""
-        return self.shown_type or self.type_name
-
-    @property
-    def is_simple(self) -> bool:
-        """PostgreSQL's own type, and no array."""
-        return self.oid < _FIRST_USER_OID and self.element is None
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table rows can be copied to."""
-
-    oid: int
-    schema: str
-    name: str
-    columns: tuple[Column, ...]
-    fingerprint: str
-    #: The columns of each unique index that ON CONFLICT can use.
-    unique_keys: frozenset[frozenset[str]] = frozenset()
-    #: Of each of them, what says that two values of a column are one: an operator's schema and name.
-    key_operators: Mapping[frozenset[str], Mapping[str, tuple[str, str]]] = field(default_factory=dict)
-    #: Those of which an index has another collation than its column.
-    odd_keys: frozenset[frozenset[str]] = frozenset()
-    #: How it is partitioned, such as RANGE (day); "" if it is not.
-    partitioned_by: str = ""
-    #: Who we are, and what we may do beside INSERT.
-    user: str = ""
-    rights: frozenset[str] = frozenset()
-    #: MERGE may be used.
-    mergeable: bool = False
-
-    @property
-    def quoted(self) -> str:
-        """The name with its schema, quoted: safe in SQL text and right for to_regclass."""
-        return sql.Identifier(self.schema, self.name).as_string(None)
-
-    def __str__(self) -> str:
-        return f"{self.schema}.{self.name}"
-
 
 class _Key(NamedTuple):
     """A unique index."""
@@ -318,9 +206,9 @@ def read_table(connection: psycopg.Connection, name: str) -> Table:
         with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
             row = cursor.execute(_TABLE_SQL, (name,)).fetchone()
             if row is None:
-                raise ConfigError(_not_there(name, _tables_like(cursor, name)))
+                raise ConfigError(not_there(name, tables_like(cursor, name)))
             oid, schema, relation, kind, may_insert, row_security, user, mergeable, partitioned_by, foreign = row
-            _check_relation(f"{schema}.{relation}", kind, user, may_insert=may_insert, row_security=row_security)
+            check_relation(f"{schema}.{relation}", kind, user, may_insert=may_insert, row_security=row_security)
             if foreign is not None:
                 message = (
                     f"table {schema}.{relation} has its partition {foreign} on another server, where nothing is "
@@ -349,38 +237,6 @@ def read_table(connection: psycopg.Connection, name: str) -> Table:
     except psycopg.errors.InsufficientPrivilege as error:
         message = f"table {name} cannot be looked at ({_primary(error)}): grant USAGE on its schema"
         raise ConfigError(message) from error
-
-
-def _tables_like(cursor: psycopg.Cursor[Any], name: str) -> list[str]:
-    try:
-        return [each for (each,) in cursor.execute(_LIKE_SQL, (name,))]
-    except psycopg.errors.InvalidParameterValue:  # no name at all
-        return []
-
-
-def _not_there(name: str, others: Sequence[str]) -> str:
-    if not others:
-        return f"table {name} does not exist: create it, or correct the route's `table`"
-    lines = "  or  ".join(f"table = {_toml(each)}" for each in others)
-    return f"table {name} does not exist, but {' and '.join(others)}: correct the route's line to  {lines}"
-
-
-def _toml(text: str) -> str:
-    return f"'{text}'" if '"' in text and "'" not in text else json.dumps(text, ensure_ascii=False)
-
-
-def _check_relation(name: str, kind: str, user: str, *, may_insert: bool, row_security: bool) -> None:
-    if kind not in {"r", "p"}:
-        what = _RELATION_KINDS.get(kind, "no table")
-        message = f"table {name} is {what}: rows can be copied to ordinary and partitioned tables only"
-        raise ConfigError(message)
-    role = sql.Identifier(user).as_string(None)
-    if not may_insert:
-        message = f"table {name} may not be written by {user}: GRANT INSERT ON {name} TO {role}"
-        raise ConfigError(message)
-    if row_security:
-        message = f"table {name} has row-level security, which COPY cannot obey: ALTER ROLE {role} BYPASSRLS"
-        raise ConfigError(message)
 
 
 def _primary(error: psycopg.Error) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kbatchd.config import RouteMapping
     from kbatchd.door.feeding import Feeding
     from kbatchd.files.files import Piece
-    from kbatchd.postgres.catalogue import Column
+    from kbatchd.postgres.table import Column
 
 
 class Unfed(NamedTuple):

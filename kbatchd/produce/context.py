@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from kbatchd.config import Config, Route
     from kbatchd.files.files import Piece, Place
-    from kbatchd.postgres.catalogue import Column
+    from kbatchd.postgres.table import Column
 
 Format = Literal["ndjson", "array", "csv"]
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from kbatchd.config import RouteMapping
     from kbatchd.encode.mapping import Feed
-    from kbatchd.postgres.catalogue import Column
+    from kbatchd.postgres.table import Column
     from kbatchd.shapes.shape import Place
 
 _WORDS: Final = (

@@ -25,6 +25,7 @@ from kbatchd.postgres import catalogue
 from kbatchd.postgres.books import Books, agree
 from kbatchd.postgres.connection import Verdict, verdict
 from kbatchd.postgres.copying import copy_in
+from kbatchd.postgres.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -53,7 +54,7 @@ class Target:
     """Where a route's rows go, and how they were encoded."""
 
     owner: Owner
-    table: catalogue.Table
+    table: Table
     #: The columns of each layout, in the rows' order; the encoder may add more layouts at any time.
     layouts: Sequence[tuple[str, ...]]
     max_dead_letters: int

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from kbatchd.config import Route
     from kbatchd.encode.rows import RowEncoder
     from kbatchd.model import Record
-    from kbatchd.postgres import catalogue
+    from kbatchd.postgres.table import Table
 
 
-def build_target(pipeline: str, route: Route, worker: str, table: catalogue.Table) -> tuple[Target, RowEncoder]:
+def build_target(pipeline: str, route: Route, worker: str, table: Table) -> tuple[Target, RowEncoder]:
     """Make the encoder and the target of a route's table as it is now; ConfigError when it cannot be fed."""
     encoder = build_encoder(row_columns(table, route), route, deletes=deletes(route))
     owner = Owner(pipeline, route.name, route.topic, table.quoted, worker)

@@ -19,6 +19,7 @@ from kbatchd.errors import ConfigError, TableChanged
 from kbatchd.model import DELETED
 from kbatchd.postgres import catalogue
 from kbatchd.postgres.books import Books, agree
+from kbatchd.postgres.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,7 +43,7 @@ VACUUM_SECONDS = 3600.0
 class Merge:
     """The statements of one route, for one shape of its table."""
 
-    table: catalogue.Table
+    table: Table
     #: The staging table's name.
     staging: str
     #: The advisory lock under which one session at a time merges into the table.
@@ -144,7 +145,7 @@ class Staging:
                 raise TableChanged(f"table {merge.table.quoted} was altered")
 
 
-def build_merge(route: config.Route, table: catalogue.Table, columns: Sequence[str]) -> Merge:
+def build_merge(route: config.Route, table: Table, columns: Sequence[str]) -> Merge:
     """Make the statements; ConfigError with all faults when rows of these columns cannot be merged by this key.
 
     `columns` are the encoder's, with DELETED at their end where records may delete.
@@ -225,7 +226,7 @@ def _insert(
 
 
 def _merge(
-    table: catalogue.Table,
+    table: Table,
     columns: Sequence[str],
     winners: sql.Composed,
     key: Sequence[str],
@@ -284,14 +285,14 @@ def _count_absent(only: sql.Composed, kept: sql.Composed, same: sql.Composed) ->
     ).format(kept=kept, only=only, same=same)
 
 
-def _same(key: Sequence[str], table: catalogue.Table) -> sql.Composed:
+def _same(key: Sequence[str], table: Table) -> sql.Composed:
     return sql.SQL(" AND ").join(
         sql.SQL("old.{name} {equals} winner.{name}").format(name=sql.Identifier(name), equals=equals)
         for name, equals in zip(key, _equals(key, table), strict=True)
     )
 
 
-def _equals(key: Sequence[str], table: catalogue.Table) -> list[sql.Composed]:
+def _equals(key: Sequence[str], table: Table) -> list[sql.Composed]:
     """Return what makes two values of each key column one: what its unique index has, whatever the search_path."""
     operators = table.key_operators[frozenset(key)]
     return [
@@ -312,7 +313,7 @@ def _assignments(columns: Sequence[str], source: str) -> sql.Composed:
     )
 
 
-def _key_faults(table: catalogue.Table, columns: Sequence[str], key: Sequence[str]) -> Iterator[str]:
+def _key_faults(table: Table, columns: Sequence[str], key: Sequence[str]) -> Iterator[str]:
     known = {column.name: column for column in table.columns}
     for name in key:
         if name not in known:
@@ -337,7 +338,7 @@ def _key_faults(table: catalogue.Table, columns: Sequence[str], key: Sequence[st
         )
 
 
-def _missing_rights(table: catalogue.Table, wanted: set[str]) -> Iterator[str]:
+def _missing_rights(table: Table, wanted: set[str]) -> Iterator[str]:
     role = sql.Identifier(table.user).as_string(None)
     if "TEMPORARY" not in table.rights:
         grant = f"GRANT TEMPORARY ON DATABASE ... TO {role}"

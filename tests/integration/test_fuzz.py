@@ -26,7 +26,8 @@ from kbatchd.encode.rows import RowEncoder, build_encoder
 from kbatchd.errors import ConfigError
 from kbatchd.model import DELETED, CopyFormat, Refusal
 from kbatchd.paths import parse_path
-from kbatchd.postgres.catalogue import Column, Table, read_table
+from kbatchd.postgres.catalogue import read_table
+from kbatchd.postgres.table import Column, Table
 from kbatchd.schema.progress import Owner
 from kbatchd.shapes.inference import infer
 from kbatchd.sink.sink import _dead_letter

@@ -16,6 +16,7 @@ import kbatchd
 from kbatchd import config
 from kbatchd.model import DELETED
 from kbatchd.postgres import catalogue
+from kbatchd.postgres.table import Table
 from kbatchd.schema import migrations
 from kbatchd.sink.upsert import Merge, build_merge
 from tests.sql_names import unqualified
@@ -93,7 +94,7 @@ CREATE UNIQUE INDEX ON public.t (name, shade);
 
 
 @pytest.fixture
-def table(database: str) -> catalogue.Table:
+def table(database: str) -> Table:
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(TABLE)
         return catalogue.read_table(connection, "public.t")
@@ -103,7 +104,7 @@ def table(database: str) -> catalogue.Table:
 @pytest.mark.parametrize("insert_only", [False, True])
 @pytest.mark.parametrize("columns", [("id", "name", "shade", "v"), ("id", "name", "shade", "v", DELETED)])
 def test_the_statements_of_an_upsert(
-    table: catalogue.Table, key: tuple[str, ...], insert_only: bool, columns: tuple[str, ...]
+    table: Table, key: tuple[str, ...], insert_only: bool, columns: tuple[str, ...]
 ) -> None:
     route = config.Route(topic="t", table="public.t", mode="upsert", key=key, insert_only=insert_only)
     merge = build_merge(route, table, columns)
@@ -113,7 +114,7 @@ def test_the_statements_of_an_upsert(
     assert {name: unqualified(text) for name, text in texts.items()} == {name: [] for name in texts}
 
 
-def test_a_key_is_compared_by_the_operator_of_its_index(table: catalogue.Table) -> None:
+def test_a_key_is_compared_by_the_operator_of_its_index(table: Table) -> None:
     assert table.key_operators[frozenset(["id"])] == {"id": ("pg_catalog", "=")}
     assert table.key_operators[frozenset(["name", "shade"])] == {"name": ("public", "="), "shade": ("pg_catalog", "=")}
 

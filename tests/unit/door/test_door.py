@@ -10,7 +10,7 @@ import pytest
 from kbatchd.door.door import Door
 from kbatchd.encode.rows import build_encoder
 from kbatchd.model import Refusal
-from kbatchd.postgres.catalogue import Column
+from kbatchd.postgres.table import Column
 from tests.unit.encode.test_rows import REQUEST, REQUEST_TYPES, columns
 
 ANYTHING = Door(None, None)

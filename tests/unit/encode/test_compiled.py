@@ -14,7 +14,7 @@ import pytest
 from kbatchd.config import RouteMapping
 from kbatchd.encode import compiled
 from kbatchd.encode.rows import build_encoder
-from kbatchd.postgres.catalogue import Column
+from kbatchd.postgres.table import Column
 from tests.fix_encoders import CAN_COMPILE
 from tests.records import Sent
 

@@ -14,7 +14,7 @@ from kbatchd.encode import internal
 from kbatchd.encode.internal import INTERNAL, _Telling, describe
 from kbatchd.encode.mapping import Deletes
 from kbatchd.encode.rows import RowEncoder, build_encoder
-from kbatchd.postgres.catalogue import Column
+from kbatchd.postgres.table import Column
 from tests.records import Sent
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def test_the_door_refuses_what_it_cannot_look_at() -> None:
 def test_the_place_is_the_package_s_own() -> None:
     with pytest.raises(KeyError) as caught:
         Column.from_dict({})
-    assert re.fullmatch(r"KeyError at catalogue\.py:\d+ in from_dict: 'element'", describe(caught.value))
+    assert re.fullmatch(r"KeyError at table\.py:\d+ in from_dict: 'element'", describe(caught.value))
     assert describe(ValueError("two\nlines")) == "ValueError: two lines"
 
 

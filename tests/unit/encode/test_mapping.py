@@ -19,7 +19,7 @@ from kbatchd.encode.rows import RowEncoder, _Call, build_encoder
 from kbatchd.errors import ConfigError
 from kbatchd.model import DELETED, Encoded
 from kbatchd.paths import parse_path, show_path
-from kbatchd.postgres.catalogue import Column, Table
+from kbatchd.postgres.table import Column, Table
 from tests.unit.encode.test_rows import codes, fields
 
 MILLISECONDS = 1_763_855_045_123

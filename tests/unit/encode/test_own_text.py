@@ -9,7 +9,7 @@ import pytest
 
 from kbatchd.config import RouteMapping
 from kbatchd.encode.rows import RowEncoder, build_encoder
-from kbatchd.postgres.catalogue import Column
+from kbatchd.postgres.table import Column
 
 pytestmark = pytest.mark.usefixtures("compiled")
 

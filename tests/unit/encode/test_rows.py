@@ -14,7 +14,7 @@ from kbatchd.encode import compiled
 from kbatchd.encode.exact import suspects
 from kbatchd.encode.numbers import pack_numeric
 from kbatchd.encode.rows import _Call, build_encoder
-from kbatchd.postgres.catalogue import Column
+from kbatchd.postgres.table import Column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

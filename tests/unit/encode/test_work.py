@@ -14,7 +14,7 @@ from kbatchd.encode import exact
 from kbatchd.encode.rows import build_encoder
 from kbatchd.files import bodies, files
 from kbatchd.files.files import Place, read_array
-from kbatchd.postgres.catalogue import Column
+from kbatchd.postgres.table import Column
 from tests.records import Sent
 
 if TYPE_CHECKING:

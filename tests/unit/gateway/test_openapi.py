@@ -19,7 +19,7 @@ from kbatchd.door.door import Door
 from kbatchd.door.tables import Columns, Tables
 from kbatchd.errors import ConfigError
 from kbatchd.gateway import openapi, pages, schemas
-from kbatchd.postgres.catalogue import Column
+from kbatchd.postgres.table import Column
 
 SUPPORTED_TYPES = frozenset(schemas.TYPES)
 VARCHAR_5, NUMERIC_4_2, NUMERIC_3_MINUS_2 = 5 + 4, (4 << 16) + 2 + 4, (3 << 16) + (-2 & 0x7FF) + 4

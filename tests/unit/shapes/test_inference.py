@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kbatchd.config import RouteMapping
 from kbatchd.encode.rows import build_encoder
 from kbatchd.paths import parse_path, show_path
-from kbatchd.postgres.catalogue import Column
+from kbatchd.postgres.table import Column
 from kbatchd.shapes.column_names import quoted
 from kbatchd.shapes.inference import infer
 from kbatchd.shapes.table_text import commented, create_table, route, table_of_topic

@@ -14,7 +14,7 @@ from kbatchd.config import RouteMapping
 from kbatchd.encode.mapping import Source, resolve_feeds
 from kbatchd.encode.rows import build_encoder
 from kbatchd.paths import show_path
-from kbatchd.postgres.catalogue import Column
+from kbatchd.postgres.table import Column
 from kbatchd.shapes import samples
 from tests.unit.encode.test_mapping import Sent, column, encode, mapping
 

@@ -12,7 +12,7 @@ from kbatchd import config
 from kbatchd.encode.rows import RowEncoder, build_encoder
 from kbatchd.lineage import Lineage
 from kbatchd.model import FlushReason, Gap, GapKind, Partition
-from kbatchd.postgres.catalogue import Column
+from kbatchd.postgres.table import Column
 from kbatchd.schema.progress import Position
 from kbatchd.sink.batch import Batch
 from kbatchd.stats.place import PLACE_BYTES, Place
