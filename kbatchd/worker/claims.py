@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from kbatchd.postgres.connection import Connection
     from kbatchd.sink.batch_copy import Target
     from kbatchd.stats.slots import RouteSlot
-    from kbatchd.worker.handover import Handover, Lane
+    from kbatchd.worker.handover import Handover
+    from kbatchd.worker.lane import Lane
 
 log = logging.getLogger(__name__)
 

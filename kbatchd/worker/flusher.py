@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from kbatchd.model import Record
     from kbatchd.sink.batch import Batch
     from kbatchd.sink.insertion import Outcome
-    from kbatchd.worker.handover import Handover, Lane
+    from kbatchd.worker.handover import Handover
+    from kbatchd.worker.lane import Lane
 
 log = logging.getLogger(__name__)
 

@@ -12,68 +12,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from kbatchd.model import FlushReason, Gap, Partition
 from kbatchd.sink.batch import Batch, BufferPool, Chunk, RouteBatches
+from kbatchd.worker.lane import NOT_OURS, Lane, Reading, Turn, describe_lane
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from kbatchd import config
     from kbatchd.encode.rows import RowEncoder
-    from kbatchd.lineage import Lineage
     from kbatchd.schema.progress import Position
-
-
-@dataclass(slots=True)
-class Lane:
-    """One route in one worker: its batches, and what it owns.
-
-    `generation` counts how often reading began anew for the lane: a chunk polled before that is refused.
-    """
-
-    route: config.Route
-    batches: RouteBatches
-    encoder: RowEncoder | None = None
-    generation: int = 0
-    #: Of the partitions granted to the poll loop: the epoch that their records are filled under.
-    epochs: dict[Partition, int] = field(default_factory=dict)
-    #: Of the same partitions: where they stood when they were claimed, and of which topic.
-    claimed: dict[Partition, Position] = field(default_factory=dict)
-    #: Of the same partitions: how far they are in the table.
-    committed: dict[Partition, int] = field(default_factory=dict)
-    #: No flush before this time: the last one failed in a way that passes.
-    not_before: float = 0.0
-    #: It found no room for long: its topic is read for the other lanes alone, until it has room again.
-    parked: bool = False
-
-
-class Reading(NamedTuple):
-    """How to read a topic from now on."""
-
-    #: Where to begin in each partition: the lowest offset that one of the lanes wants. No others are read.
-    starts: dict[Partition, int]
-    #: By route and partition number: what lies below this offset is not for that route.
-    floors: dict[str, dict[int, int]]
-    #: The leader epoch of the record before each start, where it is known.
-    epochs: dict[Partition, int]
-    #: By route and partition number, where there is a floor: of which log the records below it were read.
-    lineages: dict[str, dict[int, Lineage]]
-
-
-class Turn(NamedTuple):
-    """What holds for one turn of the poll loop."""
-
-    #: The encoder of each route that is read, with the generation that its chunks will belong to.
-    encoders: Mapping[str, tuple[int, RowEncoder]]
-    #: The topics whose lanes have changed since the last turn: each begins anew.
-    readings: Mapping[str, Reading]
-
-
-#: A floor above all offsets: the partition is none of the lane's.
-NOT_OURS = 2**63
 
 
 class Handover:
@@ -276,7 +226,7 @@ class Handover:
         """Say where each lane stands, for the log."""
         with self.changed:
             now = time.monotonic()
-            return [_describe(lane, now) for lane in self.lanes.values()]
+            return [describe_lane(lane, now) for lane in self.lanes.values()]
 
     def stop(self) -> None:
         """Let the flusher's next wait end in None."""
@@ -401,16 +351,3 @@ class Handover:
             if lane.batches.closed:
                 times.append(lane.not_before)
         return min(times)
-
-
-def _describe(lane: Lane, now: float) -> dict[str, object]:
-    filling, batches = lane.batches.open, lane.batches
-    return {
-        "route": lane.route.name,
-        "next_offsets": {partition.number: batches.reached.get(partition) for partition in sorted(lane.epochs)},
-        "epochs": {partition.number: epoch for partition, epoch in sorted(lane.epochs.items())},
-        "filling_rows": len(filling.row_sizes) if filling else 0,
-        "filling_seconds": round(now - filling.opened_at, 3) if filling else 0,
-        "waiting_batches": len(batches.closed),
-        "tried_again_in_seconds": round(max(0.0, lane.not_before - now), 3),
-    }

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from kbatchd.model import Partition
 from kbatchd.sink.batch import Chunk
-from kbatchd.worker.handover import NOT_OURS, Handover
+from kbatchd.worker.handover import Handover
+from kbatchd.worker.lane import NOT_OURS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -16,8 +16,9 @@ from kbatchd.postgres.table import Column
 from kbatchd.schema.progress import Position
 from kbatchd.sink.batch import Batch
 from kbatchd.stats.place import PLACE_BYTES, Place
-from kbatchd.worker.handover import NOT_OURS, Handover, Lane, Reading, Turn
+from kbatchd.worker.handover import Handover
 from kbatchd.worker.intake import Intake
+from kbatchd.worker.lane import NOT_OURS, Lane, Reading, Turn
 from kbatchd.worker.one_by_one import Encoding, Surroundings
 from tests.records import TOPIC, Sent, chunk
 
