@@ -13,7 +13,7 @@ import orjson
 from kbatchd.encode.internal import INTERNAL
 from kbatchd.gateway.database import Outcome
 from kbatchd.gateway.problems import Problem
-from kbatchd.kafka.producer import KafkaAway, RecordTooLarge
+from kbatchd.kafka.sending import KafkaAway, RecordTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kbatchd.door.door import Door
     from kbatchd.files.bodies import Records
     from kbatchd.gateway.problems import Answer
-    from kbatchd.kafka.producer import NotAcknowledged, NotSent
+    from kbatchd.kafka.sending import NotAcknowledged, NotSent
     from kbatchd.model import OffsetRange, Refusal
     from kbatchd.schema.reached import DeadLetter
 

@@ -31,7 +31,8 @@ from kbatchd.gateway.database import Outcome
 from kbatchd.gateway.memory import Holding
 from kbatchd.gateway.origins import PREFLIGHT, SAFE_METHODS, Origins
 from kbatchd.gateway.problems import Answer, Problem
-from kbatchd.kafka.producer import RECORDS_PER_TURN, KafkaAway, NotAcknowledged, NotSent
+from kbatchd.kafka.producer import RECORDS_PER_TURN
+from kbatchd.kafka.sending import KafkaAway, NotAcknowledged, NotSent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
     from kbatchd.gateway.exchange import Exchange
     from kbatchd.gateway.logs import Logs
     from kbatchd.gateway.tokens import Tokens
-    from kbatchd.kafka.producer import Headers, RecordProducer, Sending
+    from kbatchd.kafka.producer import Headers, RecordProducer
+    from kbatchd.kafka.sending import Sending
     from kbatchd.model import OffsetRange
     from kbatchd.schema.reached import DeadLetter
 

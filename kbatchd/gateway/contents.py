@@ -12,7 +12,7 @@ from kbatchd.files import bodies
 from kbatchd.files.bodies import Malformed, Records, TooLarge
 from kbatchd.gateway import answers
 from kbatchd.gateway.problems import Problem
-from kbatchd.kafka.producer import RecordTooLarge
+from kbatchd.kafka.sending import RecordTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
