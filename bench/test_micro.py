@@ -32,8 +32,9 @@ from kbatchd.postgres import catalogue
 from kbatchd.postgres.table import Table
 from kbatchd.schema import migrations, progress
 from kbatchd.schema.progress import Owner
-from kbatchd.sink.batch import Batch, BufferPool, Chunk, RouteBatches
+from kbatchd.sink.batch import Batch, Chunk, RouteBatches
 from kbatchd.sink.batch_copy import Target
+from kbatchd.sink.buffers import BufferPool
 from kbatchd.sink.sink import Sink
 from kbatchd.worker.worker import RECORDS_PER_POLL
 

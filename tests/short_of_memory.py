@@ -20,8 +20,9 @@ from kbatchd.model import FlushReason, Partition
 from kbatchd.postgres import catalogue
 from kbatchd.schema import progress
 from kbatchd.schema.progress import Owner
-from kbatchd.sink.batch import BufferPool, Chunk, RouteBatches
+from kbatchd.sink.batch import Chunk, RouteBatches
 from kbatchd.sink.batch_copy import Target
+from kbatchd.sink.buffers import BufferPool
 from kbatchd.sink.sink import Sink
 from tests.records import TOPIC, Sent
 

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from kbatchd.model import FlushReason, Gap, Partition
-from kbatchd.sink.batch import Batch, BufferPool, Chunk, RouteBatches
+from kbatchd.sink.batch import Batch, Chunk, RouteBatches
+from kbatchd.sink.buffers import BufferPool
 from kbatchd.worker.lane import NOT_OURS, Lane, Reading, Turn, describe_lane
 
 if TYPE_CHECKING:

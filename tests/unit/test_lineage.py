@@ -3,7 +3,8 @@ from __future__ import annotations
 from kbatchd.lineage import KEPT_EPOCHS, Lineage
 from kbatchd.model import Partition
 from kbatchd.schema.reached import Reached, Stand
-from kbatchd.sink.batch import BufferPool, RouteBatches
+from kbatchd.sink.batch import RouteBatches
+from kbatchd.sink.buffers import BufferPool
 from tests.records import TOPIC, Sent, chunk
 
 P0, P1 = Partition(TOPIC, 0), Partition(TOPIC, 1)

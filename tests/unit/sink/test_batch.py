@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kbatchd.model import FlushReason, Partition
-from kbatchd.sink.batch import BATCHES_PER_ROUTE, EMPTY, Batch, BufferPool, Chunk, RouteBatches
+from kbatchd.sink.batch import EMPTY, Batch, Chunk, RouteBatches
+from kbatchd.sink.buffers import BATCHES_PER_ROUTE, BufferPool
 from tests.records import REFUSAL, TOPIC, Sent, chunk
 
 if TYPE_CHECKING:
