@@ -8,84 +8,25 @@ Called by the row encoder in the worker's poll loop. No I/O.
 from __future__ import annotations
 
 import re
-import struct
 from base64 import b64encode
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import orjson
 
-from kbatchd.encode.column_types import ColumnType, type_of
 from kbatchd.encode.fields import Refused, show
 from kbatchd.encode.mapping import JSONS, TEXTS, Deletes, Feed, Source
 from kbatchd.encode.message import MISSING, Document, Message
-from kbatchd.encode.times import encode_epoch
+from kbatchd.encode.row_format import RowFormat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from kbatchd.model import Record
     from kbatchd.paths import Path
-    from kbatchd.postgres.table import Column
 
-    #: A value and, where its text was asked for, its text; to the field's bytes.
-    FieldEncoder = Callable[[object, str | None], bytes]
-    #: Whether the text of a value is asked for.
-    NeedsText = Callable[[object, bool], bool]
-
-NULL: Final = struct.pack(">i", -1)
-_length: Final = struct.Struct(">i").pack
-_count: Final = struct.Struct(">h").pack
 
 #: An escape of JSON: NUL among them.
 _ESCAPE = re.compile(rb"\\(?:u0000|.)", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class RowFormat:
-    """How a field is encoded, and how fields become a row."""
-
-    encoder: Callable[[Feed], tuple[FieldEncoder, NeedsText]]
-    row: Callable[[Sequence[bytes | None]], bytes]
-    #: A boolean column's fields.
-    false: bytes
-    true: bytes
-
-
-def _binary_encoder(feed: Feed) -> tuple[FieldEncoder, NeedsText]:
-    column, kind = feed.column, type_of(feed.column)
-    assert kind is not None
-
-    def needs_text(x: object, suspect: bool) -> bool:
-        # The numbers of a time with a unit: nobody has looked for those that are not exact.
-        if kind.literal or (suspect and kind.numbers) or (type(x) is float and (suspect or feed.unit is not None)):
-            return True
-        return kind.numbers and type(x) is int and x == 0  # it may be -0
-
-    def encode(x: object, raw: str | None) -> bytes:
-        return encode_binary(x, raw, column, kind, feed.unit)
-
-    return encode, needs_text
-
-
-def encode_binary(x: object, raw: str | None, column: Column, kind: ColumnType, unit: str | None) -> bytes:
-    """Encode a value of a type that has a binary form here."""
-    if unit is not None:
-        return encode_epoch(x, column, raw, unit)
-    return kind.careful(x, column, raw)
-
-
-def _binary_row(fields: Sequence[bytes | None]) -> bytes:
-    parts = [_count(len(fields))]
-    for field in fields:
-        if field is None:
-            parts.append(NULL)
-        else:
-            parts += _length(len(field)), field
-    return b"".join(parts)
-
-
-BINARY: Final = RowFormat(_binary_encoder, _binary_row, b"\0", b"\1")
 
 
 class CarefulEncoder:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from kbatchd.encode import fields
-from kbatchd.encode.careful import NULL
 from kbatchd.encode.fast import FALSE, WHOLE_UNITS
 from kbatchd.encode.mapping import Source
+from kbatchd.encode.row_format import NULL
 
 try:
     from kbatchd.encode._native import Encoder

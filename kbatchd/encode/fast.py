@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Final, cast
 import orjson
 
 from kbatchd.encode import numbers, times
-from kbatchd.encode.careful import NULL
 from kbatchd.encode.column_types import ColumnType, type_of
 from kbatchd.encode.exact import Texts
 from kbatchd.encode.mapping import JSONS, OF_RECORD, TEXTS, Feed, Source, looked_into
+from kbatchd.encode.row_format import NULL
 from kbatchd.paths import Path
 
 if TYPE_CHECKING:

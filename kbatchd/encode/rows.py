@@ -48,7 +48,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from kbatchd.config import RouteMapping
-from kbatchd.encode.careful import BINARY, CarefulEncoder, Cell
+from kbatchd.encode.careful import CarefulEncoder, Cell
 from kbatchd.encode.column_types import type_of
 from kbatchd.encode.compiled import COMPILED, make_encoder, wrap
 from kbatchd.encode.exact import suspects
@@ -57,6 +57,7 @@ from kbatchd.encode.fields import Refused
 from kbatchd.encode.internal import internal_refusal, tell
 from kbatchd.encode.mapping import OF_RECORD, Source, known_fields, looked_into, resolve_feeds
 from kbatchd.encode.message import Message
+from kbatchd.encode.row_format import BINARY
 from kbatchd.encode.text import TEXT
 from kbatchd.errors import ConfigError
 from kbatchd.model import DELETED, CopyFormat, Encoded, Refusal

@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from kbatchd.encode.careful import RowFormat, encode_binary
 from kbatchd.encode.column_types import type_of
 from kbatchd.encode.exact import field_slices, item_slices
 from kbatchd.encode.fields import Refused, out_of_range, show, wrong_type
 from kbatchd.encode.mapping import JSONS
 from kbatchd.encode.numbers import number_literal
+from kbatchd.encode.row_format import RowFormat, encode_binary
 from kbatchd.encode.times import is_day, time_text
 from kbatchd.postgres.table import Column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kbatchd.encode.careful import FieldEncoder, NeedsText
     from kbatchd.encode.mapping import Feed
+    from kbatchd.encode.row_format import FieldEncoder, NeedsText
 
 _NULL = b"\\N"
 
