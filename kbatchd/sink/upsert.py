@@ -20,9 +20,10 @@ from kbatchd.model import DELETED
 from kbatchd.postgres import catalogue
 from kbatchd.postgres.books import Books, agree
 from kbatchd.postgres.table import Table
+from kbatchd.sink.merge_faults import key_faults, missing_rights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import psycopg
 
@@ -152,8 +153,8 @@ def build_merge(route: config.Route, table: Table, columns: Sequence[str]) -> Me
     """
     key, insert_only, deletes = route.key, route.insert_only, columns[-1] == DELETED
     columns = columns[:-1] if deletes else columns
-    faults = [*_key_faults(table, columns, key)]
-    faults += _missing_rights(table, {"SELECT", "UPDATE" * (not insert_only), "DELETE" * deletes} - {""})
+    faults = [*key_faults(table, columns, key)]
+    faults += missing_rights(table, {"SELECT", "UPDATE" * (not insert_only), "DELETE" * deletes} - {""})
     if faults:
         raise ConfigError(*faults)
     staging = f"kbatchd_{_digest(route.name, 6).hex()}"
@@ -311,41 +312,6 @@ def _assignments(columns: Sequence[str], source: str) -> sql.Composed:
     return sql.SQL(", ").join(
         sql.SQL("{} = {}").format(sql.Identifier(name), sql.Identifier(source, name)) for name in columns
     )
-
-
-def _key_faults(table: Table, columns: Sequence[str], key: Sequence[str]) -> Iterator[str]:
-    known = {column.name: column for column in table.columns}
-    for name in key:
-        if name not in known:
-            yield f"table {table}: key names column {name}, which is not there: correct it"
-        elif name not in columns:
-            yield f"table {table}: key column {name} gets nothing from the records: take it out of `key`, or feed it"
-        elif not known[name].not_null:
-            quoted = sql.Identifier(name).as_string(None)
-            yield (
-                f"table {table}: key column {name} may be NULL, and NULLs are never the same key: "
-                f"ALTER TABLE {table.quoted} ALTER COLUMN {quoted} SET NOT NULL"
-            )
-    if frozenset(key) in table.odd_keys:
-        yield (
-            f"table {table}: a unique index on ({', '.join(key)}) has another collation than its column, and two keys "
-            "may be one to it alone: make the index anew without COLLATE"
-        )
-    if known.keys() >= set(key) and frozenset(key) not in table.unique_keys:
-        yield (
-            f"table {table}: there is no unique index on ({', '.join(key)}), and no partial or deferrable one will do: "
-            f"CREATE UNIQUE INDEX ON {table.quoted} ({_list(key).as_string(None)})"
-        )
-
-
-def _missing_rights(table: Table, wanted: set[str]) -> Iterator[str]:
-    role = sql.Identifier(table.user).as_string(None)
-    if "TEMPORARY" not in table.rights:
-        grant = f"GRANT TEMPORARY ON DATABASE ... TO {role}"
-        yield f"an upsert needs temporary tables, which {table.user} may not make in this database: {grant}"
-    missing = ", ".join(sorted(wanted - table.rights))
-    if missing:
-        yield f"table {table} may not be merged into by {table.user}: GRANT {missing} ON {table.quoted} TO {role}"
 
 
 def _list(names: Sequence[str]) -> sql.Composed:
