@@ -30,7 +30,7 @@ from kbatchd.encode.rows import RowEncoder, build_encoder
 from kbatchd.model import Partition
 from kbatchd.postgres import catalogue
 from kbatchd.postgres.table import Table
-from kbatchd.schema import migrations, progress
+from kbatchd.schema import by_hand, claiming, migrations
 from kbatchd.schema.progress import Owner
 from kbatchd.sink.batch import Batch, Chunk, RouteBatches
 from kbatchd.sink.batch_copy import Target
@@ -272,13 +272,13 @@ def test_flush(
     target = Target(owner, table, [encoder.columns], 0)
     batch = fill(chunks(encoder, values))
     sink = Sink(database, lambda: None)
-    progress.register(database, owner, "id", {PARTITION.number: 0})
+    claiming.register(database, owner, "id", {PARTITION.number: 0})
 
     def claim() -> tuple[tuple[object, ...], dict[str, object]]:
         # The same batch goes in again and again: progress is set back to before it.
         database.execute("TRUNCATE requests")
-        progress.set_progress(database, owner, PARTITION, 0)
-        claimed, _ = progress.claim(database, owner, {PARTITION.number: "id"})
+        by_hand.set_progress(database, owner, PARTITION, 0)
+        claimed, _ = claiming.claim(database, owner, {PARTITION.number: "id"})
         return (batch, target, {PARTITION: claimed[PARTITION.number]}), {}
 
     outcome = benchmark.pedantic(sink.flush, setup=claim, rounds=15, warmup_rounds=2)  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ from kbatchd.encode.mapping import row_columns
 from kbatchd.encode.rows import build_encoder
 from kbatchd.model import FlushReason, Partition
 from kbatchd.postgres import catalogue
-from kbatchd.schema import progress
+from kbatchd.schema import claiming
 from kbatchd.schema.progress import Owner
 from kbatchd.sink.batch import Chunk, RouteBatches
 from kbatchd.sink.batch_copy import Target
@@ -39,8 +39,8 @@ def main(dsn: str) -> None:
         encoder = build_encoder(row_columns(table, RouteMapping()))
         owner = Owner("pipe", "route", TOPIC, table.quoted, "worker-0")
         target = Target(owner, table, [encoder.columns], 0)
-        progress.register(connection, owner, "id", {0: 0})
-        claimed, _ = progress.claim(connection, owner, {0: "id"})
+        claiming.register(connection, owner, "id", {0: 0})
+        claimed, _ = claiming.claim(connection, owner, {0: "id"})
         partition = Partition(TOPIC, 0)
         records = [
             Sent(n, orjson.dumps({"id": -1 if n == REFUSED else n, "note": "x" * RECORD_BYTES})) for n in range(RECORDS)

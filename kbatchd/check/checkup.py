@@ -20,7 +20,7 @@ from kbatchd.model import GapKind, Partition
 from kbatchd.postgres import catalogue
 from kbatchd.postgres.connection import connect
 from kbatchd.postgres.table import Table
-from kbatchd.schema import progress
+from kbatchd.schema import by_hand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -67,7 +67,7 @@ class Checkup:
         self._topics: Mapping[str, TopicDescription | None] = {}
         self._marks: dict[str, Answers[tuple[Offset, Offset]]] = {}
         #: Where each partition stands, by route.
-        self._progress: dict[str, list[progress.ProgressRow]] = {}
+        self._progress: dict[str, list[by_hand.ProgressRow]] = {}
 
     def run(self) -> Iterator[Finding]:
         """Yield what is found: servers first, then each route."""
@@ -108,7 +108,7 @@ class Checkup:
             remedy = f"lead postgres.dsn to the primary, or: ALTER ROLE {row[1]} RESET default_transaction_read_only"
             yield Finding(Level.FAULT, "postgres", "the session is read-only: a standby, or a role's setting", remedy)
         try:
-            for standing in progress.show(connection, self._config.pipeline):
+            for standing in by_hand.show(connection, self._config.pipeline):
                 self._progress.setdefault(standing.route, []).append(standing)
         except psycopg.Error:
             if not found:  # else it has been told

@@ -14,7 +14,7 @@ from kbatchd.errors import ConfigError
 from kbatchd.postgres import catalogue
 from kbatchd.postgres.connection import MINIMUM_VERSION, Connection, Error
 from kbatchd.postgres.table import Table
-from kbatchd.schema import migrations, progress, renaming
+from kbatchd.schema import claiming, migrations, renaming
 from kbatchd.schema.progress import Owner
 from kbatchd.sink.targets import build_target
 
@@ -117,7 +117,7 @@ def table_faults(connection: Connection, config: Config, route: Route) -> Iterat
     try:
         table = catalogue.read_table(connection, route.table)
         build_target(config.pipeline, route, "check", table)
-        progress.refuse_other_target(connection, owner(config, route, table.quoted))
+        claiming.refuse_other_target(connection, owner(config, route, table.quoted))
     except ConfigError as error:
         for fault in error.faults:
             yield fault if fault.startswith("route ") else f"route {route.name}: {fault}"
@@ -129,7 +129,7 @@ def table_faults(connection: Connection, config: Config, route: Route) -> Iterat
 def name_faults(connection: Connection, config: Config, route: Route, topic: TopicDescription) -> Iterator[str]:
     """Say that a route would read again what another name has read: somebody has renamed it, or the pipeline."""
     others = _strangers(connection, config, route, topic)
-    if others and not progress.is_begun(connection, owner(config, route, "")):
+    if others and not claiming.is_begun(connection, owner(config, route, "")):
         commands = "`, or `".join(_rename_command(config, route, other) for other in others)
         yield (
             f"route {route.name}: topic {route.topic} was read into table {route.table} by {_listed(others)} "
@@ -142,7 +142,7 @@ def name_faults(connection: Connection, config: Config, route: Route, topic: Top
 def name_warnings(connection: Connection, config: Config, route: Route, topic: TopicDescription) -> Iterator[str]:
     """Say that somebody else reads the topic into the same table, beside a route that has begun it itself."""
     others = _strangers(connection, config, route, topic)
-    if others and progress.is_begun(connection, owner(config, route, "")):
+    if others and claiming.is_begun(connection, owner(config, route, "")):
         yield (
             f"route {route.name}: topic {route.topic} is or was read into table {route.table} by {_listed(others)} "
             "(pipeline/route) too, which does not read it in this file: what both have read is there twice; "
@@ -194,7 +194,7 @@ def partition_faults(
 ) -> Iterator[str]:
     """Say that progress of some of the topic's partitions was lost."""
     try:
-        lost = topic and progress.missing(connection, owner(config, route, route.table), topic.partitions)
+        lost = topic and claiming.missing(connection, owner(config, route, route.table), topic.partitions)
     except Error as error:
         if error.sqlstate not in _NO_PROGRESS:
             raise

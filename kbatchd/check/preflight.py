@@ -19,7 +19,7 @@ from kbatchd.kafka import offsets, topics
 from kbatchd.model import Partition
 from kbatchd.postgres import catalogue
 from kbatchd.postgres.connection import connect, explained
-from kbatchd.schema import progress
+from kbatchd.schema import claiming
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -87,11 +87,11 @@ def check(config: Config) -> None:
                 log.warning(text, extra={"action": "check_warning", "route": route.name})
             owner = inspection.owner(config, route, table.quoted)
             description = descriptions[route.topic]
-            if description and not progress.is_begun(connection, owner):
+            if description and not claiming.is_begun(connection, owner):
                 starts.append((owner, *_starts(admin, route, description, deadline)))
         with connection.transaction():  # all topics are begun, or none
             for start in starts:
-                progress.register(connection, *start)
+                claiming.register(connection, *start)
 
 
 def _check_names(

@@ -18,9 +18,10 @@ from kbatchd.kafka.watch import diagnose
 from kbatchd.model import Gap, Partition
 from kbatchd.postgres import catalogue
 from kbatchd.postgres.connection import connect, explained
-from kbatchd.schema import halting, progress, renaming
+from kbatchd.schema import by_hand, claiming, halting, progress, renaming
+from kbatchd.schema.by_hand import ProgressRow
 from kbatchd.schema.migrations import check_version
-from kbatchd.schema.progress import Owner, Position, ProgressRow
+from kbatchd.schema.progress import Owner, Position
 
 #: How long `progress show` waits for Kafka, which it can do without.
 LAG_TIMEOUT_SECONDS = 5.0
@@ -38,7 +39,7 @@ def show(arguments: argparse.Namespace) -> int:
     config = load_config(arguments)
     with connect(config.postgres, "kbatchd progress show") as connection, explained():
         check_version(connection)
-        rows = progress.show(connection, config.pipeline)
+        rows = by_hand.show(connection, config.pipeline)
     try:
         lags = _lags(config, rows)
     except KbatchError as error:
@@ -56,10 +57,10 @@ def set_one(arguments: argparse.Namespace) -> int:
     with connect(config.postgres, "kbatchd progress set") as connection, explained():
         check_version(connection)
         owner = _owner(config, route)
-        if partition.number >= progress.known_partitions(connection, owner):
+        if partition.number >= claiming.known_partitions(connection, owner):
             raise ConfigError(f"route {route.name}: there is no progress of {partition}; see `kbatchd progress show`")
         _refuse_outside(config, partition, arguments.next_offset)
-        before = progress.set_progress(connection, owner, partition, arguments.next_offset)
+        before = by_hand.set_progress(connection, owner, partition, arguments.next_offset)
     was = "not known" if before is None else before
     print(f"{partition}: next_offset was {was}, is {arguments.next_offset}")
     return EX_OK
@@ -75,10 +76,10 @@ def accept(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"route {route.name}: topic {route.topic} does not exist; `kbatchd create-topic` makes it")
     with connect(config.postgres, "kbatchd progress accept") as connection, explained():
         check_version(connection)
-        every = progress.show(connection, config.pipeline)
+        every = by_hand.show(connection, config.pipeline)
         rows = [row for row in every if (row.route, row.topic) == (route.name, route.topic)]
         lineages = progress.lineages(connection, _owner(config, route))
-        former = progress.former_ids(connection, _owner(config, route))
+        former = claiming.former_ids(connection, _owner(config, route))
         for row in _chosen(route, rows, arguments.partition):
             partition = Partition(row.topic, row.partition)
             if row.partition >= topic.partitions:
@@ -94,7 +95,7 @@ def accept(arguments: argparse.Namespace) -> int:
             elif gap is None:
                 print(f"{partition}: there is nothing to accept")
             else:
-                progress.accept(connection, _owner(config, route), gap, row.epoch)
+                by_hand.accept(connection, _owner(config, route), gap, row.epoch)
                 print(f"accepted {gap}")
     return EX_OK
 
@@ -120,7 +121,7 @@ def rename(arguments: argparse.Namespace) -> int:
             former = replace(own, pipeline=pipeline, route=arguments.from_route or route.name)
             pairs.append((former, own))
         if not arguments.route:  # the whole pipeline: a route may be newer than its name
-            pairs = [pair for pair in pairs if progress.is_begun(connection, pair[0])] or pairs
+            pairs = [pair for pair in pairs if claiming.is_begun(connection, pair[0])] or pairs
         for (former, own), moved in zip(pairs, renaming.rename(connection, pairs), strict=True):
             print(f"{former.pipeline}/{former.route} is {own.pipeline}/{own.route} now: {moved}")
     return EX_OK

@@ -25,7 +25,7 @@ from kbatchd.letters.later import Later, is_delete, may_delete
 from kbatchd.letters.store import LetterRecord
 from kbatchd.model import Refusal
 from kbatchd.postgres import catalogue
-from kbatchd.schema import progress
+from kbatchd.schema import by_hand
 from kbatchd.sink.insertion import Insertion, Outcome
 from kbatchd.sink.targets import build_target, deletes, fill_batch
 from kbatchd.sink.upsert import Staging
@@ -60,7 +60,7 @@ class Replay:
             wanted = store.places(connection, pipeline, choice, topic_id)
             rows = [
                 row
-                for row in progress.show(connection, pipeline)
+                for row in by_hand.show(connection, pipeline)
                 if (row.route, row.topic, row.topic_id) == (route.name, route.topic, topic_id)
             ]
             ends = {row.partition: row.next_offset for row in rows if row.next_offset is not None}

@@ -9,7 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import orjson
 from psycopg.rows import class_row
+
+from kbatchd.model import Partition
+from kbatchd.postgres.books import agree
+from kbatchd.schema.progress import Owner
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    import psycopg
+
+
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -190,3 +204,48 @@ def read_gaps(connection: psycopg.Connection, pipeline: str, count: int = 20) ->
             """,
             (pipeline, count),
         ).fetchall()
+
+
+class Flushed(NamedTuple):
+    """What a transaction has written, for the ledger."""
+
+    rows: int = 0
+    dead_letters: int = 0
+    #: Rows that a BEFORE trigger did not let in.
+    skipped: int = 0
+    size_bytes: int = 0
+    #: From the batch's first record until it was closed.
+    fill_seconds: float = 0.0
+
+
+NOTHING = Flushed()
+
+
+def write_ledger(
+    connection: psycopg.Connection,
+    owner: Owner,
+    reason: str,
+    spans: Mapping[Partition, tuple[int, int]],
+    flushed: Flushed = NOTHING,
+) -> None:
+    """Add the line of this transaction to kbatchd.batches."""
+    written = connection.execute(
+        """
+        INSERT INTO kbatchd.batches
+            (pipeline, route, worker, reason, rows, dead_letters, skipped, bytes, spans, fill_seconds)
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s::pg_catalog.jsonb, %s)
+        """,
+        (
+            owner.pipeline,
+            owner.route,
+            owner.worker,
+            reason,
+            flushed.rows,
+            flushed.dead_letters,
+            flushed.skipped,
+            flushed.size_bytes,
+            orjson.dumps({owner.topic: {str(partition.number): span for partition, span in spans.items()}}).decode(),
+            flushed.fill_seconds,
+        ),
+    ).rowcount
+    agree("lines of the ledger", 1, written)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kbatchd.errors import ConfigError
 from kbatchd.model import Partition
-from kbatchd.schema import progress
+from kbatchd.schema import claiming, ledger
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -34,7 +34,7 @@ PRIVILEGES = (
     ("batches", "UPDATE"),
 )
 
-#: The number under which progress.register takes its lock: of a route and topic as a whole.
+#: The number under which claiming.register takes its lock: of a route and topic as a whole.
 _ALL_PARTITIONS = -1
 
 
@@ -105,7 +105,7 @@ def _rename(connection: Connection, former: Owner, owner: Owner) -> Moved:
         )
     for whose in (former, owner):
         _refuse_held(connection, whose, [_ALL_PARTITIONS, *partitions])
-    if progress.is_begun(connection, owner):
+    if claiming.is_begun(connection, owner):
         raise ConfigError(
             f"route {owner.route}: has progress of topic {owner.topic} already, so it cannot have that of "
             f"{_name(former)} too; delete the one that does not count from kbatchd.progress"
@@ -125,7 +125,7 @@ def _rename(connection: Connection, former: Owner, owner: Owner) -> Moved:
         )
     dead_letters, gaps, batches = (connection.execute(query.encode(), names).rowcount for query in _KEPT_SQL)
     stands = {Partition(owner.topic, number): (offset, offset) for _, number, offset in rows if offset is not None}
-    progress.write_ledger(connection, owner, "rename", stands)
+    ledger.write_ledger(connection, owner, "rename", stands)
     return Moved(len(rows), dead_letters, gaps, batches)
 
 
@@ -154,7 +154,7 @@ _KEPT_SQL = [
 
 def _refuse_held(connection: Connection, owner: Owner, numbers: Sequence[int]) -> None:
     """Take all locks of a name; ConfigError when somebody has one of them: a daemon under that name runs."""
-    if len(progress.lock(connection, owner, numbers)) == len(numbers):
+    if len(claiming.lock(connection, owner, numbers)) == len(numbers):
         return
     [who] = connection.execute(
         """

@@ -18,7 +18,7 @@ from kbatchd.encode.headers import read_headers
 from kbatchd.encode.internal import describe, tell
 from kbatchd.postgres.books import agree, agree_on_offsets
 from kbatchd.postgres.copying import Writer
-from kbatchd.schema import progress
+from kbatchd.schema import ledger, progress
 from kbatchd.sink.batch import Chunk
 from kbatchd.sink.insertion import Insertion, Memory, Outcome
 from kbatchd.sink.upsert import Staging
@@ -140,12 +140,12 @@ class _Flush(Insertion):
         progress.advance(self.connection, owner, self.positions, next_offsets, batch.lineages)
         starts = {partition: self.positions[partition].next_offset for partition in next_offsets}
         agree_on_offsets(batch.records[self.done : last], starts, next_offsets, self._ends(last))
-        progress.write_ledger(
+        ledger.write_ledger(
             self.connection,
             owner,
             str(batch.reason),
             {partition: (starts[partition], offset) for partition, offset in next_offsets.items()},
-            progress.Flushed(
+            ledger.Flushed(
                 rows=self.books.rows - self.books.skipped,
                 dead_letters=len(dead),
                 skipped=self.books.skipped,

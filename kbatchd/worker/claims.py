@@ -18,7 +18,7 @@ from kbatchd.encode.rows import RowEncoder
 from kbatchd.errors import Fenced
 from kbatchd.model import Gap, Partition
 from kbatchd.postgres import catalogue
-from kbatchd.schema import halting, progress
+from kbatchd.schema import by_hand, claiming, halting
 from kbatchd.schema.halting import Halt
 from kbatchd.schema.progress import Owner, Position
 from kbatchd.sink.targets import build_target
@@ -132,7 +132,7 @@ class Claims:
         held = self._locked.intersection(partitions)
         self._locked -= held
         if held:
-            progress.unlock(*self._session(), [partition.number for partition in held])
+            claiming.unlock(*self._session(), [partition.number for partition in held])
 
     def sweep(self) -> None:
         """Claim what waits and may be tried, and look whether an operator has moved something."""
@@ -216,7 +216,7 @@ class Claims:
             return  # the watch is asking
         connection, owner = self._session()
         unlocked = [p.number for p in partitions if p not in self._locked]
-        got = progress.lock(connection, owner, unlocked) if unlocked else set()
+        got = claiming.lock(connection, owner, unlocked) if unlocked else set()
         self._locked.update(Partition(self._route.topic, number) for number in got)
         ours = [p for p in partitions if p in self._locked]
         self._wanted.update(dict.fromkeys(partitions, 0.0))
@@ -226,7 +226,7 @@ class Claims:
         ours = self._begun(ours, topic_id)
         if not ours:
             return
-        claimed, anew = progress.claim(connection, target.owner, {p.number: topic_id for p in ours})
+        claimed, anew = claiming.claim(connection, target.owner, {p.number: topic_id for p in ours})
         positions = {Partition(self._route.topic, number): position for number, position in claimed.items()}
         self.positions.update(positions)
         for gap in anew:
@@ -245,7 +245,7 @@ class Claims:
         broker that lags behind the others may have told a former one to a worker that has just begun.
         """
         topic = self._route.topic
-        self._ids.remember(topic, progress.former_ids(*self._session()))
+        self._ids.remember(topic, claiming.former_ids(*self._session()))
         seen = self._met == topic_id or all(self._ids.is_former(topic, former) for former in before)
         confirmed = seen and not self._ids.is_former(topic, topic_id)
         self._met = topic_id
@@ -256,13 +256,13 @@ class Claims:
     def _begun(self, partitions: list[Partition], topic_id: str) -> list[Partition]:
         """Return those whose beginning is known; where it is not, their brokers are asked."""
         connection, owner = self._session()
-        unbegun = progress.unbegun(connection, owner, [partition.number for partition in partitions])
+        unbegun = claiming.unbegun(connection, owner, [partition.number for partition in partitions])
         if not unbegun:
             return partitions
         topic_ids = {partition.number: topic_id for partition in partitions}
         known = self._starting.look(unbegun, topic_ids)
         if known:
-            progress.begin(connection, owner, known, topic_ids)
+            claiming.begin(connection, owner, known, topic_ids)
         return [p for p in partitions if p.number not in unbegun or p.number in known]
 
     def _prepare(self) -> tuple[Target, RowEncoder]:
@@ -287,7 +287,7 @@ class Claims:
             return
         connection, owner = self._session()
         try:
-            progress.accept(connection, owner, gap, self.positions[gap.partition].epoch)
+            by_hand.accept(connection, owner, gap, self.positions[gap.partition].epoch)
         except Fenced as fenced:
             self.be_fenced(fenced)
             return
@@ -306,7 +306,7 @@ class Claims:
         epochs |= {partition.number: epoch for partition, epoch in self._lane.epochs.items()}
         if not epochs:
             return
-        moved = {Partition(self._route.topic, n) for n in progress.moved_by_others(*self._session(), epochs)}
+        moved = {Partition(self._route.topic, n) for n in claiming.moved_by_others(*self._session(), epochs)}
         for partition in moved & self._halted.keys():
             self._forget_halt(partition)
             self._wanted[partition] = 0.0

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kbatchd.kafka.topics import Admin
-    from kbatchd.schema.progress import Unbegun
+    from kbatchd.schema.claiming import Unbegun
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import os, signal, sys
 from pathlib import Path
 import psycopg
 from kbatchd import cli
-from kbatchd.schema import progress
+from kbatchd.schema import claiming, progress
 from kbatchd.sink import sink
 {sabotage}
 sys.exit(cli.main())
@@ -26,8 +26,8 @@ sys.exit(cli.main())
 
 #: Every worker gets every lock: two daemons work side by side, and only the epoch stands between them.
 NO_LOCKS = """
-progress.lock = lambda connection, owner, partitions: set(partitions)
-progress.unlock = lambda connection, owner, partitions: None
+claiming.lock = lambda connection, owner, partitions: set(partitions)
+claiming.unlock = lambda connection, owner, partitions: None
 """
 
 #: Progress moves whoever asks, wherever it stands.

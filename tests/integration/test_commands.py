@@ -16,7 +16,7 @@ from psycopg.conninfo import make_conninfo
 
 from kbatchd import config
 from kbatchd.kafka import topics
-from kbatchd.schema import progress
+from kbatchd.schema import claiming
 from kbatchd.schema.progress import Owner
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Installation:
     def register(self, topic_id: str | None = None, **offsets: int) -> None:
         """Write first progress, as the daemon does: `register(p0=5)`."""
         with psycopg.connect(self.dsn, autocommit=True) as connection:
-            progress.register(
+            claiming.register(
                 connection,
                 Owner("kbatchd", "r", self.topic, "public.requests", "test"),
                 topic_id or self.topic_id(),

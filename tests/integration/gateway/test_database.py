@@ -19,7 +19,7 @@ from kbatchd.gateway import database as module
 from kbatchd.gateway.database import Database, Outcome
 from kbatchd.gateway.logs import Log
 from kbatchd.model import Gap, GapKind, OffsetRange, Partition
-from kbatchd.schema import progress
+from kbatchd.schema import by_hand, claiming, progress
 from kbatchd.schema.progress import Owner, Position
 from tests.fix_http import free_port
 
@@ -83,8 +83,8 @@ class Table:
     def __init__(self, connection: psycopg.Connection) -> None:
         self.connection = connection
         self.connection.execute("CREATE TABLE public.orders (id bigint NOT NULL)")
-        progress.register(self.connection, OWNER, "id", {0: 0, 1: 0})
-        positions, _ = progress.claim(self.connection, OWNER, {0: "id", 1: "id"})
+        claiming.register(self.connection, OWNER, "id", {0: 0, 1: 0})
+        positions, _ = claiming.claim(self.connection, OWNER, {0: "id", 1: "id"})
         self.positions = {Partition(TOPIC, number): position for number, position in positions.items()}
 
     def advance(self, partition: Partition, next_offset: int) -> None:
@@ -185,7 +185,7 @@ def test_a_dead_letter_of_a_former_record_refuses_nobody(
 
 def test_what_kafka_lost_is_not_committed(table: Table, database: str, tmp_path: Path) -> None:
     gap = Gap(P0, GapKind.RETENTION, 0, 7, 7, "id")
-    progress.accept(table.connection, OWNER, gap, table.positions[P0].epoch)
+    by_hand.accept(table.connection, OWNER, gap, table.positions[P0].epoch)
     table.read(P0, [0, 0])
     other = Gap(P1, GapKind.RECREATED, 0, 0, 0, "id", "id2")
 
@@ -196,7 +196,7 @@ def test_what_kafka_lost_is_not_committed(table: Table, database: str, tmp_path:
             anew = asyncio.create_task(committed(watcher, route, [OffsetRange(P1, 3, 3)], 20))
             # A look has been taken when somebody who came later is answered.
             await committed(watcher, route, [OffsetRange(P0, 6, 6)], 20)
-            progress.accept(table.connection, OWNER, other, table.positions[P1].epoch)
+            by_hand.accept(table.connection, OWNER, other, table.positions[P1].epoch)
             assert await anew is Outcome.LOST
 
     run(test())
@@ -206,10 +206,10 @@ def test_a_gap_of_a_former_log_loses_nobodys_records(table: Table, database: str
     """A recreated topic's gap is empty, and a truncated one's offsets are others' now."""
     table.advance(P0, 10)
     gap = Gap(P0, GapKind.RECREATED, 10, 10, 0, "id", "id2")
-    progress.accept(table.connection, OWNER, gap, table.positions[P0].epoch)
+    by_hand.accept(table.connection, OWNER, gap, table.positions[P0].epoch)
     table.advance(P1, 20)
     gap = Gap(P1, GapKind.TRUNCATION, 15, 20, 15, "id")
-    progress.accept(table.connection, OWNER, gap, table.positions[P1].epoch)
+    by_hand.accept(table.connection, OWNER, gap, table.positions[P1].epoch)
     table.connection.execute("UPDATE kbatchd.progress SET next_offset = 30")
     table.read(P0, [0, 0])
     table.read(P1, [0, 0], [1, 15])

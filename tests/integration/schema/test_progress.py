@@ -12,7 +12,7 @@ import pytest
 from kbatchd.errors import ConfigError, Fenced
 from kbatchd.lineage import Lineage
 from kbatchd.model import Gap, GapKind, Partition
-from kbatchd.schema import progress
+from kbatchd.schema import by_hand, claiming, progress
 from kbatchd.schema.progress import Owner, Position
 from tests.fix_daemon import wait_until
 
@@ -31,7 +31,7 @@ IDS = {0: "id", 1: "id"}
 @pytest.fixture
 def ours(database: str) -> Iterator[psycopg.Connection]:
     with psycopg.connect(database, autocommit=True) as connection:
-        progress.register(connection, OURS, "id", {0: 0, 1: 10})
+        claiming.register(connection, OURS, "id", {0: 0, 1: 10})
         yield connection
 
 
@@ -44,7 +44,7 @@ def theirs(ours: psycopg.Connection, database: str) -> Iterator[psycopg.Connecti
 
 
 def claim(connection: psycopg.Connection, owner: Owner = OURS, *numbers: int) -> dict[Partition, Position]:
-    positions, anew = progress.claim(connection, owner, dict.fromkeys(numbers or IDS, "id"))
+    positions, anew = claiming.claim(connection, owner, dict.fromkeys(numbers or IDS, "id"))
     assert not anew
     assert {position.topic_id for position in positions.values()} == {"id"}
     return {Partition(TOPIC, number): Position(*position[:2]) for number, position in positions.items()}
@@ -64,22 +64,22 @@ class TestRegister:
 
     def test_only_once(self, ours: psycopg.Connection) -> None:
         """A second start, or a topic that has grown, begins nothing anew."""
-        progress.register(ours, OURS, "other", {0: 500, 1: 500, 2: 500})
+        claiming.register(ours, OURS, "other", {0: 500, 1: 500, 2: 500})
         assert stored(ours, "next_offset, topic_id") == {0: (0, "id"), 1: (10, "id")}
 
     def test_another_pipeline_or_route_has_its_own(self, ours: psycopg.Connection) -> None:
-        progress.register(ours, replace(OURS, pipeline="other"), "id", {0: 7})
-        progress.register(ours, replace(OURS, route="other"), "id", {0: 8})
+        claiming.register(ours, replace(OURS, pipeline="other"), "id", {0: 7})
+        claiming.register(ours, replace(OURS, route="other"), "id", {0: 8})
         rows = ours.execute("SELECT pipeline, route, next_offset FROM kbatchd.progress WHERE partition = 0").fetchall()
         assert sorted(rows) == [("other", "route", 7), ("pipe", "other", 8), ("pipe", "route", 0)]
 
     def test_progress_for_another_table(self, ours: psycopg.Connection) -> None:
         elsewhere = replace(OURS, target='"public"."elsewhere"')
-        progress.refuse_other_target(ours, OURS)
+        claiming.refuse_other_target(ours, OURS)
         with pytest.raises(ConfigError, match=r'made for table "public"\."requests", not "public"\."elsewhere"'):
-            progress.refuse_other_target(ours, elsewhere)
+            claiming.refuse_other_target(ours, elsewhere)
         with pytest.raises(ConfigError):
-            progress.claim(ours, elsewhere, IDS)
+            claiming.claim(ours, elsewhere, IDS)
         assert stored(ours) == {0: (0, 0), 1: (10, 0)}
 
 
@@ -100,11 +100,11 @@ class TestClaim:
         """Somebody deleted it while we ran: starting at 0 would double every row."""
         ours.execute("DELETE FROM kbatchd.progress")
         with pytest.raises(ConfigError, match=r"is gone from kbatchd\.progress"):
-            progress.claim(ours, OURS, IDS)
+            claiming.claim(ours, OURS, IDS)
         assert stored(ours) == {}
 
     def test_a_topic_made_anew_is_told_and_not_moved(self, ours: psycopg.Connection) -> None:
-        positions, anew = progress.claim(ours, OURS, {0: "id", 1: "new"})
+        positions, anew = claiming.claim(ours, OURS, {0: "id", 1: "new"})
         assert positions == {0: Position(1, 0, "id"), 1: Position(1, 10, "id")}
         assert anew == [Gap(P1, GapKind.RECREATED, 10, 10, 0, "id", "new")]
         assert stored(ours, "next_offset, topic_id")[1] == (10, "id")
@@ -187,7 +187,7 @@ class TestLineage:
             0: (0, None, [], None),
             1: (21, 3, [[0, 0], [3, 12]], 20),
         }
-        assert progress.claim(ours, OURS, IDS)[0] == {
+        assert claiming.claim(ours, OURS, IDS)[0] == {
             0: Position(2, 0, "id"),
             1: Position(2, 21, "id", self.READ),
         }
@@ -216,7 +216,7 @@ class TestLineage:
     )
     def test_what_holds_behind_a_gap(self, ours: psycopg.Connection, gap: Gap, after: Lineage) -> None:
         self.read(ours)
-        progress.accept(ours, OURS, gap, epoch=1)
+        by_hand.accept(ours, OURS, gap, epoch=1)
         assert progress.lineages(ours, OURS)[1] == after
         assert stored(ours, "leader_epoch")[1] == (after.epoch,)
         # And: the ledger tells from where to where.
@@ -228,40 +228,40 @@ class TestLineage:
     )
     def test_what_holds_when_somebody_moves_it(self, ours: psycopg.Connection, to: int, after: Lineage) -> None:
         self.read(ours)
-        progress.set_progress(ours, OURS, P1, to)
+        by_hand.set_progress(ours, OURS, P1, to)
         assert progress.lineages(ours, OURS)[1] == after
 
 
 class TestLock:
     def test_one_at_a_time(self, ours: psycopg.Connection, theirs: psycopg.Connection) -> None:
-        assert progress.lock(ours, OURS, [0]) == {0}
-        assert progress.lock(theirs, THEIRS, [0, 1]) == {1}
-        assert progress.lock(ours, OURS, [1]) == set()
-        progress.unlock(ours, OURS, [0])
-        assert progress.lock(theirs, THEIRS, [0]) == {0}
+        assert claiming.lock(ours, OURS, [0]) == {0}
+        assert claiming.lock(theirs, THEIRS, [0, 1]) == {1}
+        assert claiming.lock(ours, OURS, [1]) == set()
+        claiming.unlock(ours, OURS, [0])
+        assert claiming.lock(theirs, THEIRS, [0]) == {0}
 
     def test_it_goes_with_the_session(self, ours: psycopg.Connection, database: str) -> None:
         with psycopg.connect(database, autocommit=True) as dying:
-            assert progress.lock(dying, THEIRS, [0, 1]) == {0, 1}
-            assert progress.lock(ours, OURS, [0, 1]) == set()
+            assert claiming.lock(dying, THEIRS, [0, 1]) == {0, 1}
+            assert claiming.lock(ours, OURS, [0, 1]) == set()
             pid = dying.info.backend_pid
             # Waits until the backend has ended.
             assert ours.execute("SELECT pg_terminate_backend(%s, 10000)", (pid,)).fetchone() == (True,)
-        assert progress.lock(ours, OURS, [0, 1]) == {0, 1}
+        assert claiming.lock(ours, OURS, [0, 1]) == {0, 1}
 
     def test_each_route_and_pipeline_has_its_own(self, ours: psycopg.Connection, theirs: psycopg.Connection) -> None:
-        assert progress.lock(ours, OURS, [0]) == {0}
-        assert progress.lock(theirs, replace(THEIRS, pipeline="other"), [0]) == {0}
-        assert progress.lock(theirs, replace(THEIRS, route="other"), [0]) == {0}
+        assert claiming.lock(ours, OURS, [0]) == {0}
+        assert claiming.lock(theirs, replace(THEIRS, pipeline="other"), [0]) == {0}
+        assert claiming.lock(theirs, replace(THEIRS, route="other"), [0]) == {0}
 
     def test_its_key_is_the_same_everywhere(self) -> None:
         """Daemons of two versions on two hosts must meet at the same key."""
-        assert progress._lock_key(OURS, 0) == progress._lock_key(THEIRS, 0)
-        assert progress._lock_key(Owner("kbatchd", "requests", "requests", "t", "w"), 3) == -2_374_702_322_233_778_894
+        assert claiming._lock_key(OURS, 0) == claiming._lock_key(THEIRS, 0)
+        assert claiming._lock_key(Owner("kbatchd", "requests", "requests", "t", "w"), 3) == -2_374_702_322_233_778_894
 
     def test_no_lock_is_not_a_question(self, ours: psycopg.Connection) -> None:
-        assert progress.lock(ours, OURS, []) == set()
-        progress.unlock(ours, OURS, [])
+        assert claiming.lock(ours, OURS, []) == set()
+        claiming.unlock(ours, OURS, [])
 
 
 class TestAccept:
@@ -269,7 +269,7 @@ class TestAccept:
 
     def test_the_gap_is_recorded_and_the_epoch_goes_up(self, ours: psycopg.Connection) -> None:
         claim(ours)
-        progress.accept(ours, OURS, self.GAP, epoch=1)
+        by_hand.accept(ours, OURS, self.GAP, epoch=1)
         assert stored(ours) == {0: (0, 1), 1: (25, 2)}
         rows = ours.execute("SELECT partition, topic_id, kind, first_offset, last_offset FROM kbatchd.gaps").fetchall()
         assert rows == [(1, "id", "retention", 10, 25)]
@@ -277,22 +277,22 @@ class TestAccept:
         assert ledger == [("gap", 0, {TOPIC: {"1": [10, 25]}})]
 
     def test_a_topic_made_anew_gets_its_new_id(self, ours: psycopg.Connection) -> None:
-        assert progress.former_ids(ours, OURS) == set()
-        _, (gap,) = progress.claim(ours, OURS, {1: "new"})
-        progress.accept(ours, OURS, gap, epoch=1)
+        assert claiming.former_ids(ours, OURS) == set()
+        _, (gap,) = claiming.claim(ours, OURS, {1: "new"})
+        by_hand.accept(ours, OURS, gap, epoch=1)
         assert stored(ours, "next_offset, epoch, topic_id")[1] == (0, 2, "new")
-        assert progress.claim(ours, OURS, {1: "new"}) == ({1: Position(3, 0, "new")}, [])
+        assert claiming.claim(ours, OURS, {1: "new"}) == ({1: Position(3, 0, "new")}, [])
 
         # And: the gap's offsets are the former topic's, which never comes back.
         lines = ours.execute("SELECT topic_id, next_topic_id, first_offset, last_offset FROM kbatchd.gaps").fetchall()
         assert lines == [("id", "new", 10, 10)]
-        assert progress.former_ids(ours, OURS) == {"id"}
+        assert claiming.former_ids(ours, OURS) == {"id"}
 
     def test_only_of_the_topic_that_progress_is_of(self, ours: psycopg.Connection) -> None:
         """A report from before the topic was recreated, or from a broker that lags, says nothing of the new one."""
         claim(ours)
         with pytest.raises(Fenced):
-            progress.accept(ours, OURS, replace(self.GAP, topic_id="former"), epoch=1)
+            by_hand.accept(ours, OURS, replace(self.GAP, topic_id="former"), epoch=1)
         assert stored(ours)[1] == (10, 1)
 
     def test_only_where_progress_still_stands_at_the_gap(self, ours: psycopg.Connection) -> None:
@@ -300,14 +300,14 @@ class TestAccept:
         with ours.transaction():
             progress.advance(ours, OURS, positions, {P1: 12})
         with pytest.raises(Fenced):
-            progress.accept(ours, OURS, self.GAP, epoch=1)
+            by_hand.accept(ours, OURS, self.GAP, epoch=1)
         assert stored(ours)[1] == (12, 1)
 
     def test_only_by_who_has_claimed_it(self, ours: psycopg.Connection, theirs: psycopg.Connection) -> None:
         claim(ours)
         claim(theirs, THEIRS, 1)
         with pytest.raises(Fenced):
-            progress.accept(ours, OURS, self.GAP, epoch=1)
+            by_hand.accept(ours, OURS, self.GAP, epoch=1)
         assert stored(ours)[1] == (10, 2)
         assert ours.execute("SELECT count(*) FROM kbatchd.gaps").fetchone() == (0,)
 
@@ -316,7 +316,7 @@ class TestSet:
     @pytest.mark.parametrize("to", [0, 10, 4_000])
     def test_a_running_worker_is_fenced_and_reads_from_there(self, ours: psycopg.Connection, to: int) -> None:
         positions = claim(ours)
-        assert progress.set_progress(ours, OURS, P1, to) == 10
+        assert by_hand.set_progress(ours, OURS, P1, to) == 10
         assert stored(ours)[1] == (to, 2)
         with pytest.raises(Fenced), ours.transaction():
             progress.advance(ours, OURS, positions, {P1: 20})
@@ -326,7 +326,7 @@ class TestSet:
 
     def test_a_partition_without_progress(self, ours: psycopg.Connection) -> None:
         with pytest.raises(ConfigError, match=r"there is no progress of requests\[7\]"):
-            progress.set_progress(ours, OURS, Partition(TOPIC, 7), 0)
+            by_hand.set_progress(ours, OURS, Partition(TOPIC, 7), 0)
         assert ours.execute("SELECT count(*) FROM kbatchd.batches").fetchone() == (0,)
 
     def test_where_it_stood_is_what_a_flush_has_left(
@@ -337,7 +337,7 @@ class TestSet:
         with ThreadPoolExecutor() as threads:
             with ours.transaction():
                 progress.advance(ours, OURS, positions, {P1: 20})
-                stood = threads.submit(progress.set_progress, theirs, OURS, P1, 3)
+                stood = threads.submit(by_hand.set_progress, theirs, OURS, P1, 3)
                 waits = "SELECT 1 WHERE pg_backend_pid() = ANY (pg_blocking_pids(%s))"
                 pid = theirs.info.backend_pid
                 wait_until(lambda: ours.execute(waits, (pid,)).fetchone(), 10, "the other to wait")
@@ -355,10 +355,10 @@ class TestDurable:
         ours.execute("SET synchronous_commit = off")
         gap = Gap(P1, GapKind.RETENTION, 10, 25, 25, "id")
         acts: dict[str, Callable[[], object]] = {
-            "register": lambda: progress.register(ours, replace(OURS, route="new"), "id", {0: 50}),
+            "register": lambda: claiming.register(ours, replace(OURS, route="new"), "id", {0: 50}),
             "claim": lambda: claim(ours),
-            "accept": lambda: progress.accept(ours, OURS, gap, epoch),
-            "set": lambda: progress.set_progress(ours, OURS, P1, 3),
+            "accept": lambda: by_hand.accept(ours, OURS, gap, epoch),
+            "set": lambda: by_hand.set_progress(ours, OURS, P1, 3),
         }
         (before,) = ours.execute("SELECT pg_current_wal_insert_lsn()").fetchone() or ("",)
         with ours.transaction():  # the start-up checks begin all their topics in one
@@ -370,11 +370,11 @@ class TestDurable:
         """`start = "latest"`: begun anew, it would be behind what came meanwhile."""
         with psycopg.connect(own_database, autocommit=True) as connection:
             connection.execute("SET synchronous_commit = off")
-            progress.register(connection, OURS, "id", {0: 1_000})
+            claiming.register(connection, OURS, "id", {0: 1_000})
             own_postgres.kill()
         own_postgres.start()
         with psycopg.connect(own_database, autocommit=True) as connection:
-            progress.register(connection, OURS, "id", {0: 1_050})
+            claiming.register(connection, OURS, "id", {0: 1_050})
             assert stored(connection) == {0: (1_000, 0)}
 
 
@@ -388,7 +388,7 @@ class TestLost:
         with pytest.raises(ConfigError, match=rf"for partition {number}, .*progress set --config FILE route PARTITION"):
             claim(ours, OURS, 0, 1, 2)
         assert set(stored(ours)) == {0, 1, 2} - {number}
-        message = progress.missing(ours, OURS, 3)
+        message = claiming.missing(ours, OURS, 3)
         assert message is not None
         assert f"for partition {number}," in message
 
@@ -398,9 +398,9 @@ class TestLost:
 
     def test_those_that_were_added_start_at_0(self, ours: psycopg.Connection) -> None:
         """Whoever claims first, and also where he claims none of them but the last."""
-        assert progress.missing(ours, OURS, 6) is None
+        assert claiming.missing(ours, OURS, 6) is None
         assert claim(ours, OURS, 1, 5) == {P1: Position(1, 10), Partition(TOPIC, 5): Position(1, 0)}
-        assert progress.missing(ours, OURS, 6) is None
+        assert claiming.missing(ours, OURS, 6) is None
         assert claim(ours, OURS, 0, 2, 4)[Partition(TOPIC, 4)] == Position(1, 0)
         assert claim(ours, OURS, 3) == {Partition(TOPIC, 3): Position(1, 0)}
         assert stored(ours, "topic_id, target")[3] == ("id", OURS.target)
@@ -416,11 +416,11 @@ class TestLost:
     def test_partitions_that_the_topic_has_not_any_more(self, ours: psycopg.Connection) -> None:
         """Made anew with fewer, and somebody has tidied up."""
         ours.execute("DELETE FROM kbatchd.progress WHERE partition = 1")
-        assert progress.missing(ours, OURS, 1) is None
+        assert claiming.missing(ours, OURS, 1) is None
 
     def test_somebody_says_where_to_read_on(self, ours: psycopg.Connection) -> None:
         ours.execute("DELETE FROM kbatchd.progress WHERE partition = 0")
-        assert progress.set_progress(ours, OURS, P0, 7) is None
+        assert by_hand.set_progress(ours, OURS, P0, 7) is None
         assert claim(ours) == {P0: Position(1, 7), P1: Position(1, 10)}
         assert stored(ours, "topic_id, target")[0] == ("id", OURS.target)
 
@@ -428,15 +428,15 @@ class TestLost:
 class TestLooking:
     def test_moved_by_others(self, ours: psycopg.Connection, theirs: psycopg.Connection) -> None:
         claim(ours)
-        assert progress.moved_by_others(ours, OURS, {0: 1, 1: 1}) == set()
+        assert claiming.moved_by_others(ours, OURS, {0: 1, 1: 1}) == set()
         claim(theirs, THEIRS, 1)
-        assert progress.moved_by_others(ours, OURS, {0: 1, 1: 1}) == {1}
-        assert progress.moved_by_others(ours, OURS, {0: 1}) == set()
+        assert claiming.moved_by_others(ours, OURS, {0: 1, 1: 1}) == {1}
+        assert claiming.moved_by_others(ours, OURS, {0: 1}) == set()
 
     def test_show(self, ours: psycopg.Connection) -> None:
-        progress.register(ours, replace(OURS, pipeline="other"), "id", {0: 7})
+        claiming.register(ours, replace(OURS, pipeline="other"), "id", {0: 7})
         claim(ours)
-        rows = progress.show(ours, "pipe")
+        rows = by_hand.show(ours, "pipe")
         assert [(row.route, row.topic, row.partition, row.next_offset, row.epoch, row.owner) for row in rows] == [
             ("route", TOPIC, 0, 0, 1, "ours"),
             ("route", TOPIC, 1, 10, 1, "ours"),

@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from kbatchd.model import Gap, GapKind, Partition
-from kbatchd.schema import progress
+from kbatchd.schema import by_hand, claiming
 from kbatchd.schema.progress import Owner
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class Shelf:
     def keep(self, pipeline: str, route: str, topic: str, target: str) -> None:
         """Write two partitions of progress, and a dead letter, a gap and a line of the ledger."""
         owner = Owner(pipeline, route, topic, target, "test")
-        progress.register(self.connection, owner, "id", {0: 5, 1: 7})
+        claiming.register(self.connection, owner, "id", {0: 5, 1: 7})
         gap = Gap(Partition(topic, 0), GapKind.RETENTION, 5, 9, 9, "id")
-        progress.accept(self.connection, owner, gap, 0)
+        by_hand.accept(self.connection, owner, gap, 0)
         self.connection.execute(
             'INSERT INTO kbatchd.dead_letters (pipeline, route, topic, partition, "offset", code, message) '
             "VALUES (%s, %s, %s, 0, 3, 'c', 'm')",
@@ -143,7 +143,7 @@ def test_who_is_being_read_is_not_renamed(shelf: Shelf, name: str, partition: in
     shelf.keep("old", "former", "topic-one", ONE)
     pipeline, _, route = name.partition("/")
     with psycopg.connect(shelf.dsn, autocommit=True) as daemon:
-        held = progress.lock(daemon, Owner(pipeline, route, "topic-one", "", ""), [partition])
+        held = claiming.lock(daemon, Owner(pipeline, route, "topic-one", "", ""), [partition])
         assert held == {partition}
         line = shelf.refused("one", "--from-pipeline", "old", "--from-route", "former")
         assert f"a daemon reads under {name}" in line

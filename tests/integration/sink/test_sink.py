@@ -23,7 +23,7 @@ from kbatchd.errors import BreakerOpen, Fenced, TableChanged
 from kbatchd.model import CopyFormat, FlushReason, Partition
 from kbatchd.postgres import catalogue
 from kbatchd.postgres.connection import Verdict, connect, verdict
-from kbatchd.schema import progress
+from kbatchd.schema import claiming
 from kbatchd.schema.progress import Owner
 from kbatchd.sink.batch import Batch, Chunk, RouteBatches
 from kbatchd.sink.batch_copy import Target
@@ -52,8 +52,8 @@ class Route:
         self.name = table
         self._max_dead_letters = max_dead_letters
         self.target, self.encoder = self.build()
-        progress.register(connection, self.target.owner, "id", {0: 0, 1: 0})
-        claimed, _ = progress.claim(connection, self.target.owner, {0: "id", 1: "id"})
+        claiming.register(connection, self.target.owner, "id", {0: 0, 1: 0})
+        claimed, _ = claiming.claim(connection, self.target.owner, {0: "id", 1: "id"})
         self.positions = {Partition(TOPIC, number): position for number, position in claimed.items()}
         self.sink = Sink(connection, lambda: None)
 

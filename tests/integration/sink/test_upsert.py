@@ -17,7 +17,7 @@ from kbatchd.errors import ConfigError, TableChanged
 from kbatchd.model import DELETED, FlushReason, Partition
 from kbatchd.postgres import catalogue
 from kbatchd.postgres.books import Books
-from kbatchd.schema import progress
+from kbatchd.schema import claiming
 from kbatchd.schema.progress import Owner
 from kbatchd.sink.batch import Batch, Chunk
 from kbatchd.sink.batch_copy import Target
@@ -72,8 +72,8 @@ class Upserts:
         self.route = Route(topic=TOPIC, table="public.kept", mode="upsert", key=key, insert_only=insert_only)
         self.sink = Sink(connection, lambda: None)
         self.target = self.build()
-        progress.register(connection, self.target.owner, "id", {0: 0})
-        claimed, _ = progress.claim(connection, self.target.owner, {0: "id"})
+        claiming.register(connection, self.target.owner, "id", {0: 0})
+        claimed, _ = claiming.claim(connection, self.target.owner, {0: "id"})
         self.positions = {P0: claimed[0]}
 
     def build(self) -> Target:
@@ -513,7 +513,7 @@ class TestStaging:
     def test_a_session_of_its_own_again(self, upserts: Upserts, database: str) -> None:
         upserts.flush(Row(1, 1))
         with psycopg.connect(database, autocommit=True) as connection:
-            claimed, _ = progress.claim(connection, upserts.target.owner, {0: "id"})
+            claimed, _ = claiming.claim(connection, upserts.target.owner, {0: "id"})
             upserts.positions[P0] = claimed[0]
             upserts.sink = Sink(connection, lambda: None)
             upserts.flush(Row(1, 2))
