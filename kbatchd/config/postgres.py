@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
@@ -16,6 +17,13 @@ from kbatchd.config.conninfo import CREDENTIAL, is_conninfo, names_in, secrets, 
 from kbatchd.config.credentials import find_password
 from kbatchd.config.faults import fault
 from kbatchd.config.table import Beside, Command, Table, identifier, password_file, read_password
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """When the password was asked for: no part of what makes two tables differ, which a reload looks at."""
+
+    at: float = field(compare=False)
 
 
 class Postgres(Table):
@@ -60,7 +68,7 @@ class Postgres(Table):
     )
 
     _conninfo: SecretStr = PrivateAttr()
-    _asked_at: float = PrivateAttr()
+    _asked: _Asked = PrivateAttr()
 
     @property
     def conninfo(self) -> str:
@@ -70,12 +78,12 @@ class Postgres(Table):
     @property
     def is_password_old(self) -> bool:
         """Whether it was asked for longer ago than it may be kept."""
-        return time.monotonic() - self._asked_at > self.password_keep_seconds
+        return time.monotonic() - self._asked.at > self.password_keep_seconds
 
     def ask_password(self) -> bool:
         """Ask the password's source again; tell whether there is another one now. ConfigError: it cannot be had."""
         before = self.conninfo
-        self._asked_at = time.monotonic()
+        self._asked = _Asked(time.monotonic())
         self._keep(find_password(self.password_file, self.password_command, CREDENTIAL))
         return self.conninfo != before
 
@@ -121,7 +129,7 @@ class Postgres(Table):
 
     @model_validator(mode="after")
     def _build_conninfo(self) -> Self:
-        self._asked_at = time.monotonic()
+        self._asked = _Asked(time.monotonic())
         self._keep(read_password(self.password_file, self.password_command, CREDENTIAL))
         return self
 
