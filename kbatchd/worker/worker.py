@@ -7,7 +7,6 @@ once a turn: a turn takes as long as one poll, one encoding or one wait, each bo
 
 from __future__ import annotations
 
-import gc
 import logging
 import signal
 import sys
@@ -23,10 +22,12 @@ from kbatchd.model import FlushReason, Gap, GapKind, Partition
 from kbatchd.stats.slots import Field, Slot
 from kbatchd.stats.suspicions import NOTHING_TO_HEED, Heed
 from kbatchd.worker.flusher import Flusher
+from kbatchd.worker.garbage import Garbage
 from kbatchd.worker.handover import Handover
 from kbatchd.worker.intake import Intake
 from kbatchd.worker.one_by_one import Surroundings, make_encodings
 from kbatchd.worker.standstill import Standstill
+from kbatchd.worker.too_short import TooShort
 from kbatchd.worker.unreadable import Unreadable
 
 if TYPE_CHECKING:
@@ -52,14 +53,8 @@ PATIENCE_SECONDS = 5.0
 #: The interpreter's switch interval: at the default of 5 ms the flusher waits too long for its turns (4 to 10 %).
 SWITCH_INTERVAL_SECONDS = 0.0005
 
-#: How often the collector runs, which is off otherwise: the loop's own objects have no cycles, those of errors may.
-COLLECT_SECONDS = 60.0
-
 #: How often committed offsets are shown to Kafka's tools.
 SHOW_SECONDS = 1.0
-
-#: A partition may end below its progress for so long: a new leader knows a moment later what the old one had promised.
-SHORT_SECONDS = 5.0
 
 
 def run_worker(config: Config, index: int, slot: Slot, heed: Heed = NOTHING_TO_HEED) -> int:
@@ -99,12 +94,10 @@ class Worker:
         self._timeout_seconds = min(TURN_SECONDS, config.batch.linger_seconds / 2)
         #: What we asked the flusher for; and what may not be read on before it is looked into.
         self._wanted: set[Partition] = set()
-        #: Since when partitions end below their progress.
-        self._short: dict[Partition, float] = {}
         self._undiagnosed: set[Partition] = set()
         self._unreadable = Unreadable()
+        self._too_short = TooShort(self._handover.is_beyond)
         self._show_at = 0.0
-        self._collect_at = time.monotonic() + COLLECT_SECONDS
 
     def stop(self) -> None:
         """Ask the loop to end; for the signal handler."""
@@ -119,10 +112,7 @@ class Worker:
         self._flusher.start()
         if self._config.kafka.assignment == "group":
             self._source.subscribe(self._topics, self)
-        # The collector triples the cost of decoding, and finds nothing in this loop: its objects have no cycles.
-        gc.collect()
-        gc.freeze()
-        gc.disable()
+        garbage = Garbage()
         while not self._stopping and self._flusher.is_alive():
             self._slot.beat()
             if self._state_asked:
@@ -136,7 +126,7 @@ class Worker:
             self._take_in(polled, encoders)
             self._doubt(polled)
             self._show_committed()
-            self._collect_garbage()
+            garbage.collect_if_due()
         return self._drain()
 
     def _take_in(self, polled: Polled, encoders: Mapping[str, tuple[int, RowEncoder]]) -> None:
@@ -241,7 +231,7 @@ class Worker:
         """Hold partitions whose offset or whose topic is not there, until the topic watch has an answer."""
         doubtful = {p for p in self._wanted if p.topic in polled.unknown_topics}
         doubtful.update(polled.out_of_range, polled.ended, *(intake.parted for intake in self._all_intakes()))
-        doubtful.update(self._too_short(polled.ends))
+        doubtful.update(self._too_short.look(polled.ends) & self._source.assigned)
         for partition, error in polled.unreadable.items():
             self._unreadable.note(partition, self._handover.reached(partition), error)
             doubtful.add(partition)
@@ -252,22 +242,6 @@ class Worker:
             self._source.unassign(doubtful)
             self._undiagnosed |= doubtful
             self._watch.suspect()
-
-    def _too_short(self, ends: Mapping[Partition, int]) -> set[Partition]:
-        """Return partitions that have ended below their progress for a while, and not only after an election.
-
-        Reading begins behind the last record: that markers behind it are gone librdkafka does not tell.
-        """
-        now = time.monotonic()
-        for partition, end in ends.items():
-            if self._handover.is_beyond(partition, end):
-                self._short.setdefault(partition, now)
-            else:
-                self._short.pop(partition, None)
-        due = {partition for partition, since in self._short.items() if now - since > SHORT_SECONDS}
-        for partition in due:
-            del self._short[partition]
-        return due & self._source.assigned
 
     def _diagnose(self, partition: Partition) -> list[tuple[str, Gap, int]]:
         """Find out for which routes, under which claims, an offset is not there; if for none, read on."""
@@ -313,12 +287,6 @@ class Worker:
         self._state_asked = False
         for lane in self._handover.describe():
             log.info("lane", extra={"action": "lane_state", **lane})
-
-    def _collect_garbage(self) -> None:
-        """Free what errors may have left in cycles; takes some milliseconds."""
-        if time.monotonic() >= self._collect_at:
-            self._collect_at = time.monotonic() + COLLECT_SECONDS
-            gc.collect()
 
     def _drain(self) -> int:
         """Flush what was read, as far as the grace period allows; the rest is read again by the next worker."""
