@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import Producer
 
-from kbatchd.kafka import producer, source, topics
+from kbatchd.kafka import producer, reader, topics
 from kbatchd.kafka.settings import Settings
 from kbatchd.produce import file_producer, plain_producer
 
@@ -53,7 +53,7 @@ def judge(config: Config) -> dict[Where, str]:
 
 def _clients(config: Config) -> Iterator[tuple[Callable[..., object], Settings]]:
     """Say what is made: workers, those who ask about topics, `kbatchd produce`, gateways."""
-    yield Consumer, source.settings("check", "check")
+    yield Consumer, reader.settings("check", "check")
     yield AdminClient, Settings(topics.OURS)
     yield Producer, plain_producer.settings(config.startup_timeout_seconds)
     yield Producer, file_producer.sending_settings("check")

@@ -15,7 +15,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from kbatchd.errors import EX_OK, EX_SOFTWARE, KbatchError, SourceError
-from kbatchd.kafka.source import Source
+from kbatchd.kafka.reader import TopicReader
 from kbatchd.kafka.watch import Diagnosis, TopicWatch
 from kbatchd.log import tell_repeats
 from kbatchd.model import FlushReason, Gap, GapKind, Partition
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from kbatchd.config import Config
     from kbatchd.encode.rows import RowEncoder
-    from kbatchd.kafka.source import Polled
+    from kbatchd.kafka.reader import Polled
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Worker:
         encodings = make_encodings(config.route, heed, around)
         for route in config.route:
             self._intakes.setdefault(route.topic, []).append(Intake(self._handover, route.name, encodings[route.name]))
-        self._source = Source(config.kafka, f"{config.pipeline}-{name}", self._topics)
+        self._reader = TopicReader(config.kafka, f"{config.pipeline}-{name}", self._topics)
         self._standstill = Standstill(self._watch.admin)
         self._flusher = Flusher(config, name, self._handover, slot, self._watch.admin, self._watch.ids)
         self._timeout_seconds = min(TURN_SECONDS, config.batch.linger_seconds / 2)
@@ -111,7 +111,7 @@ class Worker:
         """Poll, encode and hand over until told to stop; then flush what was read."""
         self._flusher.start()
         if self._config.kafka.assignment == "group":
-            self._source.subscribe(self._topics, self)
+            self._reader.subscribe(self._topics, self)
         garbage = Garbage()
         while not self._stopping and self._flusher.is_alive():
             self._slot.beat()
@@ -122,7 +122,7 @@ class Worker:
             self._watch_fetching()
             if self._must_wait():
                 continue
-            polled = self._source.poll(RECORDS_PER_POLL, self._timeout_seconds)
+            polled = self._reader.poll(RECORDS_PER_POLL, self._timeout_seconds)
             self._take_in(polled, encoders)
             self._doubt(polled)
             self._show_committed()
@@ -162,7 +162,7 @@ class Worker:
         """Do what the flusher decided: stop reading what is lost, read what is claimed."""
         turn = self._handover.turn()
         for topic, reading in turn.readings.items():
-            self._source.read(topic, reading.starts, reading.epochs)
+            self._reader.read(topic, reading.starts, reading.epochs)
             for intake in self._intakes[topic]:
                 intake.begin(topic, reading.floors.get(intake.route, {}), reading.lineages.get(intake.route, {}))
             self._undiagnosed = {partition for partition in self._undiagnosed if partition.topic != topic}
@@ -171,13 +171,13 @@ class Worker:
 
     def _watch_topics(self) -> None:
         """Ask for new partitions that are ours; report offsets that are not there."""
-        if self._source.brokers_changed:
-            self._source.brokers_changed = False
+        if self._reader.brokers_changed:
+            self._reader.brokers_changed = False
             self._watch.suspect()
         answered = self._watch.look()
-        self._source.outage.look(self._watch.waits_since)
+        self._reader.outage.look(self._watch.waits_since)
         if answered:
-            self._source.outage.end()
+            self._reader.outage.end()
             if self._config.kafka.assignment == "pinned":
                 self._want(self._pinned())
             gaps: list[tuple[str, Gap, int]] = []
@@ -189,7 +189,7 @@ class Worker:
 
     def _watch_fetching(self) -> None:
         """End, to be replaced by a worker with another consumer, when this one does not fetch any more."""
-        stuck = self._standstill.look(self._reading, self._source.known_end)
+        stuck = self._standstill.look(self._reading, self._reader.known_end)
         if stuck:
             partitions = ", ".join(map(str, stuck))
             raise SourceError(
@@ -197,7 +197,7 @@ class Worker:
             )
 
     def _reading(self) -> dict[Partition, int]:
-        assigned = self._source.assigned
+        assigned = self._reader.assigned
         return {partition: reached for partition, reached in self._handover.reading().items() if partition in assigned}
 
     def _forget_gone(self) -> None:
@@ -231,7 +231,7 @@ class Worker:
         """Hold partitions whose offset or whose topic is not there, until the topic watch has an answer."""
         doubtful = {p for p in self._wanted if p.topic in polled.unknown_topics}
         doubtful.update(polled.out_of_range, polled.ended, *(intake.parted for intake in self._all_intakes()))
-        doubtful.update(self._too_short.look(polled.ends) & self._source.assigned)
+        doubtful.update(self._too_short.look(polled.ends) & self._reader.assigned)
         for partition, error in polled.unreadable.items():
             self._unreadable.note(partition, self._handover.reached(partition), error)
             doubtful.add(partition)
@@ -239,7 +239,7 @@ class Worker:
             what = "the leader's log is another one than was read"
             log.warning(what, extra={"action": "truncated", "partition": str(partition), "end": ended.offset})
         if doubtful:
-            self._source.unassign(doubtful)
+            self._reader.unassign(doubtful)
             self._undiagnosed |= doubtful
             self._watch.suspect()
 
@@ -280,7 +280,7 @@ class Worker:
             tell_repeats()
             committed = self._handover.committed()
             if committed:
-                self._source.show_committed(committed)
+                self._reader.show_committed(committed)
 
     def _log_state(self) -> None:
         """Write into the log where each lane stands."""
@@ -297,7 +297,7 @@ class Worker:
         self._handover.stop()
         self._flusher.join(max(0.5, deadline - time.monotonic()))
         # 3. The consumer goes last: its group hears of it.
-        self._source.close()
+        self._reader.close()
         failure = self._flusher.failure
         if failure is None:
             return EX_OK
@@ -317,7 +317,7 @@ class Worker:
         while not (self._stopping or self._handover.is_drained()) and self._flusher.is_alive():
             self._flush_out(FlushReason.LINGER, time.monotonic() + PATIENCE_SECONDS, self._topics)
 
-    # With assignment = "group": Kafka's group protocol decides what is ours. Called from within source.poll.
+    # With assignment = "group": Kafka's group protocol decides what is ours. Called from within reader.poll.
 
     def on_assigned(self, partitions: Sequence[Partition]) -> None:
         """Claim what the group gives us; reading begins when the claim is granted."""
