@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from kbatchd import config
     from kbatchd.encode.rows import RowEncoder
-    from kbatchd.schema.progress import Position
+    from kbatchd.model import Position
 
 
 class Handover:

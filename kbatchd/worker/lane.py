@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kbatchd import config
     from kbatchd.encode.rows import RowEncoder
     from kbatchd.lineage import Lineage
-    from kbatchd.schema.progress import Position
+    from kbatchd.model import Position
 
 
 @dataclass(slots=True)

@@ -36,7 +36,7 @@ FLOORS: dict[int, dict[str, set[str]]] = {
     },
     5: {
         "sink": {"encode", "schema", "postgres", "config"},
-        "kafka": {"schema", "config"},
+        "kafka": {"config"},
         "files": {"door", "encode", "log"},
     },
     4: {
