@@ -22,14 +22,6 @@ if TYPE_CHECKING:
 
     import psycopg
 
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    import psycopg
-
 #: So many of the youngest dead letters are sorted by cause, and so many causes are shown.
 DEAD_LETTERS_LOOKED_AT = 10_000
 MAX_CAUSES = 50
