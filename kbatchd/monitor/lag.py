@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from kbatchd import config
-    from kbatchd.schema.ledger import Claimed
+    from kbatchd.schema.overview import Claimed
 
 #: Partitions whose oldest waiting record is read in one look, and how long that may take. The others keep the time they
 #: had, and have their turn in the next looks.
