@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 
+from kbatchd.lineage import Lineage
+
 
 class Partition(NamedTuple):
     """One partition of one topic."""
@@ -146,3 +148,12 @@ class Gap:
                 if self.resume_at:
                     what += f", and offsets 0 to {self.resume_at - 1} of the new one were deleted before they were read"
         return f"{self.partition}: {what}; reading can go on at {self.resume_at}"
+
+
+class Position(NamedTuple):
+    """A claimed partition: the epoch to write under, the offset to read on from, and of which topic and log that is."""
+
+    epoch: int
+    next_offset: int
+    topic_id: str = ""
+    lineage: Lineage = Lineage()

@@ -8,25 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
+from kbatchd.kafka import producer, reader, topics
 from kbatchd.kafka.client_log import rdkafka_log
 from kbatchd.kafka.errors import text_of
-from kbatchd.kafka.settings import NOT_TAKEN
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from kbatchd.config import Where
-
-
-from typing import TYPE_CHECKING
-
-from confluent_kafka import Producer
-
-from kbatchd.kafka import producer, source, topics
-from kbatchd.kafka.settings import Settings
+from kbatchd.kafka.settings import NOT_TAKEN, Settings
 from kbatchd.produce import file_producer, plain_producer
 
 if TYPE_CHECKING:
@@ -53,7 +41,7 @@ def judge(config: Config) -> dict[Where, str]:
 
 def _clients(config: Config) -> Iterator[tuple[Callable[..., object], Settings]]:
     """Say what is made: workers, those who ask about topics, `kbatchd produce`, gateways."""
-    yield Consumer, source.settings("check", "check")
+    yield Consumer, reader.settings("check", "check")
     yield AdminClient, Settings(topics.OURS)
     yield Producer, plain_producer.settings(config.startup_timeout_seconds)
     yield Producer, file_producer.sending_settings("check")

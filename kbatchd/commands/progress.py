@@ -15,13 +15,13 @@ from kbatchd.config import Config, Route
 from kbatchd.errors import EX_OK, ConfigError, KbatchError, ServerUnavailable, SourceError
 from kbatchd.kafka import offsets, topics
 from kbatchd.kafka.watch import diagnose
-from kbatchd.model import Gap, Partition
+from kbatchd.model import Gap, Partition, Position
 from kbatchd.postgres import catalogue
 from kbatchd.postgres.connection import connect, explained
 from kbatchd.schema import by_hand, claiming, halting, progress, renaming
 from kbatchd.schema.by_hand import ProgressRow
 from kbatchd.schema.migrations import check_version
-from kbatchd.schema.progress import Owner, Position
+from kbatchd.schema.progress import Owner
 
 #: How long `progress show` waits for Kafka, which it can do without.
 LAG_TIMEOUT_SECONDS = 5.0

@@ -27,7 +27,7 @@ from kbatchd.monitor.lag import Oldest, PartitionLag, PartitionState, survey
 from kbatchd.monitor.standing import Word
 from kbatchd.postgres.connection import Connection, Error, connect, explained
 from kbatchd.printable import printable
-from kbatchd.schema import ledger
+from kbatchd.schema import overview
 from kbatchd.schema.migrations import check_version
 
 #: How long Kafka may take to answer: what PostgreSQL knows is shown without it.
@@ -112,11 +112,13 @@ class Lookout:
         look = Look(time.time())
         with explained():
             check_version(self._connection)
-            claimed = ledger.read_claimed(self._connection, self._config.pipeline)
-            for each in ledger.read_bins(self._connection, self._config.pipeline, look.at - RATE_SECONDS, RATE_SECONDS):
+            claimed = overview.read_claimed(self._connection, self._config.pipeline)
+            for each in overview.read_bins(
+                self._connection, self._config.pipeline, look.at - RATE_SECONDS, RATE_SECONDS
+            ):
                 look.rates[each.route] = look.rates.get(each.route, 0.0) + each.rows / RATE_SECONDS
-            look.refused = ledger.read_refusals(self._connection, self._config.pipeline)
-            for cause in ledger.read_causes(self._connection, self._config.pipeline):
+            look.refused = overview.read_refusals(self._connection, self._config.pipeline)
+            for cause in overview.read_causes(self._connection, self._config.pipeline):
                 look.dead_letters[cause.route] = look.dead_letters.get(cause.route, 0) + cause.count
         look.lags = [PartitionLag(row, PartitionState.UNKNOWN, None, None) for row in claimed]
         try:
@@ -126,7 +128,7 @@ class Lookout:
         self._ask_monitor(look)
         return look
 
-    def _ask_kafka(self, look: Look, claimed: Sequence[ledger.Claimed]) -> None:
+    def _ask_kafka(self, look: Look, claimed: Sequence[overview.Claimed]) -> None:
         if self._admin is None:
             self._admin = topics.make_admin(self._config.kafka)
         look.lags = survey(self._admin, claimed, KAFKA_SECONDS)

@@ -217,17 +217,7 @@ class App:
         path, method, headers = exchange.path, exchange.method, exchange.fields
         if path in self._entries:
             return self._refuse_method(method, headers, b"POST, OPTIONS")
-        page = self.pages.get(path)
-        if page is None:
-            detail = "there is no such route or page: there is POST /v1/{route}, and GET /docs names the routes"
-            raise Problem(HTTPStatus.NOT_FOUND, "not-found", detail)
-        if method not in {"GET", "HEAD"}:
-            raise Problem(
-                HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", "it can be read only", headers={b"allow": b"GET"}
-            )
-        if (b"etag", headers.get(b"if-none-match")) in page[1]:
-            return 304, [(b"etag", headers[b"if-none-match"])], b""
-        return page
+        return pages.page(self.pages, path, method, headers)
 
     def _refuse_method(self, method: str, headers: Fields, allowed: bytes) -> Answer:
         if method == "OPTIONS":

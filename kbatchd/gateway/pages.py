@@ -10,14 +10,16 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from hashlib import sha256
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kbatchd import __version__
 from kbatchd.gateway import openapi
+from kbatchd.gateway.problems import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from kbatchd.config import Gateway, Route
     from kbatchd.door.tables import Tables
@@ -30,11 +32,26 @@ _INLINE: Final = re.compile(rb"<(script|style)>(.*?)</\1>", re.DOTALL)
 def build(routes: Sequence[Route], tables: Tables, gateway: Gateway, *, with_tokens: bool) -> dict[str, Answer]:
     """Return the answers by path."""
     document = openapi.document(routes, tables, gateway, __version__, with_tokens=with_tokens)
-    page = Path(__file__).with_name("docs.html").read_bytes()
+    docs = Path(__file__).with_name("docs.html").read_bytes()
     return {
         "/openapi.json": _answer(document, b"application/json"),
-        "/docs": _answer(page, b"text/html; charset=utf-8", (b"content-security-policy", _policy(page))),
+        "/docs": _answer(docs, b"text/html; charset=utf-8", (b"content-security-policy", _policy(docs))),
     }
+
+
+def page(pages: Mapping[str, Answer], path: str, method: str, headers: Mapping[bytes, bytes]) -> Answer:
+    """Return one of the answers, or that it is as the client has it; raise the Problem of a path that has none."""
+    found = pages.get(path)
+    if found is None:
+        detail = "there is no such route or page: there is POST /v1/{route}, and GET /docs names the routes"
+        raise Problem(HTTPStatus.NOT_FOUND, "not-found", detail)
+    if method not in {"GET", "HEAD"}:
+        raise Problem(
+            HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", "it can be read only", headers={b"allow": b"GET"}
+        )
+    if (b"etag", headers.get(b"if-none-match")) in found[1]:
+        return 304, [(b"etag", headers[b"if-none-match"])], b""
+    return found
 
 
 def _answer(body: bytes, content_type: bytes, *more: tuple[bytes, bytes]) -> Answer:

@@ -1,6 +1,6 @@
 """librdkafka's own lines, in our log: our levels, our fields, and none of those that say nothing new.
 
-Its clients, in source, topics, producer and resumable, are given this logger.
+Each of its clients is given this logger.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kbatchd.errors import ServerUnavailable
 from kbatchd.kafka import offsets
-from kbatchd.kafka.source import Source, partition_of
+from kbatchd.kafka.reader import TopicReader, partition_of
 from kbatchd.model import Partition
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ def read(kafka: config.Kafka, watermarks: Mapping[Partition, tuple[int, int]], c
     """Return at most so many records below the ends given, shared out among the partitions, in their order."""
     starts = _starts(watermarks, count)
     waiting = {partition: watermarks[partition][1] for partition in starts}
-    source = Source(kafka, "kbatchd excerpt", {partition.topic for partition in starts})
+    reader = TopicReader(kafka, "kbatchd excerpt", {partition.topic for partition in starts})
     try:
         records: list[tuple[Partition, Record]] = []
         size, quiet_at = 0, time.monotonic() + QUIET_SECONDS
-        source.assign(starts)
+        reader.assign(starts)
         while waiting and size < MAX_BYTES and time.monotonic() < quiet_at:
-            polled = source.poll(_POLL_RECORDS, _POLL_SECONDS)
+            polled = reader.poll(_POLL_RECORDS, _POLL_SECONDS)
             for record in (record for batch in polled.records.values() for record in batch):
                 quiet_at = time.monotonic() + QUIET_SECONDS
                 partition, offset = partition_of(record), record.offset() or 0
@@ -57,7 +57,7 @@ def read(kafka: config.Kafka, watermarks: Mapping[Partition, tuple[int, int]], c
             for partition in (*polled.ends, *polled.out_of_range):  # the offsets before an end may be no records
                 waiting.pop(partition, None)
     finally:
-        source.close()
+        reader.close()
     if waiting and not records:
         raise ServerUnavailable(f"Kafka has sent no record of {next(iter(waiting))} within {QUIET_SECONDS:.0f} s")
     records.sort(key=lambda item: (item[0], item[1].offset() or 0))

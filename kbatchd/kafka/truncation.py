@@ -16,13 +16,13 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from kbatchd.errors import ServerUnavailable
-from kbatchd.kafka.source import Source
+from kbatchd.kafka.reader import TopicReader
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from kbatchd import config
-    from kbatchd.kafka.source import EpochEnd
+    from kbatchd.kafka.reader import EpochEnd
     from kbatchd.lineage import Lineage
     from kbatchd.model import Partition
 
@@ -36,7 +36,7 @@ class Logs:
     def __init__(self, kafka: config.Kafka, timeout_seconds: float) -> None:
         """Connect in the background; each answer may take so long."""
         little = kafka.model_copy(update={"librdkafka": {**kafka.librdkafka, **_FETCH_LITTLE}})
-        self._source = Source(little, "kbatchd truncation")
+        self._reader = TopicReader(little, "kbatchd truncation")
         self._timeout_seconds = timeout_seconds
 
     def __enter__(self) -> Self:
@@ -45,7 +45,7 @@ class Logs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._source.close()
+        self._reader.close()
 
     def part_at(self, partition: Partition, lineage: Lineage, low: int) -> int | None:
         """Return the offset from which on another log's records stand; None: what was read stands there still.
@@ -67,11 +67,11 @@ class Logs:
     def _ask(self, partition: Partition, offset: int, epoch: int) -> EpochEnd | None:
         """Ask where the epoch ends, if that is below the offset. Raises ServerUnavailable without an answer."""
         deadline = time.monotonic() + self._timeout_seconds
-        self._source.unassign(self._source.assigned - {partition})
+        self._reader.unassign(self._reader.assigned - {partition})
         while time.monotonic() < deadline:
-            self._source.assign({partition: offset}, {partition: epoch})
+            self._reader.assign({partition: offset}, {partition: epoch})
             while time.monotonic() < deadline:
-                polled = self._source.poll(1, 0.05)
+                polled = self._reader.poll(1, 0.05)
                 if partition in polled.ended:
                     return polled.ended[partition]
                 if polled.out_of_range:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from kbatchd import config
     from kbatchd.kafka.offsets import Offset
-    from kbatchd.schema.progress import Position
+    from kbatchd.model import Position
 
 log = logging.getLogger(__name__)
 

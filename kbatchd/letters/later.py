@@ -11,10 +11,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from kbatchd.encode.mapping import Source as Origin
-from kbatchd.encode.mapping import resolve_feeds, row_columns
+from kbatchd.encode.mapping import Source, resolve_feeds, row_columns
 from kbatchd.encode.message import Message
-from kbatchd.kafka.source import Source
+from kbatchd.kafka.reader import TopicReader
 from kbatchd.model import Partition, Refusal
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ _POLL_RECORDS = 5_000
 _POLL_SECONDS = 0.2
 
 #: Of these a record without a value has none.
-_OF_VALUE = {Origin.FIELD, Origin.VALUE, Origin.REST}
+_OF_VALUE = {Source.FIELD, Source.VALUE, Source.REST}
 
 
 def is_delete(record: Record, value: bytes | None, deletes: Deletes) -> bool:
@@ -103,13 +102,13 @@ class Later:
         return Refusal("row_deleted", None, what)
 
     def _look(self, kafka: config.Kafka, starts: Mapping[Partition, int], ends: Mapping[int, int]) -> None:
-        source = Source(kafka, "kbatchd replay", {partition.topic for partition in starts})
+        reader = TopicReader(kafka, "kbatchd replay", {partition.topic for partition in starts})
         waiting = {partition.number for partition in starts}
         try:
-            source.assign(starts)
+            reader.assign(starts)
             quiet_at = time.monotonic() + QUIET_SECONDS
             while waiting and time.monotonic() < quiet_at:
-                polled = source.poll(_POLL_RECORDS, _POLL_SECONDS)
+                polled = reader.poll(_POLL_RECORDS, _POLL_SECONDS)
                 for record in (record for records in polled.records.values() for record in records):
                     quiet_at = time.monotonic() + QUIET_SECONDS
                     number, offset = record.partition() or 0, record.offset() or 0
@@ -122,7 +121,7 @@ class Later:
                     self._read.add(partition.number)
                 waiting -= {partition.number for partition in polled.out_of_range}
         finally:
-            source.close()
+            reader.close()
 
     def _note(self, record: Record, number: int, offset: int) -> None:
         key = record.key()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from kbatchd.schema.ledger import Bin
+    from kbatchd.schema.overview import Bin
 
 SAMPLE_SECONDS = 2.0
 RECENT_SECONDS = 900.0

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from kbatchd.kafka import offsets, topics
-from kbatchd.kafka.source import Source, partition_of
+from kbatchd.kafka.reader import TopicReader, partition_of
 from kbatchd.kafka.watch import judge
 from kbatchd.model import GapKind, Partition
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from kbatchd import config
-    from kbatchd.schema.ledger import Claimed
+    from kbatchd.schema.overview import Claimed
 
 #: Partitions whose oldest waiting record is read in one look, and how long that may take. The others keep the time they
 #: had, and have their turn in the next looks.
@@ -157,7 +157,7 @@ class Oldest:
 
     def __init__(self, kafka: config.Kafka, client_id: str, names: Iterable[str]) -> None:
         settings = kafka.model_copy(update={"librdkafka": {**kafka.librdkafka, **_FETCH_LITTLE}})
-        self._source = Source(settings, client_id, sorted(names))
+        self._reader = TopicReader(settings, client_id, sorted(names))
         #: By route and partition: the offset that was looked for, and the time of the record there, in seconds.
         self._known: dict[tuple[str, Partition], tuple[int, float]] = {}
 
@@ -183,14 +183,14 @@ class Oldest:
 
     def close(self) -> None:
         """Free the consumer."""
-        self._source.close()
+        self._reader.close()
 
     def _look(self, starts: Mapping[Partition, int], deadline: float) -> dict[Partition, float]:
-        self._source.assign(starts)
+        self._reader.assign(starts)
         found: dict[Partition, float] = {}
         missing = set(starts)
         while missing and time.monotonic() < deadline:
-            polled = self._source.poll(LOOKED_AT_PARTITIONS, 0.05)
+            polled = self._reader.poll(LOOKED_AT_PARTITIONS, 0.05)
             for record in (record for records in polled.records.values() for record in records):
                 partition = partition_of(record)
                 kind, at_ms = record.timestamp()
@@ -198,5 +198,5 @@ class Oldest:
                     found[partition] = at_ms / 1e3
                 missing.discard(partition)
             missing -= polled.ends.keys() | set(polled.out_of_range)
-        self._source.unassign(starts)
+        self._reader.unassign(starts)
         return found

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from kbatchd.config import Config
     from kbatchd.monitor.watcher import Contact, View
-    from kbatchd.schema.ledger import Cause
+    from kbatchd.schema.overview import Cause
     from kbatchd.stats.slots import RouteSlot, Slot, Slots
 
 #: A worker's loop comes round ten times a second; one that does not for this long is told of.

@@ -18,7 +18,7 @@ from kbatchd.kafka import topics
 from kbatchd.monitor.history import DAY_BIN_SECONDS, DAY_SECONDS, RECENT_SECONDS, SAMPLE_SECONDS, History
 from kbatchd.monitor.lag import Oldest, PartitionLag, survey
 from kbatchd.postgres.connection import Connection, Error, connect
-from kbatchd.schema import ledger
+from kbatchd.schema import overview
 from kbatchd.stats.slots import Count
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from kbatchd.config import Config
     from kbatchd.model import Partition
-    from kbatchd.schema.ledger import Cause, Claimed, RecordedGap
+    from kbatchd.schema.overview import Cause, Claimed, RecordedGap
     from kbatchd.stats.slots import Slots
 
 log = logging.getLogger(__name__)
@@ -125,11 +125,11 @@ class Watcher(threading.Thread):
         if now >= self._ledger_at:
             self._read_ledger(connection)
             self._ledger_at = now + LEDGER_SECONDS
-        claimed = ledger.read_claimed(connection, pipeline)
+        claimed = overview.read_claimed(connection, pipeline)
         self.view = replace(self.view, claimed=claimed, postgres=Contact(time.time()))
         if now >= self._causes_at:
-            causes, refused = ledger.read_causes(connection, pipeline), ledger.read_refusals(connection, pipeline)
-            gaps = ledger.read_gaps(connection, pipeline)
+            causes, refused = overview.read_causes(connection, pipeline), overview.read_refusals(connection, pipeline)
+            gaps = overview.read_gaps(connection, pipeline)
             self.view = replace(self.view, causes=causes, refused=refused, gaps=gaps)
             self._causes_at = now + CAUSES_SECONDS
 
@@ -137,10 +137,10 @@ class Watcher(threading.Thread):
         """Read a whole day once, then what has come since the last bin began."""
         pipeline, now, since = self._config.pipeline, time.time(), self._history.day_known_to
         connection.execute(f"SET statement_timeout = '{STATEMENT_SECONDS if since else DAY_STATEMENT_SECONDS}s'")
-        bins = ledger.read_bins(connection, pipeline, since or now - DAY_SECONDS, DAY_BIN_SECONDS)
+        bins = overview.read_bins(connection, pipeline, since or now - DAY_SECONDS, DAY_BIN_SECONDS)
         if not since:
             connection.execute(f"SET statement_timeout = '{STATEMENT_SECONDS}s'")
-            self._history.begin(ledger.read_bins(connection, pipeline, now - RECENT_SECONDS, SAMPLE_SECONDS))
+            self._history.begin(overview.read_bins(connection, pipeline, now - RECENT_SECONDS, SAMPLE_SECONDS))
         self._history.add_day(bins, now)
 
     def _ask_kafka(self) -> None:

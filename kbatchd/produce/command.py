@@ -1,7 +1,7 @@
 """One run of `kbatchd produce`: its inputs one after the other.
 
 Each file is a run of its own: read piece by piece, checked with the encoder the worker will use, sent in transactions
-that carry the file's position. What is refused goes into the failed file. Standard input, pipes and generated records
+that carry the file's bookmark. What is refused goes into the failed file. Standard input, pipes and generated records
 cannot be read again: they are sent plainly.
 
 One process, one thread; the command line calls `run`. SIGINT and SIGTERM only set an event: the transaction that is

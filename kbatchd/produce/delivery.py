@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
 
     from kbatchd import config
-    from kbatchd.produce.position import Position
+    from kbatchd.produce.bookmark import Bookmark
 
     Headers = list[tuple[str, str | bytes | None]]
 
@@ -151,8 +151,8 @@ class RecordProducer(Protocol):
     def is_open(self) -> bool:
         """Tell whether something waits for a commit."""
 
-    def commit(self, position: Position) -> None:
-        """Return when Kafka has acknowledged all that was added; it stands before `position` in the input."""
+    def commit(self, bookmark: Bookmark) -> None:
+        """Return when Kafka has acknowledged all that was added; it stands before `bookmark` in the input."""
 
     def close(self) -> None:
         """Leave Kafka; what is not committed is not there."""

@@ -1,8 +1,8 @@
-"""Sends a file's records in transactions, each with the file's position: how much of it is in the topic, and a hash.
+"""Sends a file's records in transactions, each with the file's bookmark: how much of it is in the topic, and a hash.
 
-The position is the metadata of a consumer group's offset, and that group has no consumers. So the records and the
-position are there together or not at all, whatever dies and whenever. A transaction that fails is aborted and sent
-again from memory; where nobody knows its outcome, the position that Kafka has tells it. An open transaction holds back
+The bookmark is the metadata of a consumer group's offset, and that group has no consumers. So the records and the
+bookmark are there together or not at all, whatever dies and whenever. A transaction that fails is aborted and sent
+again from memory; where nobody knows its outcome, the bookmark that Kafka has tells it. An open transaction holds back
 what others have written after it, so none is open for longer than it must.
 
 Used by `kbatchd produce`, in its main thread.
@@ -21,6 +21,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from kbatchd.errors import ConfigError
 from kbatchd.kafka.errors import cause_of
 from kbatchd.kafka.settings import NOT_TAKEN, Settings
+from kbatchd.produce.bookmark import Bookmark
 from kbatchd.produce.delivery import (
     LAST_SECONDS,
     SLICE_SECONDS,
@@ -32,7 +33,6 @@ from kbatchd.produce.delivery import (
     send_all,
     with_ours,
 )
-from kbatchd.produce.position import Position
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -103,7 +103,7 @@ class FileProducer:
         self._replaces = False
         self.acknowledged = Acknowledged()
         #: What Kafka has.
-        self._position: Position | None = None
+        self._bookmark: Bookmark | None = None
         self._limit_bytes = _FIRST_BYTES
         self._batches: list[tuple[Sequence[bytes], Sequence[bytes | None]]] = []
         self._bytes = 0
@@ -113,18 +113,18 @@ class FileProducer:
         self._opened_at: float | None = None
         self._failure: KafkaError | None = None
 
-    def peek(self) -> Position | None:
+    def peek(self) -> Bookmark | None:
         """Look how far the file is sent, without disturbing another run."""
         return self._stored(stable=False)
 
-    def claim(self) -> Position | None:
+    def claim(self) -> Bookmark | None:
         """Finish what a former run has left, and shut out one that still lives; return how far the file is sent.
 
         Until `commit` there is nothing that tells the other one, should it come back, whose the file is.
         """
         self._connect()
-        self._position = self._stored(stable=True)
-        return self._position
+        self._bookmark = self._stored(stable=True)
+        return self._bookmark
 
     def add(self, values: Sequence[bytes], keys: Sequence[bytes | None]) -> None:
         """Send records, in a transaction that is opened if none is; a failure is dealt with at the commit."""
@@ -146,28 +146,28 @@ class FileProducer:
         """Tell whether a transaction holds back others."""
         return bool(self._batches)
 
-    def commit(self, position: Position) -> None:
-        """Commit what was added and the position behind it.
+    def commit(self, bookmark: Bookmark) -> None:
+        """Commit what was added and the bookmark behind it.
 
         Outcomes: it is done; or, nothing of it being in the topic, TakenOver by another run, ConfigError where sending
         again does not help; or ServerUnavailable, and then only the next claim knows.
         """
         while True:
             try:
-                self._finish(position)
+                self._finish(bookmark)
                 break
             except (KafkaException, SystemError) as error:
-                if self._was_committed(cause_of(error), position):
+                if self._was_committed(cause_of(error), bookmark):
                     break
             except _Hangs:
                 self._patience.wait("it does not answer")
-                if self._reconnect(None, position):
+                if self._reconnect(None, bookmark):
                     break
         self._replaces = False
         self._adapt()
         self._patience.content()
         self.acknowledged.add(self._reports.offsets)
-        self._position = position
+        self._bookmark = bookmark
         self._batches, self._bytes = [], 0
         self._forget_attempt()
 
@@ -180,7 +180,7 @@ class FileProducer:
             except (KafkaException, SystemError):  # then the broker does it
                 producer.purge()
 
-    def _finish(self, position: Position) -> None:
+    def _finish(self, bookmark: Bookmark) -> None:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise KafkaException(failure)
@@ -192,7 +192,7 @@ class FileProducer:
                 self._patience.wait("it does not acknowledge the records")
         if self._reports.error is not None:
             raise KafkaException(self._reports.error)
-        where = TopicPartition(self._topic, 0, position.records, metadata=position.metadata())
+        where = TopicPartition(self._topic, 0, bookmark.records, metadata=bookmark.metadata())
         self._call_bounded(lambda: producer.send_offsets_to_transaction([where], group, SLICE_SECONDS))
         self._call(lambda: producer.commit_transaction(SLICE_SECONDS))
 
@@ -211,7 +211,7 @@ class FileProducer:
         self._patience.wait("it does not acknowledge the records")
         self._connected()[0].poll(SLICE_SECONDS)
 
-    def _was_committed(self, error: KafkaError, position: Position) -> bool:
+    def _was_committed(self, error: KafkaError, bookmark: Bookmark) -> bool:
         """Undo a transaction that failed; tell whether it was committed all the same."""
         self._patience.wait(error.str())
         reported = self._reports.error
@@ -228,9 +228,9 @@ class FileProducer:
                 refuse(error, reported)
                 return False
         refuse(error, reported)
-        return self._reconnect(error, position)
+        return self._reconnect(error, bookmark)
 
-    def _reconnect(self, error: KafkaError | None, position: Position) -> bool:
+    def _reconnect(self, error: KafkaError | None, bookmark: Bookmark) -> bool:
         """Go on with another producer after one that cannot; tell whether the last transaction was committed.
 
         The broker shuts a producer out in three cases: it has timed its transaction out; another run has come; or,
@@ -238,20 +238,20 @@ class FileProducer:
         """
         opened_at, self._opened_at = self._opened_at, None
         young = opened_at is None or time.monotonic() - opened_at < 0.8 * TRANSACTION_TIMEOUT_SECONDS
-        self._refuse_other(self._stored(stable=False), position)
+        self._refuse_other(self._stored(stable=False), bookmark)
         if error is not None and error.code() in _FENCED and young and not self._replaces:
             raise TakenOver
         self._connect()
         self._replaces = True
         stored = self._stored(stable=True)
-        self._refuse_other(stored, position)
-        if stored == position:
+        self._refuse_other(stored, bookmark)
+        if stored == bookmark:
             return True
         self._forget_attempt()
         return False
 
-    def _refuse_other(self, stored: Position | None, position: Position) -> None:
-        if stored not in (self._position, position):
+    def _refuse_other(self, stored: Bookmark | None, bookmark: Bookmark) -> None:
+        if stored not in (self._bookmark, bookmark):
             raise TakenOver
 
     def _forget_attempt(self) -> None:
@@ -285,7 +285,7 @@ class FileProducer:
         with closing(self._consumer(stable=True)) as consumer:
             self._group = consumer.consumer_group_metadata()
 
-    def _stored(self, *, stable: bool) -> Position | None:
+    def _stored(self, *, stable: bool) -> Bookmark | None:
         with closing(self._consumer(stable=stable)) as consumer:
             while True:
                 try:
@@ -295,7 +295,7 @@ class FileProducer:
                     self._patience.wait(error.args[0].str())
                     continue
                 if found.error is None:
-                    return Position.parse(found.metadata or "") if found.offset >= 0 else None
+                    return Bookmark.parse(found.metadata or "") if found.offset >= 0 else None
                 refuse(found.error, None)
                 self._patience.wait(found.error.str())
 

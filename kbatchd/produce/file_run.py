@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kbatchd.files.streams import Input
+    from kbatchd.produce.bookmark import Bookmark
     from kbatchd.produce.context import Context, Splitter
-    from kbatchd.produce.position import Position
 
 
-#: Said of a file that Kafka has no position of.
+#: Said of a file that Kafka has no bookmark of.
 _NOTHING: Final = (
-    "there is nothing to go on with: Kafka has no position of this file and route. Either none of it was sent, or that "
-    "is longer ago than positions are kept (the brokers' offsets.retention.minutes, 7 days by default). In the first "
+    "there is nothing to go on with: Kafka has no bookmark of this file and route. Either none of it was sent, or that "
+    "is longer ago than bookmarks are kept (the brokers' offsets.retention.minutes, 7 days by default). In the first "
     "case leave --resume out, in the second send what is missing as another file, or all of it anew with --restart"
 )
 
@@ -64,8 +64,8 @@ class FileRun:
                 if begin is None:
                     return
             # This tells the other run, should it still live, that the file is ours now.
-            producer.commit(begin.position)
-            failed_file.cut_back(begin.entry, begin.position.records)
+            producer.commit(begin.bookmark)
+            failed_file.cut_back(begin.entry, begin.bookmark.records)
             sending = Sending(context, self._source, producer, failed_file, self._source.name, begin)
             try:
                 with closing(sending):
@@ -73,7 +73,7 @@ class FileRun:
             except TakenOver:
                 raise
             except (KbatchError, Stopped):
-                line = sending.position.lines + 1
+                line = sending.bookmark.lines + 1
                 context.tell(f"{self._source.name}: is not sent to its end; --resume goes on at line {line:,}")
                 raise
 
@@ -83,7 +83,7 @@ class FileRun:
         identity = f"kbatchd-produce-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
         return FileProducer(config.kafka, route.topic, identity, self._context.patience)
 
-    def _begin(self, stored: Position | None) -> Begin | None:
+    def _begin(self, stored: Bookmark | None) -> Begin | None:
         """Decide where to begin; None when there is nothing to do."""
         name, options = self._source.name, self._context.options
         if stored is None and options.resume:
@@ -120,8 +120,8 @@ class FileRun:
         splitter = self._splitter()
         return at_beginning(splitter.pieces(self._source.chunks(), Place()), self._resolved)
 
-    def _behind(self, stored: Position) -> tuple[bool, Begin]:
-        """Go to a position, and tell whether anything comes after it. Raises _Altered."""
+    def _behind(self, stored: Bookmark) -> tuple[bool, Begin]:
+        """Go to a bookmark, and tell whether anything comes after it. Raises _Altered."""
         splitter = self._splitter()
         if splitter.csv is not None:
             splitter.csv.read_header(self._source.chunks())
@@ -141,10 +141,10 @@ class FileRun:
             raise _Altered("something was put behind its end")
         if rest and splitter.format != "array" and last != b"\n" and rest[:1] not in b"\r\n":
             raise _Altered("its last line was continued")
-        position = replace(stored, finished=False, run=secrets.token_hex(8))
+        bookmark = replace(stored, finished=False, run=secrets.token_hex(8))
         place = Place(stored.offset, stored.lines, stored.records)
         pieces = splitter.pieces(chain([rest], chunks), place)
-        return bool(rest), Begin(position, sha, pieces, self._resolved)
+        return bool(rest), Begin(bookmark, sha, pieces, self._resolved)
 
     def _splitter(self) -> Splitter:
         """Look at the file's first bytes; after that it is at its beginning again."""

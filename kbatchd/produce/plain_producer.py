@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from kbatchd import config
     from kbatchd.kafka.settings import Settings
+    from kbatchd.produce.bookmark import Bookmark
     from kbatchd.produce.delivery import Headers, Patience
-    from kbatchd.produce.position import Position
     from kbatchd.shapes.samples import Label
 
 
@@ -68,7 +68,7 @@ class PlainProducer:
         """Never."""
         return False
 
-    def commit(self, position: Position) -> None:  # noqa: ARG002 - nobody could go on there
+    def commit(self, bookmark: Bookmark) -> None:  # noqa: ARG002 - nobody could go on there
         """Return when all is acknowledged."""
         while len(self._producer):  # not flush(): it would go on with the reports behind a fatal error
             if not self._poll(SLICE_SECONDS):

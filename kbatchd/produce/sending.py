@@ -14,7 +14,7 @@ from kbatchd.errors import ConfigError
 from kbatchd.files.files import Place
 from kbatchd.files.streams import Stopped
 from kbatchd.model import Partition
-from kbatchd.produce.position import Position
+from kbatchd.produce.bookmark import Bookmark
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ _MOST_FAILURES: Final = 5_000
 class Begin(NamedTuple):
     """Where an input is taken up, and what comes from there."""
 
-    position: Position
+    bookmark: Bookmark
     sha: hashlib._Hash
     pieces: Iterator[Piece]
     #: The input's name in the failed file.
@@ -47,10 +47,10 @@ class Begin(NamedTuple):
 def at_beginning(pieces: Iterator[Piece], entry: str) -> Begin:
     """Take an input up where nothing of it was sent."""
     sha = hashlib.sha256()
-    position = Position(
+    bookmark = Bookmark(
         offset=0, lines=0, sha256=sha.hexdigest(), sent=0, failed=0, finished=False, run=secrets.token_hex(8)
     )
-    return Begin(position, sha, pieces, entry)
+    return Begin(bookmark, sha, pieces, entry)
 
 
 class Sending:
@@ -69,12 +69,12 @@ class Sending:
         self._name = name
         self._begin = begin
         self._sha = begin.sha
-        self._place = Place(begin.position.offset, begin.position.lines, begin.position.records)
-        self._sent, self._failed = begin.position.sent, begin.position.failed
+        self._place = Place(begin.bookmark.offset, begin.bookmark.lines, begin.bookmark.records)
+        self._sent, self._failed = begin.bookmark.sent, begin.bookmark.failed
         self._failures: list[Failure] = []
         self._unfed: Unfed | None = None
         #: What is settled.
-        self.position = begin.position
+        self.bookmark = begin.bookmark
 
     def send(self) -> None:
         """Send all. Raises Stopped when somebody wants the end; what was begun is finished then."""
@@ -104,7 +104,7 @@ class Sending:
         self._producer.close()
         context, acknowledged = self._context, self._producer.acknowledged
         context.bar.close()
-        failed = self.position.failed - self._begin.position.failed
+        failed = self.bookmark.failed - self._begin.bookmark.failed
         context.failed += failed
         refused = f", {failed:,} failed (see {self._failed_file.path})" if failed else ""
         context.tell(f"{self._name}: {acknowledged.count:,} records acknowledged{refused}")
@@ -141,17 +141,17 @@ class Sending:
             mode, group = (_GENERATED_MODE, None) if self._source is None else (self._source.mode, self._source.group)
             self._failed_file.write(self._begin.entry, self._failures, mode, group)
             self._failures = []
-        position = Position(
+        bookmark = Bookmark(
             offset=self._place.offset,
             lines=self._place.lines,
             sha256=self._sha.hexdigest(),
             sent=self._sent,
             failed=self._failed,
             finished=finished,
-            run=self.position.run,
+            run=self.bookmark.run,
         )
-        self._producer.commit(position)
-        self.position = position
+        self._producer.commit(bookmark)
+        self.bookmark = bookmark
 
     def _total(self) -> int | None:
         return self._context.options.generate if self._source is None else self._source.size_bytes

@@ -11,8 +11,8 @@ import socket
 from typing import TYPE_CHECKING, LiteralString, NamedTuple
 
 from kbatchd.errors import ConfigError
-from kbatchd.model import Gap, GapKind, Partition
-from kbatchd.schema.progress import OURS, Owner, Position, durable_transaction, keys_of, lineage_of
+from kbatchd.model import Gap, GapKind, Partition, Position
+from kbatchd.schema.progress import OURS, Owner, durable_transaction, keys_of, lineage_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, LiteralString, NamedTuple
+from typing import TYPE_CHECKING, LiteralString
 
 import orjson
 
 from kbatchd.errors import ConfigError, Fenced, SinkError
 from kbatchd.lineage import Lineage
-from kbatchd.model import Partition
+from kbatchd.model import Partition, Position
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,15 +27,6 @@ if TYPE_CHECKING:
 OURS: LiteralString = """
     pipeline OPERATOR(pg_catalog.=) %(pipeline)s AND route OPERATOR(pg_catalog.=) %(route)s
     AND topic OPERATOR(pg_catalog.=) %(topic)s"""
-
-
-class Position(NamedTuple):
-    """A claimed partition: the epoch to write under, the offset to read on from, and of which topic and log that is."""
-
-    epoch: int
-    next_offset: int
-    topic_id: str = ""
-    lineage: Lineage = Lineage()
 
 
 @dataclass(frozen=True, slots=True)

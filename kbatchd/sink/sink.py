@@ -26,8 +26,8 @@ from kbatchd.sink.upsert import Staging
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from kbatchd.model import Partition, Record, Refusal
-    from kbatchd.schema.progress import Owner, Position
+    from kbatchd.model import Partition, Position, Record, Refusal
+    from kbatchd.schema.progress import Owner
     from kbatchd.sink.batch import Batch
     from kbatchd.sink.batch_copy import Target
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kbatchd.encode.rows import RowEncoder
 from kbatchd.errors import Fenced
-from kbatchd.model import Gap, Partition
+from kbatchd.model import Gap, Partition, Position
 from kbatchd.postgres import catalogue
 from kbatchd.schema import by_hand, claiming, halting
 from kbatchd.schema.halting import Halt
-from kbatchd.schema.progress import Owner, Position
+from kbatchd.schema.progress import Owner
 from kbatchd.sink.targets import build_target
 from kbatchd.stats.slots import Count
 from kbatchd.worker.starting import Starting

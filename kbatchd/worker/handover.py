@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 from kbatchd.model import FlushReason, Gap, Partition
 from kbatchd.sink.batch import Batch, Chunk, RouteBatches
 from kbatchd.sink.buffers import BufferPool
-from kbatchd.worker.lane import NOT_OURS, Lane, Reading, Turn, describe_lane
+from kbatchd.worker.lane import Lane, Turn, describe_lane, reading_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from kbatchd import config
     from kbatchd.encode.rows import RowEncoder
-    from kbatchd.schema.progress import Position
+    from kbatchd.model import Position
 
 
 class Handover:
@@ -59,7 +59,7 @@ class Handover:
                     self._moved.add(lane.route.topic)
             if not self._moved:
                 return Turn(self._encoders, {})
-            readings = {topic: self._reading(topic) for topic in self._moved}
+            readings = {topic: reading_of(self.lanes_of(topic)) for topic in self._moved}
             self._moved.clear()
             self._encoders = {
                 name: (lane.generation, lane.encoder)
@@ -67,32 +67,6 @@ class Handover:
                 if lane.encoder is not None and lane.epochs and not lane.parked
             }
             return Turn(self._encoders, readings)
-
-    def _reading(self, topic: str) -> Reading:
-        lanes = [lane for lane in self.lanes_of(topic) if lane.epochs and not lane.parked]
-        starts: dict[Partition, int] = {}
-        epochs: dict[Partition, int] = {}
-        for lane in lanes:
-            for partition in lane.epochs:
-                reached, epoch = lane.batches.begin(partition)
-                if reached < starts.get(partition, NOT_OURS):
-                    starts[partition] = reached
-                    epochs.pop(partition, None)
-                if epoch is not None and reached == starts[partition]:
-                    # Of two that differ one is of another log than this one, and that is the lower one.
-                    epochs[partition] = min(epoch, epochs.get(partition, epoch))
-        floors = {
-            lane.route.name: {
-                partition.number: lane.batches.reached.get(partition, NOT_OURS)
-                for partition, start in starts.items()
-                if lane.batches.reached.get(partition, NOT_OURS) > start
-            }
-            for lane in lanes
-        }
-        lineages = {
-            lane.route.name: {p.number: lineage for p, lineage in lane.batches.lineages.items()} for lane in lanes
-        }
-        return Reading(starts, floors, epochs, {route: lineages[route] for route, floor in floors.items() if floor})
 
     def put(self, route: str, generation: int, chunk: Chunk) -> Chunk | None:
         """Add a chunk to its lane; return what found no room. A chunk of a former generation is dropped."""

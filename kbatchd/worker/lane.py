@@ -13,10 +13,12 @@ from kbatchd.model import Partition
 from kbatchd.sink.batch import RouteBatches
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from kbatchd import config
     from kbatchd.encode.rows import RowEncoder
     from kbatchd.lineage import Lineage
-    from kbatchd.schema.progress import Position
+    from kbatchd.model import Position
 
 
 @dataclass(slots=True)
@@ -66,6 +68,32 @@ class Turn(NamedTuple):
 
 #: A floor above all offsets: the partition is none of the lane's.
 NOT_OURS = 2**63
+
+
+def reading_of(lanes: Iterable[Lane]) -> Reading:
+    """Return how to read a topic that feeds these lanes."""
+    lanes = [lane for lane in lanes if lane.epochs and not lane.parked]
+    starts: dict[Partition, int] = {}
+    epochs: dict[Partition, int] = {}
+    for lane in lanes:
+        for partition in lane.epochs:
+            reached, epoch = lane.batches.begin(partition)
+            if reached < starts.get(partition, NOT_OURS):
+                starts[partition] = reached
+                epochs.pop(partition, None)
+            if epoch is not None and reached == starts[partition]:
+                # Of two that differ one is of another log than this one, and that is the lower one.
+                epochs[partition] = min(epoch, epochs.get(partition, epoch))
+    floors = {
+        lane.route.name: {
+            partition.number: lane.batches.reached.get(partition, NOT_OURS)
+            for partition, start in starts.items()
+            if lane.batches.reached.get(partition, NOT_OURS) > start
+        }
+        for lane in lanes
+    }
+    lineages = {lane.route.name: {p.number: lineage for p, lineage in lane.batches.lineages.items()} for lane in lanes}
+    return Reading(starts, floors, epochs, {route: lineages[route] for route, floor in floors.items() if floor})
 
 
 def describe_lane(lane: Lane, now: float) -> dict[str, object]:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kbatchd.model import Partition
-    from kbatchd.schema.progress import Position
+    from kbatchd.model import Partition, Position
 
 log = logging.getLogger(__name__)
 

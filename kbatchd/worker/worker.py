@@ -7,7 +7,6 @@ once a turn: a turn takes as long as one poll, one encoding or one wait, each bo
 
 from __future__ import annotations
 
-import gc
 import logging
 import signal
 import sys
@@ -16,17 +15,19 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from kbatchd.errors import EX_OK, EX_SOFTWARE, KbatchError, SourceError
-from kbatchd.kafka.source import Source
+from kbatchd.kafka.reader import TopicReader
 from kbatchd.kafka.watch import Diagnosis, TopicWatch
 from kbatchd.log import tell_repeats
 from kbatchd.model import FlushReason, Gap, GapKind, Partition
 from kbatchd.stats.slots import Field, Slot
 from kbatchd.stats.suspicions import NOTHING_TO_HEED, Heed
 from kbatchd.worker.flusher import Flusher
+from kbatchd.worker.garbage import Garbage
 from kbatchd.worker.handover import Handover
 from kbatchd.worker.intake import Intake
 from kbatchd.worker.one_by_one import Surroundings, make_encodings
 from kbatchd.worker.standstill import Standstill
+from kbatchd.worker.too_short import TooShort
 from kbatchd.worker.unreadable import Unreadable
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from kbatchd.config import Config
     from kbatchd.encode.rows import RowEncoder
-    from kbatchd.kafka.source import Polled
+    from kbatchd.kafka.reader import Polled
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +53,8 @@ PATIENCE_SECONDS = 5.0
 #: The interpreter's switch interval: at the default of 5 ms the flusher waits too long for its turns (4 to 10 %).
 SWITCH_INTERVAL_SECONDS = 0.0005
 
-#: How often the collector runs, which is off otherwise: the loop's own objects have no cycles, those of errors may.
-COLLECT_SECONDS = 60.0
-
 #: How often committed offsets are shown to Kafka's tools.
 SHOW_SECONDS = 1.0
-
-#: A partition may end below its progress for so long: a new leader knows a moment later what the old one had promised.
-SHORT_SECONDS = 5.0
 
 
 def run_worker(config: Config, index: int, slot: Slot, heed: Heed = NOTHING_TO_HEED) -> int:
@@ -93,18 +88,16 @@ class Worker:
         encodings = make_encodings(config.route, heed, around)
         for route in config.route:
             self._intakes.setdefault(route.topic, []).append(Intake(self._handover, route.name, encodings[route.name]))
-        self._source = Source(config.kafka, f"{config.pipeline}-{name}", self._topics)
+        self._reader = TopicReader(config.kafka, f"{config.pipeline}-{name}", self._topics)
         self._standstill = Standstill(self._watch.admin)
         self._flusher = Flusher(config, name, self._handover, slot, self._watch.admin, self._watch.ids)
         self._timeout_seconds = min(TURN_SECONDS, config.batch.linger_seconds / 2)
         #: What we asked the flusher for; and what may not be read on before it is looked into.
         self._wanted: set[Partition] = set()
-        #: Since when partitions end below their progress.
-        self._short: dict[Partition, float] = {}
         self._undiagnosed: set[Partition] = set()
         self._unreadable = Unreadable()
+        self._too_short = TooShort(self._handover.is_beyond)
         self._show_at = 0.0
-        self._collect_at = time.monotonic() + COLLECT_SECONDS
 
     def stop(self) -> None:
         """Ask the loop to end; for the signal handler."""
@@ -118,11 +111,8 @@ class Worker:
         """Poll, encode and hand over until told to stop; then flush what was read."""
         self._flusher.start()
         if self._config.kafka.assignment == "group":
-            self._source.subscribe(self._topics, self)
-        # The collector triples the cost of decoding, and finds nothing in this loop: its objects have no cycles.
-        gc.collect()
-        gc.freeze()
-        gc.disable()
+            self._reader.subscribe(self._topics, self)
+        garbage = Garbage()
         while not self._stopping and self._flusher.is_alive():
             self._slot.beat()
             if self._state_asked:
@@ -132,11 +122,11 @@ class Worker:
             self._watch_fetching()
             if self._must_wait():
                 continue
-            polled = self._source.poll(RECORDS_PER_POLL, self._timeout_seconds)
+            polled = self._reader.poll(RECORDS_PER_POLL, self._timeout_seconds)
             self._take_in(polled, encoders)
             self._doubt(polled)
             self._show_committed()
-            self._collect_garbage()
+            garbage.collect_if_due()
         return self._drain()
 
     def _take_in(self, polled: Polled, encoders: Mapping[str, tuple[int, RowEncoder]]) -> None:
@@ -172,7 +162,7 @@ class Worker:
         """Do what the flusher decided: stop reading what is lost, read what is claimed."""
         turn = self._handover.turn()
         for topic, reading in turn.readings.items():
-            self._source.read(topic, reading.starts, reading.epochs)
+            self._reader.read(topic, reading.starts, reading.epochs)
             for intake in self._intakes[topic]:
                 intake.begin(topic, reading.floors.get(intake.route, {}), reading.lineages.get(intake.route, {}))
             self._undiagnosed = {partition for partition in self._undiagnosed if partition.topic != topic}
@@ -181,13 +171,13 @@ class Worker:
 
     def _watch_topics(self) -> None:
         """Ask for new partitions that are ours; report offsets that are not there."""
-        if self._source.brokers_changed:
-            self._source.brokers_changed = False
+        if self._reader.brokers_changed:
+            self._reader.brokers_changed = False
             self._watch.suspect()
         answered = self._watch.look()
-        self._source.outage.look(self._watch.waits_since)
+        self._reader.outage.look(self._watch.waits_since)
         if answered:
-            self._source.outage.end()
+            self._reader.outage.end()
             if self._config.kafka.assignment == "pinned":
                 self._want(self._pinned())
             gaps: list[tuple[str, Gap, int]] = []
@@ -199,7 +189,7 @@ class Worker:
 
     def _watch_fetching(self) -> None:
         """End, to be replaced by a worker with another consumer, when this one does not fetch any more."""
-        stuck = self._standstill.look(self._reading, self._source.known_end)
+        stuck = self._standstill.look(self._reading, self._reader.known_end)
         if stuck:
             partitions = ", ".join(map(str, stuck))
             raise SourceError(
@@ -207,7 +197,7 @@ class Worker:
             )
 
     def _reading(self) -> dict[Partition, int]:
-        assigned = self._source.assigned
+        assigned = self._reader.assigned
         return {partition: reached for partition, reached in self._handover.reading().items() if partition in assigned}
 
     def _forget_gone(self) -> None:
@@ -241,7 +231,7 @@ class Worker:
         """Hold partitions whose offset or whose topic is not there, until the topic watch has an answer."""
         doubtful = {p for p in self._wanted if p.topic in polled.unknown_topics}
         doubtful.update(polled.out_of_range, polled.ended, *(intake.parted for intake in self._all_intakes()))
-        doubtful.update(self._too_short(polled.ends))
+        doubtful.update(self._too_short.look(polled.ends) & self._reader.assigned)
         for partition, error in polled.unreadable.items():
             self._unreadable.note(partition, self._handover.reached(partition), error)
             doubtful.add(partition)
@@ -249,25 +239,9 @@ class Worker:
             what = "the leader's log is another one than was read"
             log.warning(what, extra={"action": "truncated", "partition": str(partition), "end": ended.offset})
         if doubtful:
-            self._source.unassign(doubtful)
+            self._reader.unassign(doubtful)
             self._undiagnosed |= doubtful
             self._watch.suspect()
-
-    def _too_short(self, ends: Mapping[Partition, int]) -> set[Partition]:
-        """Return partitions that have ended below their progress for a while, and not only after an election.
-
-        Reading begins behind the last record: that markers behind it are gone librdkafka does not tell.
-        """
-        now = time.monotonic()
-        for partition, end in ends.items():
-            if self._handover.is_beyond(partition, end):
-                self._short.setdefault(partition, now)
-            else:
-                self._short.pop(partition, None)
-        due = {partition for partition, since in self._short.items() if now - since > SHORT_SECONDS}
-        for partition in due:
-            del self._short[partition]
-        return due & self._source.assigned
 
     def _diagnose(self, partition: Partition) -> list[tuple[str, Gap, int]]:
         """Find out for which routes, under which claims, an offset is not there; if for none, read on."""
@@ -306,19 +280,13 @@ class Worker:
             tell_repeats()
             committed = self._handover.committed()
             if committed:
-                self._source.show_committed(committed)
+                self._reader.show_committed(committed)
 
     def _log_state(self) -> None:
         """Write into the log where each lane stands."""
         self._state_asked = False
         for lane in self._handover.describe():
             log.info("lane", extra={"action": "lane_state", **lane})
-
-    def _collect_garbage(self) -> None:
-        """Free what errors may have left in cycles; takes some milliseconds."""
-        if time.monotonic() >= self._collect_at:
-            self._collect_at = time.monotonic() + COLLECT_SECONDS
-            gc.collect()
 
     def _drain(self) -> int:
         """Flush what was read, as far as the grace period allows; the rest is read again by the next worker."""
@@ -329,7 +297,7 @@ class Worker:
         self._handover.stop()
         self._flusher.join(max(0.5, deadline - time.monotonic()))
         # 3. The consumer goes last: its group hears of it.
-        self._source.close()
+        self._reader.close()
         failure = self._flusher.failure
         if failure is None:
             return EX_OK
@@ -349,7 +317,7 @@ class Worker:
         while not (self._stopping or self._handover.is_drained()) and self._flusher.is_alive():
             self._flush_out(FlushReason.LINGER, time.monotonic() + PATIENCE_SECONDS, self._topics)
 
-    # With assignment = "group": Kafka's group protocol decides what is ours. Called from within source.poll.
+    # With assignment = "group": Kafka's group protocol decides what is ours. Called from within reader.poll.
 
     def on_assigned(self, partitions: Sequence[Partition]) -> None:
         """Claim what the group gives us; reading begins when the claim is granted."""

@@ -93,19 +93,19 @@ def test_a_file_of_which_nothing_was_sent_may_be_mended(producing: Producing) ->
 
 
 def test_nothing_to_resume_from(producing: Producing) -> None:
-    """A file that was never sent, and one whose position Kafka has forgotten: neither is sent by --resume."""
+    """A file that was never sent, and one whose bookmark Kafka has forgotten: neither is sent by --resume."""
     file = producing.file("a.ndjson", written(".ndjson", range(COUNT)))
     assert "there is nothing to go on with" in producing.refuses(file, "--resume")
     interrupt(producing, file)
     sent = producing.ids()
-    forget_position(producing, file)
+    forget_bookmark(producing, file)
     line = producing.refuses(file, "--resume")
     assert "offsets.retention.minutes" in line
     assert "--restart" in line
     assert producing.ids() == sent
 
 
-def forget_position(producing: Producing, file: Path) -> None:
+def forget_bookmark(producing: Producing, file: Path) -> None:
     """Do what the brokers do after offsets.retention.minutes."""
     identity = hashlib.sha256(json.dumps(["kbatchd", "r", str(file)]).encode()).hexdigest()[:32]
     admin = AdminClient({"bootstrap.servers": producing.bootstrap_servers})

@@ -18,9 +18,9 @@ from kbatchd.errors import ConfigError
 from kbatchd.gateway import database as module
 from kbatchd.gateway.database import Database, Outcome
 from kbatchd.gateway.logs import Log
-from kbatchd.model import Gap, GapKind, OffsetRange, Partition
+from kbatchd.model import Gap, GapKind, OffsetRange, Partition, Position
 from kbatchd.schema import by_hand, claiming, progress
-from kbatchd.schema.progress import Owner, Position
+from kbatchd.schema.progress import Owner
 from tests.fix_http import free_port
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from kbatchd import config
 from kbatchd.errors import ServerUnavailable, SourceError
 from kbatchd.kafka import offsets, topics, watch
 from kbatchd.kafka.offsets import Beginnings, OffsetsInquiry, offset_of
-from kbatchd.model import Gap, GapKind, Partition
-from kbatchd.schema.progress import Position
+from kbatchd.model import Gap, GapKind, Partition, Position
 from tests.faults.kafka_wire import Api, Earlier, answers, requests
 from tests.faults.rules import Rule, alter, cut, delay, swallow
 from tests.fix_daemon import wait_until

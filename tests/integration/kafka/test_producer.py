@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from kbatchd import config
 from kbatchd.kafka.producer import STALL_SECONDS, RecordProducer
 from kbatchd.model import OffsetRange, Partition
+from kbatchd.produce.bookmark import Bookmark
 from kbatchd.produce.delivery import Patience
 from kbatchd.produce.plain_producer import PlainProducer
-from kbatchd.produce.position import Position
 from tests.faults.kafka_wire import Api, answers
 from tests.faults.rules import alter
 
@@ -81,6 +81,6 @@ def test_a_file_is_sent_though_no_broker_says_where_it_is(broker: Brokers) -> No
     )
     broker.wire.rule(answers(Api.PRODUCE), alter(unplaced(topic)), 1)
     producer.add([b"{}"] * 3, [None] * 3)
-    producer.commit(Position(6, 3, "", 3, 0, finished=True, run=""))
+    producer.commit(Bookmark(6, 3, "", 3, 0, finished=True, run=""))
     assert (producer.acknowledged.count, producer.acknowledged.partitions) == (3, {})
     producer.close()

@@ -11,9 +11,9 @@ import pytest
 
 from kbatchd.errors import ConfigError, Fenced
 from kbatchd.lineage import Lineage
-from kbatchd.model import Gap, GapKind, Partition
+from kbatchd.model import Gap, GapKind, Partition, Position
 from kbatchd.schema import by_hand, claiming, progress
-from kbatchd.schema.progress import Owner, Position
+from kbatchd.schema.progress import Owner
 from tests.fix_daemon import wait_until
 
 if TYPE_CHECKING:

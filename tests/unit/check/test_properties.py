@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, Producer
 from kbatchd.cli import main
 from kbatchd.config import Gateway, load
 from kbatchd.errors import EX_CONFIG, EX_OK
-from kbatchd.kafka import producer, source
+from kbatchd.kafka import producer, reader
 from kbatchd.produce import delivery, file_producer, plain_producer
 from tests.minimal import MINIMAL
 
@@ -120,7 +120,7 @@ def test_what_kbatchd_merely_prefers_gives_way(file: Path, properties: dict[str,
     assert main(["check-config", "--config", str(file)]) == EX_OK
     kafka = load(file).kafka
     given = {**kafka.client, "bootstrap.servers": ""}
-    source.settings("g", "c").make(Consumer, given).close()
+    reader.settings("g", "c").make(Consumer, given).close()
     producer.settings(Gateway(), "c").make(Producer, given)
     delivery.SETTINGS.make(Producer, given)
 
@@ -133,7 +133,7 @@ def test_only_what_contradicts_gives_way() -> None:
         made.append(properties)
         return consumer
 
-    source.settings("g", "c").make(make, {"reconnect.backoff.ms": 2_000}).close()
+    reader.settings("g", "c").make(make, {"reconnect.backoff.ms": 2_000}).close()
     [properties] = made
     assert "reconnect.backoff.max.ms" not in properties
     assert properties["fetch.queue.backoff.ms"] == 5

@@ -19,7 +19,7 @@ from kbatchd.monitor.lag import PartitionLag, PartitionState
 from kbatchd.monitor.metrics import METRICS, Metrics
 from kbatchd.monitor.state import Daemon
 from kbatchd.monitor.watcher import STALE_SECONDS, Contact, View
-from kbatchd.schema.ledger import Bin, Claimed
+from kbatchd.schema.overview import Bin, Claimed
 from kbatchd.stats.histograms import FRESHNESS_SECONDS
 from kbatchd.stats.slots import Field, Slots, State
 from tests.records import Sent

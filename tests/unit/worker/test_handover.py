@@ -11,9 +11,8 @@ import pytest
 from kbatchd import config
 from kbatchd.encode.rows import RowEncoder, build_encoder
 from kbatchd.lineage import Lineage
-from kbatchd.model import FlushReason, Gap, GapKind, Partition
+from kbatchd.model import FlushReason, Gap, GapKind, Partition, Position
 from kbatchd.postgres.table import Column
-from kbatchd.schema.progress import Position
 from kbatchd.sink.batch import Batch
 from kbatchd.stats.place import PLACE_BYTES, Place
 from kbatchd.worker.handover import Handover

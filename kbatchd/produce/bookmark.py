@@ -9,7 +9,7 @@ from kbatchd.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class Bookmark:
     """How far a file is sent."""
 
     #: Of the unpacked file, the bytes and lines that are done with, and a hash of these bytes.
@@ -34,11 +34,11 @@ class Position:
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
-    def parse(cls, metadata: str) -> Position:
+    def parse(cls, metadata: str) -> Bookmark:
         """Read what `metadata` wrote."""
         try:
             return cls(**json.loads(metadata))
         except (ValueError, TypeError) as error:
             raise ConfigError(
-                f"the stored position is not ours: {metadata[:100]!r}; begin anew with --restart"
+                f"the stored bookmark is not ours: {metadata[:100]!r}; begin anew with --restart"
             ) from error

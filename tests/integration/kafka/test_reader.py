@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient
 
 from kbatchd import config
 from kbatchd.errors import SourceError
-from kbatchd.kafka.source import EpochEnd, Source
+from kbatchd.kafka.reader import EpochEnd, TopicReader
 from kbatchd.model import Partition
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ SOON_SECONDS = 60.0
 
 
 @pytest.fixture
-def source(kafka: Kafka | GivenKafka) -> Iterator[Source]:
-    source = Source(config.Kafka(bootstrap_servers=kafka.bootstrap_servers, group_id="test"), "test")
-    yield source
-    source.close()
+def reader(kafka: Kafka | GivenKafka) -> Iterator[TopicReader]:
+    reader = TopicReader(config.Kafka(bootstrap_servers=kafka.bootstrap_servers, group_id="test"), "test")
+    yield reader
+    reader.close()
 
 
 @pytest.fixture
@@ -48,13 +48,13 @@ def partitions(kafka: Kafka | GivenKafka, make_topic: MakeTopic) -> list[Partiti
     return full
 
 
-def read(source: Source, expected: dict[Partition, int], until: Iterable[Partition] | None = None) -> None:
+def read(reader: TopicReader, expected: dict[Partition, int], until: Iterable[Partition] | None = None) -> None:
     """Read until each partition (of `until`) has given something; each must go on exactly where it is expected to."""
     waited_for = set(expected if until is None else until)
     deadline = time.monotonic() + SOON_SECONDS
     while waited_for:
         assert time.monotonic() < deadline, f"nothing came from {waited_for}"
-        for topic, records in source.poll(500, 0.1).records.items():
+        for topic, records in reader.poll(500, 0.1).records.items():
             for record in records:
                 partition = Partition(record.topic() or "", record.partition() or 0)
                 assert partition.topic == topic
@@ -63,71 +63,73 @@ def read(source: Source, expected: dict[Partition, int], until: Iterable[Partiti
                 waited_for.discard(partition)
 
 
-def test_nothing_of_a_former_assignment_comes_after_the_next(source: Source, partitions: list[Partition]) -> None:
+def test_nothing_of_a_former_assignment_comes_after_the_next(reader: TopicReader, partitions: list[Partition]) -> None:
     """A record that was fetched before, and came later, would move progress over those that were given up."""
     for turn in range(40):
         offsets = {partition: random.randrange(RECORDS // 2) for partition in partitions}
         if turn % 2:
-            source.unassign(partitions)
+            reader.unassign(partitions)
         if turn % 4 == 3:
-            assert not source.poll(500, 0.01).records
-        source.assign(offsets)
-        read(source, offsets)
+            assert not reader.poll(500, 0.01).records
+        reader.assign(offsets)
+        read(reader, offsets)
 
 
-def test_a_topic_is_read_as_told_and_the_others_go_on(source: Source, partitions: list[Partition]) -> None:
+def test_a_topic_is_read_as_told_and_the_others_go_on(reader: TopicReader, partitions: list[Partition]) -> None:
     offsets = dict.fromkeys(partitions, 0)
-    source.assign(offsets)
-    read(source, offsets)
+    reader.assign(offsets)
+    read(reader, offsets)
     topic = partitions[0].topic
-    source.read(topic, {partitions[1]: 7})
+    reader.read(topic, {partitions[1]: 7})
     offsets[partitions[1]] = 7
     del offsets[partitions[0]]
-    read(source, offsets, until=partitions[1:2])
-    source.read(topic, {})
+    read(reader, offsets, until=partitions[1:2])
+    reader.read(topic, {})
     for _ in range(5):
-        assert topic not in source.poll(500, 0.05).records
+        assert topic not in reader.poll(500, 0.05).records
 
 
 def test_a_topic_that_is_deleted_is_no_outage(
     kafka: Kafka | GivenKafka, make_topic: MakeTopic, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Given: a source that believes soon that a topic is gone (in 30 s by default), and reads one.
+    # Given: a reader that believes soon that a topic is gone (in 30 s by default), and reads one.
     soon: dict[str, str | int | float | bool] = {
         "topic.metadata.propagation.max.ms": 500,
         "topic.metadata.refresh.interval.ms": 500,
     }
     topic = make_topic(1)
-    source = Source(
+    reader = TopicReader(
         config.Kafka(bootstrap_servers=kafka.bootstrap_servers, group_id="test", librdkafka=soon), "test", [topic]
     )
-    source.assign({Partition(topic, 0): 0})
+    reader.assign({Partition(topic, 0): 0})
     deadline = time.monotonic() + SOON_SECONDS
-    while not source.poll(500, 0.1).ends:
+    while not reader.poll(500, 0.1).ends:
         assert time.monotonic() < deadline
 
     # When: it hears that the topic is gone, and the brokers answer.
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
     admin.delete_topics([topic], operation_timeout=10)[topic].result()
-    while not source.brokers_changed:
+    while not reader.brokers_changed:
         assert time.monotonic() < deadline
-        source.poll(500, 0.1)
-    source.outage.end()
-    source.close()
+        reader.poll(500, 0.1)
+    reader.outage.end()
+    reader.close()
 
     # Then: Kafka was not away.
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 
-def test_the_end_is_told_once_and_the_offset_that_is_not_there(source: Source, partitions: list[Partition]) -> None:
+def test_the_end_is_told_once_and_the_offset_that_is_not_there(
+    reader: TopicReader, partitions: list[Partition]
+) -> None:
     first, second, _ = partitions
-    source.assign({first: RECORDS, second: RECORDS + 1_000})
+    reader.assign({first: RECORDS, second: RECORDS + 1_000})
     ends: list[tuple[Partition, int]] = []
     out_of_range: list[Partition] = []
     deadline = time.monotonic() + SOON_SECONDS
     while not (ends and out_of_range):
         assert time.monotonic() < deadline
-        polled = source.poll(500, 0.1)
+        polled = reader.poll(500, 0.1)
         assert not polled.records
         ends += polled.ends.items()
         out_of_range += polled.out_of_range
@@ -136,23 +138,23 @@ def test_the_end_is_told_once_and_the_offset_that_is_not_there(source: Source, p
 
 
 def test_a_log_that_ends_before_what_was_read_is_told_with_where_it_ends(
-    source: Source, partitions: list[Partition]
+    reader: TopicReader, partitions: list[Partition]
 ) -> None:
     """In the words of librdkafka's text, and nowhere else: a version that says it otherwise must not go unnoticed."""
     first, second, third = partitions
     for _ in range(10):  # librdkafka asks the leader at each assignment, not only at the first
-        source.assign(dict.fromkeys(partitions, RECORDS) | {second: RECORDS + 7}, dict.fromkeys((first, second), 0))
+        reader.assign(dict.fromkeys(partitions, RECORDS) | {second: RECORDS + 7}, dict.fromkeys((first, second), 0))
         ends: dict[Partition, int] = {}
         told: dict[Partition, EpochEnd] = {}
         deadline = time.monotonic() + SOON_SECONDS
         while not (ends.keys() == {first, third} and told):
             assert time.monotonic() < deadline
-            polled = source.poll(500, 0.1)
+            polled = reader.poll(500, 0.1)
             ends |= polled.ends
             told |= polled.ended
             if polled.out_of_range:  # a fetch was faster than the question
                 assert polled.out_of_range == [second]
-                source.assign({second: RECORDS + 7}, {second: 0})
+                reader.assign({second: RECORDS + 7}, {second: 0})
         assert ends == {first: RECORDS, third: RECORDS}
         assert told == {second: EpochEnd(RECORDS, 0)}
 
@@ -162,22 +164,22 @@ def test_a_consumer_that_cannot_go_on_says_so(kafka: Kafka | GivenKafka, partiti
     topic = partitions[2].topic
     given = config.Kafka(bootstrap_servers=kafka.bootstrap_servers, group_id=f"fatal-{topic}")
     given = given.model_copy(update={"librdkafka": {"group.instance.id": "the same"}})
-    sources = [Source(given, f"test-{number}", [topic]) for number in range(2)]
+    readers = [TopicReader(given, f"test-{number}", [topic]) for number in range(2)]
     try:
-        for source in sources:
-            source.subscribe([topic], Nobody())
+        for reader in readers:
+            reader.subscribe([topic], Nobody())
         with pytest.raises(SourceError, match=r"the consumer cannot go on: .*another worker takes over"):
-            poll_in_turn(sources)
+            poll_in_turn(readers)
     finally:
-        for source in sources:
-            source.close()
+        for reader in readers:
+            reader.close()
 
 
-def poll_in_turn(sources: Sequence[Source]) -> None:
+def poll_in_turn(readers: Sequence[TopicReader]) -> None:
     deadline = time.monotonic() + SOON_SECONDS
     while time.monotonic() < deadline:
-        for source in sources:
-            source.poll(500, 0.1)
+        for reader in readers:
+            reader.poll(500, 0.1)
 
 
 class Nobody:

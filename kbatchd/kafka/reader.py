@@ -1,4 +1,4 @@
-"""The source: one Kafka consumer, and the only code that knows it.
+"""The reader: one Kafka consumer, and the only code that knows it.
 
 The worker's poll loop owns it and calls everything here from its own thread, after the fork: librdkafka's clients do
 not survive one. Where to read is never asked of Kafka: `assign` starts at the offset that progress names, and offsets
@@ -137,7 +137,7 @@ class Rebalance(Protocol):
         """Drop these: they have another owner already."""
 
 
-class Source:
+class TopicReader:
     """A consumer that reads where it is told to."""
 
     def __init__(self, kafka: config.Kafka, client_id: str, topics: Iterable[str] = ()) -> None:
