@@ -34,7 +34,7 @@ _STATEMENT = re.compile(
 _NO_STATEMENTS = {
     "batch_copy.py": ["COPY {}"],  # of an error's context
     "catalogue.py": ["\nWITH RECURSIVE", "CREATE TABLE ...", "WITH (MODULUS"],
-    "store.py": ["\nSELECT id, route, topic, partition"],
+    "store.py": ["\nSELECT id, route, topic, topic_id, partition"],
     "table_text.py": ["CREATE TABLE"],
 }
 
