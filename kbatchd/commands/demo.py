@@ -1,8 +1,9 @@
 """`kbatchd demo`: all of it on one machine, from an empty directory to a proof.
 
 A real Kafka and a real PostgreSQL (kbatchd.devstack), the same commands an operator would run, the daemon as a process
-of its own, generated requests, and at the end SQL that must find every record in the table exactly once. Runs in the
-main thread of the command line's process; whatever ends it, Ctrl-C included, stops the daemon first, then the servers.
+of its own, generated requests, a worker killed at its work, and at the end SQL that must find every record in the table
+exactly once. Runs in the main thread of the command line's process; whatever ends it, Ctrl-C included, stops the daemon
+first, then the servers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 import uuid
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import psycopg
 from rich.console import Console
@@ -27,7 +28,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from kbatchd.devstack.kafka import GivenKafka, kafka_server
 from kbatchd.devstack.postgres import GivenPostgres, postgres_server
 from kbatchd.devstack.process import free_ports, is_free, spawn, tail
+from kbatchd.devstack.proof import Outcome, read_outcome, read_summary, rows_in_ledger
 from kbatchd.devstack.requests import generate, send
+from kbatchd.devstack.victim import Hunt, Killed
 from kbatchd.errors import EX_OK, EX_SOFTWARE, ConfigError, KbatchError
 from kbatchd.shipped import shipped
 
@@ -48,6 +51,8 @@ PARTITIONS = 4
 
 #: Between two looks at the ledger: often enough for a bar, too seldom to cost anything.
 LOOK_SECONDS = 0.2
+#: The same until a worker has been killed: a COPY takes some 50 ms, and it is to be met in the middle of one.
+HUNT_SECONDS = 0.01
 #: Between two lines where there is no terminal.
 LINE_SECONDS = 2.0
 #: The daemon has come to a halt when it has written nothing for so long, whatever the machine.
@@ -55,39 +60,17 @@ STANDSTILL_SECONDS = 60.0
 #: More than workers.grace_seconds, with the time to end.
 STOP_SECONDS = 20.0
 
-OUTCOME = """
-    SELECT pg_catalog.count(*), pg_catalog.count(DISTINCT id), pg_catalog.min(id), pg_catalog.max(id),
-           (SELECT coalesce(pg_catalog.sum(next_offset), 0)::bigint FROM kbatchd.progress)
-      FROM public.requests
-"""
-SUMMARY = """
-    SELECT pg_catalog.count(*),
-           coalesce(pg_catalog.sum("rows"), 0)::bigint,
-           coalesce(pg_catalog.percentile_disc(0.5) WITHIN GROUP (ORDER BY "rows"), 0),
-           coalesce(extract(
-               epoch FROM pg_catalog.max(committed_at) OPERATOR(pg_catalog.-) pg_catalog.min(started_at)
-           ), 0)::pg_catalog.float8
-      FROM kbatchd.batches
-     WHERE "rows" OPERATOR(pg_catalog.>) 0
-"""
+#: The last lines.
+NEXT = """
+What to look at next:
+  KEEP=1 make demo      the same, and all stays up: status page, psql, `kbatchd status` (or: kbatchd demo --keep)
+  README.md             your own table in five commands
+  docs/guarantees.md    what exactly once means here, and its limits
+  kbatchd --help        every command"""
 
 
 class DemoFailed(KbatchError):
     """A step of the demo did not do what it must."""
-
-
-class Outcome(NamedTuple):
-    """What the table holds and what progress says, when all is done."""
-
-    rows: int
-    distinct_ids: int
-    first_id: int | None
-    last_id: int | None
-    next_offsets: int
-
-    def proves(self, records: int) -> bool:
-        """Tell whether every record became one row, and progress stands behind the last of them."""
-        return self == Outcome(records, records, 0, records - 1, records)
 
 
 class Daemon:
@@ -98,6 +81,7 @@ class Daemon:
         command = [sys.executable, "-m", "kbatchd", "--config", str(config)]
         # Here, as the other commands: `python -m kbatchd` in a checkout finds the package in the working directory.
         self._process = spawn(command, log=self.log, death_signal=signal.SIGTERM, cwd=Path.cwd())
+        self.pid = self._process.pid
 
     def check(self) -> None:
         """Raise DemoFailed when it has ended on its own."""
@@ -143,7 +127,60 @@ class View:
                 self.bars.update(task, completed=number, rate=number / seconds)
         if not self._console.is_terminal and time.monotonic() >= self._next_line:
             self._next_line += LINE_SECONDS
-            print(f"  {seconds:5.1f} s  {sent:,} records in Kafka, {rows:,} rows in the table", flush=True)
+            self.say(f"  {seconds:5.1f} s  {sent:,} records in Kafka, {rows:,} rows in the table")
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bars."""
+        self._console.print(line)
+
+
+class Transfer:
+    """The records' way into the table, as the ledger tells it; in its middle a worker is killed."""
+
+    def __init__(self, view: View, connection: psycopg.Connection, daemon: Daemon, hunt: Hunt, records: int) -> None:
+        self._view = view
+        self._connection = connection
+        self._daemon = daemon
+        self._hunt = hunt
+        self._records = records
+        self._next_look = self._changed_at = time.monotonic()
+        self._rows = 0
+
+    def look(self, sent: int) -> None:
+        """See how far it is, if it is time again."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + self._pause_seconds
+        self._daemon.check()
+        if self._rows != (rows := rows_in_ledger(self._connection)):
+            self._rows, self._changed_at = rows, now
+        if self._hunt.killed is None:
+            self._kill(sent)
+        self._view.show(sent, self._rows)
+
+    def wait(self) -> None:
+        """Return when all that was sent is committed, and the worker that was killed has been replaced."""
+        self._changed_at = time.monotonic()
+        while self._rows < self._records or (self._hunt.killed and not self._hunt.is_replaced()):
+            if time.monotonic() > self._changed_at + STANDSTILL_SECONDS:
+                what = f"nothing new for {STANDSTILL_SECONDS:.0f} s, {self._rows:,} rows so far"
+                raise DemoFailed(f"{what}.\n{tail(self._daemon.log)}")
+            time.sleep(self._pause_seconds)
+            self.look(self._records)
+
+    @property
+    def _pause_seconds(self) -> float:
+        return LOOK_SECONDS if self._hunt.killed else HUNT_SECONDS
+
+    def _kill(self, sent: int) -> None:
+        """In the middle third kill a worker that is at its COPY; whoever has work, when this may be the last chance."""
+        last = sent == self._records or self._rows * 3 >= self._records * 2
+        if not last and self._rows * 3 < self._records:
+            return
+        if killed := self._hunt.strike(self._rows, any_work=last):
+            doing = "its COPY" if killed.worker.copies else "its work"
+            self._view.say(f"  [bold]kill -9 {killed.worker.pid}[/]: {killed.name}, in the middle of {doing}")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -162,17 +199,16 @@ def run(arguments: argparse.Namespace) -> int:
         daemon = Daemon(config)
         stack.callback(daemon.stop)
         connection = stack.enter_context(psycopg.connect(postgres.dsn, autocommit=True))
-        _send_and_wait(console, connection, daemon, kafka.bootstrap_servers, topic, records)
-        outcome = _look(connection)
-        _report(console, connection, outcome, records)
+        killed = _send_and_wait(console, connection, daemon, kafka.bootstrap_servers, topic, records)
+        outcome = read_outcome(connection)
+        _report(console, connection, outcome, records, killed)
         if keep:
             _stay(console, config, postgres, kafka, page)
         console.print("Stopping the daemon and the servers")
         status = daemon.stop()
         if status != EX_OK:
             raise DemoFailed(f"the daemon ended with status {status} when asked to stop.\n{tail(daemon.log)}")
-        if not keep:
-            console.print("To look around while everything runs: KEEP=1 make demo, or kbatchd demo --keep")
+        console.print(NEXT)
     return EX_OK if outcome.proves(records) else EX_SOFTWARE
 
 
@@ -248,50 +284,21 @@ def _send_and_wait(
     bootstrap_servers: str,
     topic: str,
     records: int,
-) -> None:
-    """Send the records while the daemon writes them; return when as many rows are committed."""
+) -> Killed | None:
+    """Send the records while the daemon writes them; return when as many rows are committed, and who was killed."""
     console.print(f"Sending {records:,} requests to the topic {topic}")
     view = View(console, records)
-    rows, sent = 0, 0
-    next_look = changed_at = time.monotonic()
-
-    def look(now_sent: int) -> None:
-        nonlocal rows, sent, next_look, changed_at
-        sent = now_sent
-        now = time.monotonic()
-        if now < next_look:
-            return
-        next_look = now + LOOK_SECONDS
-        daemon.check()
-        if rows != (rows := _rows_in_ledger(connection)):
-            changed_at = now
-        view.show(sent, rows)
-
+    hunt = Hunt(connection, daemon.pid, topic, records / PARTITIONS)
+    transfer = Transfer(view, connection, daemon, hunt, records)
     with view.bars:
-        send(bootstrap_servers, topic, generate(records), PARTITIONS, look)
-        changed_at = time.monotonic()
-        while rows < records:
-            if time.monotonic() > changed_at + STANDSTILL_SECONDS:
-                raise DemoFailed(f"no row for {STANDSTILL_SECONDS:.0f} s, {rows:,} so far.\n{tail(daemon.log)}")
-            time.sleep(LOOK_SECONDS)
-            look(records)
+        send(bootstrap_servers, topic, generate(records), PARTITIONS, transfer.look)
+        transfer.wait()
+    return hunt.killed
 
 
-def _rows_in_ledger(connection: psycopg.Connection) -> int:
-    """Count what was committed, dead letters too: without them a refused record would look like a standstill."""
-    # From the ledger, not from the table: counting 300,000 rows five times a second is work of its own.
-    row = connection.execute(
-        'SELECT coalesce(pg_catalog.sum("rows" OPERATOR(pg_catalog.+) dead_letters), 0) FROM kbatchd.batches'
-    ).fetchone()
-    return int(row[0]) if row else 0
-
-
-def _look(connection: psycopg.Connection) -> Outcome:
-    row = connection.execute(OUTCOME).fetchone()
-    return Outcome(*row) if row else Outcome(0, 0, None, None, 0)
-
-
-def _report(console: Console, connection: psycopg.Connection, outcome: Outcome, records: int) -> None:
+def _report(
+    console: Console, connection: psycopg.Connection, outcome: Outcome, records: int, killed: Killed | None
+) -> None:
     """Print what was found and how it went."""
     console.print()
     for what, found, expected in (
@@ -302,18 +309,20 @@ def _report(console: Console, connection: psycopg.Connection, outcome: Outcome, 
     ):
         mark = "[green]ok[/]" if found == expected else f"[red]WRONG[/], must be {expected}"
         console.print(f"  {what:<20} {found!s:>14}  {mark}")
-    row = connection.execute(SUMMARY).fetchone()
-    batches, rows, median, seconds = row or (0, 0, 0, 0.0)
+    if killed is not None:
+        console.print(f"  {killed.name + ' killed':<20} {killed.worker.pid:>14}  replaced by {killed.successor}")
+    batches, rows, median, seconds = read_summary(connection)
     console.print()
     console.print(
         f"  {rows:,} rows in {seconds:.1f} s ({rows / max(seconds, 0.001):,.0f} rows/s), {batches} batches, "
         f"the median one of {median:,} rows"
     )
     console.print()
-    if outcome.proves(records):
-        console.print(f"[bold green]Proven[/]: {records:,} records, {outcome.rows:,} rows, each exactly once.")
-    else:
+    if not outcome.proves(records):
         console.print("[bold red]Not proven[/]: the table does not hold each record exactly once.")
+        return
+    event = f"{killed.name} killed with SIGKILL after {killed.rows:,} rows; replaced" if killed else "no worker killed"
+    console.print(f"[bold green]Proven[/]: {event}; {outcome.rows:,} rows, each once.")
 
 
 def _stay(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import psycopg
 
-from kbatchd.devstack.process import Account, end, free_ports, myself, run, spawn, tail, wait_until_ready
+from kbatchd.devstack.process import Account, children, end, free_ports, myself, run, spawn, tail, wait_until_ready
 from kbatchd.errors import ServerUnavailable
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Postgres:
             return
         # Stopped first, the postmaster can neither start nor reap a backend while they are counted and killed.
         process.send_signal(signal.SIGSTOP)
-        backends = _children(process.pid)
+        backends = children(process.pid)
         for pid in (*backends, process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -251,14 +251,3 @@ def _programs() -> Path:
 def _debian() -> list[Path]:
     """Return where Debian and its kin keep the server's programs, off the PATH, newest first."""
     return sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), reverse=True)
-
-
-def _children(parent: int) -> list[int]:
-    """Return the processes whose parent is `parent`."""
-    children = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # After the name, which is in brackets and may hold anything: the state, then the parent.
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
-                children.append(int(stat.parent.name))
-    return children

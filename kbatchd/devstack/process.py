@@ -107,6 +107,17 @@ def end(process: subprocess.Popen[bytes], signal: Signals, *, timeout_seconds: f
         process.wait()
 
 
+def children(parent: int) -> list[int]:
+    """Return the processes whose parent is `parent`."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # After the name, which is in brackets and may hold anything: the state, then the parent.
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(stat.parent.name))
+    return found
+
+
 def is_listening(port: int) -> bool:
     """Tell whether something accepts connections on a port of 127.0.0.1."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.request
 from contextlib import closing, suppress
+from pathlib import Path
 
 from kbatchd.commands.demo import PAGE_PORT, _page_address
 from kbatchd.devstack.process import free_ports
@@ -30,13 +31,15 @@ def test_the_demo_proves_itself_on_servers_of_its_own() -> None:
             output = ""
             while "Ctrl-C stops it all" not in output and (line := demo.stdout.readline()):
                 output += line
-            assert f"Proven: {RECORDS:,} records" in output, output
+            _proves(output)
             page = re.search(r"(http://127.0.0.1:([0-9]+)/) is the status page", output)
             assert page is not None
             assert int(page[2]) != PAGE_PORT
             wait_until(lambda: _answers(page[1]), 30.0, "the status page")
             demo.send_signal(signal.SIGINT)
-            assert demo.wait(60) == 0, demo.stdout.read()
+            end = demo.stdout.read()
+            assert demo.wait(60) == 0, end
+            assert "What to look at next:" in end
         finally:
             demo.terminate()  # where an assertion failed
 
@@ -46,6 +49,24 @@ def test_the_status_page_has_its_own_port_where_that_is_free() -> None:
     with socket.create_server(("127.0.0.1", port)):
         assert _page_address(port) != f"127.0.0.1:{port}"
     assert _page_address(port) == f"127.0.0.1:{port}"
+
+
+def _proves(output: str) -> None:
+    """See that a worker was killed before all was written, that another came, and that each record is there once."""
+    said = re.search(
+        rf"^Proven: (worker [01]) killed with SIGKILL after ([0-9,]+) rows; replaced; {RECORDS:,} rows, each once\.$",
+        output,
+        re.MULTILINE,
+    )
+    assert said is not None, output
+    assert int(said[2].replace(",", "")) < RECORDS
+    killed = re.search(rf"kill -9 ([0-9]+): {said[1]}, in the middle of its", output)
+    table = re.search(rf"{said[1]} killed +([0-9]+) +replaced by ([0-9]+)", output)
+    assert killed is not None, output
+    assert table is not None, output
+    assert table[1] == killed[1] != table[2]
+    assert not Path("/proc", killed[1]).exists()
+    assert output.count(" ok\n") == 4, output
 
 
 def _taken(port: int) -> closing[socket.socket]:
