@@ -18,7 +18,7 @@ help:    ## this list
 	@sed -n 's/^\([a-z-]*\): .*## */\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do \
 	    printf '  make %-12s %s\n' "$$name" "$$text"; done
 
-demo: $(DEMO)    ## a real Kafka and PostgreSQL, 300,000 requests, and the proof; KEEP=1 leaves it all up
+demo: $(DEMO)    ## a real Kafka and PostgreSQL, 300,000 requests, a worker killed, the proof; KEEP=1 leaves it all up
 	$(BIN)/python -m kbatchd demo
 
 # A file's tests stay together: what they share is made once.

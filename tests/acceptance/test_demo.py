@@ -17,6 +17,7 @@ from kbatchd.devstack.process import free_ports
 from tests.fix_daemon import wait_until
 
 RECORDS = 30_000
+README = Path(__file__).parents[2] / "README.md"
 
 
 def test_the_demo_proves_itself_on_servers_of_its_own() -> None:
@@ -32,6 +33,7 @@ def test_the_demo_proves_itself_on_servers_of_its_own() -> None:
             while "Ctrl-C stops it all" not in output and (line := demo.stdout.readline()):
                 output += line
             _proves(output)
+            assert [line for line in _readme() if line not in _without_numbers(output)] == []
             page = re.search(r"(http://127.0.0.1:([0-9]+)/) is the status page", output)
             assert page is not None
             assert int(page[2]) != PAGE_PORT
@@ -67,6 +69,17 @@ def _proves(output: str) -> None:
     assert table[1] == killed[1] != table[2]
     assert not Path("/proc", killed[1]).exists()
     assert output.count(" ok\n") == 4, output
+
+
+def _readme() -> list[str]:
+    """Return the lines that the README shows of the demo."""
+    [block] = re.findall(r"^```text\n(Sending .*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return _without_numbers(block)
+
+
+def _without_numbers(output: str) -> list[str]:
+    """Return the lines of an output, alike for any number of records and any processes."""
+    return [re.sub(r" *[0-9][0-9,]*", " N", line).replace("its work", "its COPY") for line in output.splitlines()]
 
 
 def _taken(port: int) -> closing[socket.socket]:

@@ -24,8 +24,9 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def blocks(language: str) -> list[str]:
-    """Return the README's blocks of code."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    """Return the blocks of code of the part about one's own table."""
+    [part] = re.findall(r"^## Your own table(.*?)^## ", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", part, re.MULTILINE | re.DOTALL)
 
 
 def test_five_commands_fill_a_table(kafka: Kafka | GivenKafka, database: str, topic_name: str, tmp_path: Path) -> None:
