@@ -79,7 +79,8 @@ def _readme() -> list[str]:
 
 def _without_numbers(output: str) -> list[str]:
     """Return the lines of an output, alike for any number of records and any processes."""
-    return [re.sub(r" *[0-9][0-9,]*", " N", line).replace("its work", "its COPY") for line in output.splitlines()]
+    alike = re.sub(r" +", " ", re.sub(r"[0-9]+(,[0-9]+)*", "N", output))
+    return alike.replace("its work", "its COPY").splitlines()
 
 
 def _taken(port: int) -> closing[socket.socket]:
