@@ -218,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument("--route", action="store_true", help="print the [[route]] for the file instead")
 
     demo = commands.add_parser("demo", help="show all of it, on a Kafka and a PostgreSQL of its own (extra `demo`)")
-    demo.add_argument("--records", type=_whole_number, default=300_000, metavar="N", help="default: %(default)s")
+    demo.add_argument("--records", type=_count, default=300_000, metavar="N", help="default: %(default)s")
     demo.add_argument("--keep", action="store_true", help="stay up until Ctrl-C, to look around")
     demo.set_defaults(command="demo:run", parser=demo)
     return parser

@@ -25,9 +25,10 @@ import psycopg
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from kbatchd.devstack.daemon import Daemon
 from kbatchd.devstack.kafka import GivenKafka, kafka_server
 from kbatchd.devstack.postgres import GivenPostgres, postgres_server
-from kbatchd.devstack.process import free_ports, is_free, spawn, tail
+from kbatchd.devstack.process import free_ports, is_free, tail
 from kbatchd.devstack.proof import Outcome, read_outcome, read_summary, rows_in_ledger
 from kbatchd.devstack.requests import generate, send
 from kbatchd.devstack.victim import Hunt, Killed
@@ -57,13 +58,12 @@ HUNT_SECONDS = 0.01
 LINE_SECONDS = 2.0
 #: The daemon has come to a halt when it has written nothing for so long, whatever the machine.
 STANDSTILL_SECONDS = 60.0
-#: More than workers.grace_seconds, with the time to end.
-STOP_SECONDS = 20.0
 
-#: The last lines.
-NEXT = """
-What to look at next:
-  KEEP=1 make demo      the same, and all stays up: status page, psql, `kbatchd status` (or: kbatchd demo --keep)
+#: The last lines; the first of them where nothing was kept up.
+KEEP = (
+    "  KEEP=1 make demo      the same, and all stays up: status page, psql, `kbatchd status` (or: kbatchd demo --keep)"
+)
+NEXT = """\
   README.md             your own table in five commands
   docs/guarantees.md    what exactly once means here, and its limits
   kbatchd --help        every command"""
@@ -71,32 +71,6 @@ What to look at next:
 
 class DemoFailed(KbatchError):
     """A step of the demo did not do what it must."""
-
-
-class Daemon:
-    """`kbatchd --config FILE` as a process of its own, its log in a file."""
-
-    def __init__(self, config: Path) -> None:
-        self.log = config.with_name("kbatchd.log")
-        command = [sys.executable, "-m", "kbatchd", "--config", str(config)]
-        # Here, as the other commands: `python -m kbatchd` in a checkout finds the package in the working directory.
-        self._process = spawn(command, log=self.log, death_signal=signal.SIGTERM, cwd=Path.cwd())
-        self.pid = self._process.pid
-
-    def check(self) -> None:
-        """Raise DemoFailed when it has ended on its own."""
-        if self._process.poll() is not None:
-            raise DemoFailed(f"the daemon ended with status {self._process.returncode}.\n{tail(self.log)}")
-
-    def stop(self) -> int:
-        """Stop it as systemd would; return its exit code."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-        try:
-            return self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
 
 
 class View:
@@ -208,7 +182,7 @@ def run(arguments: argparse.Namespace) -> int:
         status = daemon.stop()
         if status != EX_OK:
             raise DemoFailed(f"the daemon ended with status {status} when asked to stop.\n{tail(daemon.log)}")
-        console.print(NEXT)
+        console.print("\nWhat to look at next:", *([] if keep else [KEEP]), NEXT, sep="\n")
     return EX_OK if outcome.proves(records) else EX_SOFTWARE
 
 

@@ -66,6 +66,7 @@ def test_starts_without_the_heavy_libraries() -> None:
         ["progress", "set", "requests", "0", "five", "--config", "x"],
         ["progress", "set", "requests", "0", "--config", "x"],
         ["demo", "--records", "many"],
+        ["demo", "--records", "0"],
     ],
 )
 def test_wrong_command_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
