@@ -73,7 +73,7 @@ class Kafka(Table):
         description="Who signs the brokers' certificates, in PEM. Default: the system's list.",
     )
     tls_certificate_file: Beside | None = Field(
-        default=None, strict=False, description="Our own certificate in PEM, where the brokers ask for one."
+        default=None, strict=False, description="The client certificate in PEM, where the brokers ask for one."
     )
     tls_key_file: Beside | None = Field(
         default=None, strict=False, description="Its key in PEM, without a password, mode 0600 or 0400."
