@@ -232,7 +232,7 @@ def _add_produce(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     produce.add_argument("files", nargs="*", metavar="FILE", help=files)
     begin = produce.add_mutually_exclusive_group()
     begin.add_argument("--resume", action="store_true", help="go on where a former run of the file ended")
-    begin.add_argument("--restart", action="store_true", help="send a file from its beginning that was sent before, or in part")
+    begin.add_argument("--restart", action="store_true", help="send a file again that was sent before, or in part")
     formats = "default: by the name, else by the first byte"
     produce.add_argument("--format", choices=("ndjson", "array", "csv"), help=formats)
     delimiter = 'between the fields of CSV: one character, or "tab"; default: a comma, in .tsv a tab'

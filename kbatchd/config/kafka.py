@@ -174,7 +174,7 @@ class Kafka(Table):
             raise fault(f"holds {'; and '.join(impossible)}; take it out")
         largest = str(properties.get("message.max.bytes", _MESSAGE_MAX_BYTES))
         if not (largest.isascii() and largest.isdecimal()):  # librdkafka takes 0x100000 and "1000000 bytes" as well
-            raise fault("holds a message.max.bytes that is no whole number; allowed: such as 1_000_000")
+            raise fault("holds a message.max.bytes that is not a whole number; allowed: such as 1_000_000")
         return properties
 
     @field_validator("allow_insecure")

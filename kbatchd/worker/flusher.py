@@ -300,7 +300,7 @@ class Flusher(threading.Thread):
     def _put_aside(self, lane: Lane, error: Exception) -> None:
         """Let this route alone wait, and the others of the worker go on."""
         seconds = self._lane_backoffs[lane.route.name].next_seconds()
-        self._tell("route is put on hold", "aside", error, logging.ERROR, route=lane.route.name)
+        self._tell("route is on hold", "aside", error, logging.ERROR, route=lane.route.name)
         self._claims[lane.route.name].put_aside(time.monotonic() + seconds)
 
     def _show_buffers(self) -> None:

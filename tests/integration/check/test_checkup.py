@@ -323,7 +323,7 @@ FAULTS: dict[str, tuple[Callable[[Seed], Any], str, str, str]] = {
     "a mapping of a generated column": (both(
         sql("ALTER TABLE public.target ADD twice bigint GENERATED ALWAYS AS (id * 2) STORED"),
         change("route", columns={"twice": "x"})), "fault", "column twice is generated", "take it out of the mapping"),
-    "a path that is none": (change("route", columns={"name": "a..b"}), "fault", "is no path to a field", "address.city"),
+    "a path that is none": (change("route", columns={"name": "a..b"}), "fault", "is not a path to a field", "address.city"),
     "fields that are refused": (lambda seed: (seed.route.update(unknown_fields="reject"),
                                               seed.records(GOOD % 1, b'{"id":2,"extra":1}')), "warning",
                                 "1 of 2 records would be dead letters", "fix the producer"),
