@@ -1,7 +1,7 @@
 """The live preflight: all that can be found wrong with the file's servers, tables, topics and records, at once.
 
 Beyond what the daemon's own start insists on (inspection.py) it looks at what will hurt later, and tries real records
-(trial.py). Whatever is away is reported, and the rest is asked all the same. Nothing is left behind: no consumer group, no
+(trial.py). Whatever is away is told, and the rest is asked all the same. Nothing is left behind: no consumer group, no
 row, no lock. Called by `kbatchd check`, in its main thread.
 """
 

@@ -86,8 +86,8 @@ def host_and_port(address: str) -> tuple[str, int]:
 def _origin(value: str) -> str:
     if not _ORIGIN.match(value):
         raise fault(
-            'has something that is not an origin; allowed: such as "https://app.example.com", in small letters and without '
-            'the port that goes without saying, or "*" for all'
+            'has something that is not an origin; allowed: such as "https://app.example.com", in small letters and '
+            'without the default port, or "*" for all'
         )
     return value
 
