@@ -63,7 +63,7 @@ examples:
   kbatchd dead-letters list --config kbatchd.toml --route requests
                                                     what was refused, and why
   kbatchd dead-letters replay --config kbatchd.toml --route requests --code 23514
-                                                    try these again, once the cause is mended
+                                                    try these again, once the cause is fixed
   kbatchd dead-letters show --config kbatchd.toml 17
                                                     all about one, with its bytes
   kbatchd dead-letters discard --config kbatchd.toml --route requests --until 2026-01-31T08:00:00Z
@@ -76,7 +76,7 @@ environment:
 
 signals, to the daemon:
   TERM, INT    stop: flush what has been read, answer what is in flight
-  HUP          read the file and the tokens anew; with faults in them all stays as it was
+  HUP          read the file and the tokens again; with faults in them all stays as it was
   USR1         write the state of every worker into the log
 
 exit codes:
@@ -85,7 +85,7 @@ exit codes:
   2    the command line is wrong
   65   some records were refused: they are in the failed file, or dead letters still; all others are through
   69   Kafka or PostgreSQL cannot be reached; trying again later may help
-  70   a fault within, or a flush that failed for good
+  70   an internal error, or a flush that failed for good
   74   standard output could not be written: a full disk
   78   the file, the tables or the topics are not as they must be, or what was named is not there; trying again
        does not help
@@ -232,7 +232,7 @@ def _add_produce(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     produce.add_argument("files", nargs="*", metavar="FILE", help=files)
     begin = produce.add_mutually_exclusive_group()
     begin.add_argument("--resume", action="store_true", help="go on where a former run of the file ended")
-    begin.add_argument("--restart", action="store_true", help="send a file anew that was sent before, or in part")
+    begin.add_argument("--restart", action="store_true", help="send a file again that was sent before, or in part")
     formats = "default: by the name, else by the first byte"
     produce.add_argument("--format", choices=("ndjson", "array", "csv"), help=formats)
     delimiter = 'between the fields of CSV: one character, or "tab"; default: a comma, in .tsv a tab'

@@ -78,7 +78,7 @@ class TableChanged(SinkError):
 
 
 class TopicMadeAnew(SinkError):
-    """The topic was deleted and made anew: nobody knows which of the two a batch was read from."""
+    """The topic was deleted and recreated: nobody knows which of the two a batch was read from."""
 
     def __init__(self, topic: str, topic_id: str) -> None:
         super().__init__(f"topic {topic} is another one now (id {topic_id}); what was read last is dropped")

@@ -143,7 +143,7 @@ class Gap:
                     f"holds records up to {self.last - 1} that are not in the topic any more"
                 )
             case GapKind.RECREATED:
-                now = f"the topic was made anew (id {self.next_topic_id})"
+                now = f"the topic was recreated (id {self.next_topic_id})"
                 what = f"{now}; the table holds the former topic up to {self.first}"
                 if self.resume_at:
                     what += f", and offsets 0 to {self.resume_at - 1} of the new one were deleted before they were read"

@@ -25,7 +25,7 @@ def parse_path(text: str) -> Path:
         match = _STEP.match(text, at)
         after_dot = bool(steps) and text[at - 1 : at] == "."
         if match is None or (match["index"] is None) is not (after_dot or not steps):
-            raise ValueError(f"{text!r} is no path at character {at + 1}")
+            raise ValueError(f"{text!r} is not a path at character {at + 1}")
         steps.append(_step(match))
         at = match.end()
     return tuple(steps)

@@ -40,7 +40,7 @@ def status(text: str) -> None:
 
 
 def reloading(text: str) -> None:
-    """Say that the file is read anew; `ready()` ends it. Units of Type=notify-reload compare the time."""
+    """Say that the file is read again; `ready()` ends it. Units of Type=notify-reload compare the time."""
     notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000, STATUS=text)
 
 

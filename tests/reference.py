@@ -28,7 +28,7 @@ refused, and all faults are told at once, each with its line: `kbatchd check-con
 seconds, sizes in bytes. A relative path is taken from the directory of the file.
 [config/kbatchd.toml](../config/kbatchd.toml) is the same as a file to start from.
 
-A running daemon reads the file anew on SIGHUP (`systemctl reload kbatchd`): see [operations](operations.md).
+A running daemon reads the file again on SIGHUP (`systemctl reload kbatchd`): see [operations](operations.md).
 """
 
 #: Numbers from here on are written in groups of three digits.

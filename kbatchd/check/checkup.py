@@ -90,7 +90,7 @@ class Checkup:
     def _kafka(self) -> Iterator[Finding]:
         config = self._config
         for where, what in properties.judge(config).items():
-            yield Finding(Level.FAULT, "kafka", f"{'.'.join(map(str, where))}: {what}", "mend it in the file")
+            yield Finding(Level.FAULT, "kafka", f"{'.'.join(map(str, where))}: {what}", "fix it in the file")
         try:
             self._admin = topics.make_admin(config.kafka)
             self._topics = topics.describe(self._admin, {route.topic for route in config.route}, TIMEOUT_SECONDS)
@@ -145,7 +145,7 @@ class Checkup:
         gone = [row.partition for row in rows if row.partition >= topic.partitions]
         if gone:
             what = f"progress knows of partition {gone[0]}, and topic {topic.topic} has only {topic.partitions}"
-            yield Finding(Level.WARNING, where, what, "look whether the topic was made anew")
+            yield Finding(Level.WARNING, where, what, "look whether the topic was recreated")
         try:
             marks = self._marks_of(topic)
         except KbatchError as error:
@@ -216,7 +216,7 @@ def _told(where: str, findings: Iterator[Finding]) -> Iterator[Finding]:
         yield from findings
     except psycopg.Error as error:
         text = " ".join(str(error).split())
-        yield Finding(Level.FAULT, where, f"PostgreSQL refuses a question: {text}", "mend the cause, and check again")
+        yield Finding(Level.FAULT, where, f"PostgreSQL refuses a question: {text}", "fix the cause, and check again")
 
 
 def _sequence_faults(connection: Connection, where: str, route: Route, table: Table) -> Iterator[Finding]:
@@ -228,4 +228,4 @@ def _sequence_faults(connection: Connection, where: str, route: Route, table: Ta
 
 _NO_LEADER = "start the broker that has it, or make another one its leader; the other partitions go on"
 
-_UNREACHABLE = "see that it runs and can be reached from here, or mend its address in the file"
+_UNREACHABLE = "see that it runs and can be reached from here, or fix its address in the file"

@@ -119,7 +119,7 @@ def _ask_topics(
 
 
 def _joined(errors: Sequence[KbatchError]) -> KbatchError:
-    """Make one error of those of both servers; what trying again does not mend decides of its kind."""
+    """Make one error of those of both servers; what trying again does not fix decides of its kind."""
     if any(isinstance(error, ConfigError) for error in errors):
         return ConfigError(*(line for error in errors for line in str(error).splitlines()))
     return ServerUnavailable("; ".join(map(str, errors)))

@@ -1,6 +1,6 @@
 """What to do about records that would be dead letters, in words that know the route's mapping and a record.
 
-Where a line of the route mends it, the remedy is that line: a unit for a time that is a number, a path to a field that
+Where a line of the route fixes it, the remedy is that line: a unit for a time that is a number, a path to a field that
 is in another object. Called by the trial, for `kbatchd check`; pure functions.
 """
 
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
     from kbatchd.postgres.table import Column
 
 _REMEDIES = {
-    "missing": "let the column be NULL, give it a default and put it into `omit`, or mend the producer",
-    "null": "let the column be NULL, or mend the producer",
-    "wrong_type": "change the column's type (jsonb takes anything), or mend the producer",
-    "out_of_range": "give the column a wider type, or mend the producer",
-    "null_byte": 'mend the producer, or say on_null_byte = "strip"; json and bytea can hold a NUL',
-    "not_json": "mend the producer: a record is a JSON object in UTF-8",
-    "not_object": "mend the producer: a record is a JSON object; where it is in an envelope, `value_field` says which",
-    "no_value": 'make the route mode = "upsert", where a tombstone deletes, or mend the producer',
-    "unknown_field": 'feed a column with it, or take out unknown_fields = "reject", or mend the producer',
+    "missing": "let the column be NULL, give it a default and put it into `omit`, or fix the producer",
+    "null": "let the column be NULL, or fix the producer",
+    "wrong_type": "change the column's type (jsonb takes anything), or fix the producer",
+    "out_of_range": "give the column a wider type, or fix the producer",
+    "null_byte": 'fix the producer, or say on_null_byte = "strip"; json and bytea can hold a NUL',
+    "not_json": "fix the producer: a record is a JSON object in UTF-8",
+    "not_object": "fix the producer: a record is a JSON object; where it is in an envelope, `value_field` says which",
+    "no_value": 'make the route mode = "upsert", where a tombstone deletes, or fix the producer',
+    "unknown_field": 'feed a column with it, or take out unknown_fields = "reject", or fix the producer',
     **dict.fromkeys((INTERNAL, "crashed", "silent"), "that is a fault of kbatchd: please report it, with this record"),
-    "23505": "mend the producer, or make the route an upsert by this key",
-    "23502": "let the column be NULL, or mend the producer",
+    "23505": "fix the producer, or make the route an upsert by this key",
+    "23502": "let the column be NULL, or fix the producer",
     "23503": "insert what the foreign key needs first, or drop the key",
-    "23514": "mend the records or the constraint; for a partitioned table, make the partition that is missing",
+    "23514": "fix the records or the constraint; for a partitioned table, make the partition that is missing",
     "22001": "give the column a wider type",
     "22003": "give the column a wider type",
 }
-_REMEDY = "change the column's type, or mend the producer"
+_REMEDY = "change the column's type, or fix the producer"
 
 #: Of what a trigger, a CHECK's function or an index's expression says, whatever the code.
 _REMEDY_OF_CODE = "look at the table's triggers, checks and functions, which refuse these rows"
@@ -71,7 +71,7 @@ _MAX_DEPTH: Final = 4
 
 def of_table(code: str) -> str:
     """Return the remedy for what PostgreSQL says of no row."""
-    return _REMEDIES_OF_TABLE.get(code, "mend the table")
+    return _REMEDIES_OF_TABLE.get(code, "fix the table")
 
 
 def _of_code(code: str) -> str:
@@ -91,7 +91,7 @@ def remedy(
             return _change(column.name, mapping, unit=unit)
         if why.code == "not_a_timestamp" and "offset" in why.message:
             other = "timestamp" if column.type_name == "timestamptz" else "timestamptz"
-            return f"make the column a {other}, or mend the producer"
+            return f"make the column a {other}, or fix the producer"
     if why.code == "missing" and said.field is None and said.source is None:
         found = _elsewhere(column.name, mapping, [value])
         if found is not None:
@@ -154,9 +154,9 @@ def unfed_columns(
         elif near:
             yield column, f"{_change(column, mapping, field=show_path((near[0],)))}  if field {near[0]} is meant"
         elif said.field is not None:
-            yield column, f"correct its field {said.field} in [route.columns], or mend the producer"
+            yield column, f"correct its field {said.field} in [route.columns], or fix the producer"
         else:
-            yield column, "put it into `omit`, or mend the producer"
+            yield column, "put it into `omit`, or fix the producer"
 
 
 def _has(x: object, path: Path) -> bool:

@@ -16,7 +16,7 @@ def run(arguments: argparse.Namespace) -> int:
     if chosen == bool(arguments.files):
         arguments.parser.error("name files, - for standard input, or --generate N: one of them")
     if chosen and (arguments.resume or arguments.restart):
-        arguments.parser.error("--generate begins anew each time: no --resume, no --restart")
+        arguments.parser.error("--generate starts over each time: no --resume, no --restart")
     config = load_config(arguments)
     route = route_named(config, arguments.route)
     names = ("files", "generate", "seed", "rate", "key_field", "failed", "format", "delimiter", "resume", "restart")

@@ -1,6 +1,6 @@
 """`kbatchd status`: how the pipeline is doing, from PostgreSQL and Kafka.
 
-So it works from any host, with the daemon up or not. What is halted or put aside a daemon alone knows, in its
+So it works from any host, with the daemon up or not. Only a daemon knows what is halted or on hold, in its
 memory: its monitor is asked, where it answers at the file's address. What it does not speak of is never called "ok".
 """
 
@@ -50,11 +50,11 @@ RATE_SECONDS = 60.0
 
 _PARTITIONS = (
     "route", "partition", "owner", "host", "pid", "since",
-    "next_offset", "end", "lag", "oldest waits", "moved", "state",
+    "next_offset", "end", "lag", "age of oldest", "moved", "state",
 )  # fmt: skip
-_ROUTES = ("route", "table", "rows/s", "lag", "oldest waits", "dead letters", "state")
+_ROUTES = ("route", "table", "rows/s", "lag", "age of oldest", "dead letters", "state")
 _NUMBERS = frozenset(
-    {"partition", "pid", "next_offset", "end", "lag", "oldest waits", "moved", "rows/s", "dead letters"}
+    {"partition", "pid", "next_offset", "end", "lag", "age of oldest", "moved", "rows/s", "dead letters"}
 )
 #: What is left out where the terminal is too narrow for all: the first first.
 _SPARE_OF_ROUTES = ("table", "rows/s")
@@ -70,7 +70,7 @@ class Look:
     waits: dict[tuple[str, int], float | None] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
     dead_letters: dict[str, int] = field(default_factory=dict)
-    #: What the monitor says of its daemon: routes that are put aside, partitions that are halted.
+    #: What the monitor says of its daemon: routes that are on hold, partitions that are halted.
     aside: set[str] = field(default_factory=set)
     halted: dict[tuple[str, int], str] = field(default_factory=dict)
     #: The partitions that it speaks of, and those of them whose worker waits for PostgreSQL.

@@ -73,7 +73,7 @@ class Kafka(Table):
         description="Who signs the brokers' certificates, in PEM. Default: the system's list.",
     )
     tls_certificate_file: Beside | None = Field(
-        default=None, strict=False, description="Our own certificate in PEM, where the brokers ask for one."
+        default=None, strict=False, description="The client certificate in PEM, where the brokers ask for one."
     )
     tls_key_file: Beside | None = Field(
         default=None, strict=False, description="Its key in PEM, without a password, mode 0600 or 0400."
@@ -174,7 +174,7 @@ class Kafka(Table):
             raise fault(f"holds {'; and '.join(impossible)}; take it out")
         largest = str(properties.get("message.max.bytes", _MESSAGE_MAX_BYTES))
         if not (largest.isascii() and largest.isdecimal()):  # librdkafka takes 0x100000 and "1000000 bytes" as well
-            raise fault("holds a message.max.bytes that is no whole number; allowed: such as 1_000_000")
+            raise fault("holds a message.max.bytes that is not a whole number; allowed: such as 1_000_000")
         return properties
 
     @field_validator("allow_insecure")

@@ -31,7 +31,7 @@ def _path(value: str) -> str:
         parse_path(value)
     except ValueError as error:
         raise fault(
-            f"is no path to a field ({error}); allowed: names with dots, and indexes, as address.city, items[0].sku"
+            f"is not a path to a field ({error}); allowed: names with dots, and indexes, as address.city, items[0].sku"
         ) from error
     return value
 
@@ -39,7 +39,7 @@ def _path(value: str) -> str:
 def _source(value: str) -> str:
     if not _SOURCE.fullmatch(value):
         raise fault(
-            'is no source; allowed: "key", "value", "headers", "header:NAME", "timestamp", "topic", "partition", '
+            'is not a source; allowed: "key", "value", "headers", "header:NAME", "timestamp", "topic", "partition", '
             '"offset" or "now"'
         )
     return value

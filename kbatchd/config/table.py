@@ -86,15 +86,15 @@ def host_and_port(address: str) -> tuple[str, int]:
 def _origin(value: str) -> str:
     if not _ORIGIN.match(value):
         raise fault(
-            'has something that is no origin; allowed: such as "https://app.example.com", in small letters and without '
-            'the port that goes without saying, or "*" for all'
+            'has something that is not an origin; allowed: such as "https://app.example.com", in small letters and '
+            'without the default port, or "*" for all'
         )
     return value
 
 
 def _host(value: str) -> str:
     if not _HOST.match(value):
-        raise fault('has something that is no host; allowed: a name without a port, such as "api.example.com"')
+        raise fault('has something that is not a host; allowed: a name without a port, such as "api.example.com"')
     return value
 
 

@@ -1,4 +1,4 @@
-"""A reload: the file is read and checked anew while the daemon runs on.
+"""A reload: the file is read and checked again while the daemon runs on.
 
 In a process of its own, which the supervisor starts: reading may take long (a password's command), the checks make
 clients, and whatever fails there leaves the daemon as it is. What it has read comes back through memory that both
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class FileReader:
-    """Reads the daemon's file anew; see the module."""
+    """Reads the daemon's file again; see the module."""
 
     def __init__(
         self, path: Path, config: Config, plan: Plan, make_plan: Callable[[Config, Plan | None], Plan]

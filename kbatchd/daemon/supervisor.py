@@ -4,7 +4,7 @@ One thread, no Kafka client, no PostgreSQL connection, no event loop, so that ev
 blocks its signals and takes them one by one with sigtimedwait(): there are no handlers, and nothing happens in between.
 What a child does is a function it is given. The command line calls `run`.
 
-SIGTERM and SIGINT stop it, SIGHUP reads the file anew, SIGUSR1 writes what it knows into the log.
+SIGTERM and SIGINT stop it, SIGHUP reads the file again, SIGUSR1 writes what it knows into the log.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PRUNE_SECONDS, FIRST_PRUNE_SECONDS = 3_600.0, 10.0
 
 
 class Reload(Protocol):
-    """The file, read anew: in a child, since that takes time, and may fail in any way."""
+    """The file, read again: in a child, since that takes time, and may fail in any way."""
 
     def read(self) -> int:
         """Read and check it in a process of its own; EX_OK when it is good."""
@@ -48,7 +48,7 @@ class Reload(Protocol):
 
 
 class Supervisor:
-    """Keeps the processes of a plan running, and changes over to the next one when the file is read anew."""
+    """Keeps the processes of a plan running, and changes over to the next one when the file is read again."""
 
     def __init__(self, plan: Plan, reload: Reload | None = None) -> None:
         """Prepare; without `reload` SIGHUP is only passed on."""
@@ -92,7 +92,7 @@ class Supervisor:
         return any(group.at_once and group.is_vital for group in self._plan.groups)
 
     def _start_errands(self) -> None:
-        """Check, or read the file anew, not both at a time: they would say the same things twice."""
+        """Check, or read the file again, not both at a time: they would say the same things twice."""
         if self._reading is not None and self._reload_asked and not self._reading.is_running:
             self._reload_asked = False
             self._check.kill()
@@ -128,12 +128,12 @@ class Supervisor:
             self._exit_code = code
 
     def _ask_reload(self) -> None:
-        """Read the file anew, as soon as the last reading is over."""
+        """Read the file again, as soon as the last reading is over."""
         self._children.pass_on(signal.SIGHUP)
         if self._reload is None:
             return
         log.info("reloading", extra={"action": "reloading"})
-        systemd.reloading("reading the file anew")
+        systemd.reloading("reading the file again")
         self._reload_asked = True
 
     def _end_reading(self, code: int) -> None:
@@ -142,7 +142,7 @@ class Supervisor:
             return
         self._plan = self._reload.plan()
         self._check.run, self._prune.run = self._plan.check, self._plan.prune
-        self._checked = self._reloading = True  # reading the file anew checks it as well
+        self._checked = self._reloading = True  # reading the file again checks it as well
         self._children.adopt(self._plan)
 
     def _refuse_reload(self) -> None:

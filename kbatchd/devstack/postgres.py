@@ -158,7 +158,7 @@ class Postgres:
     def _make(self, data: Path) -> None:
         """Run initdb and write the server's configuration."""
         options = ["--username", USER, "--auth", "trust", "--encoding", "UTF8", "--locale", "C.UTF-8"]
-        # No sync here alone: these files are made anew if the machine stops now. The server's own fsync stays on.
+        # No sync here alone: these files are made again if the machine stops now. The server's own fsync stays on.
         command = [self._program("initdb"), "-D", str(data), *options, "--no-instructions", "--no-sync"]
         if not run(command, log=self.log, account=self._account):
             raise ServerUnavailable(f"PostgreSQL's data directory cannot be made.\n{tail(self.log)}")

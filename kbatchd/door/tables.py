@@ -131,7 +131,7 @@ def write_cache(config: Config, tables: Mapping[str, Columns | ConfigError]) -> 
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _replace(path, orjson.dumps({"version": _VERSION, "routes": routes}))
     except OSError as error:
-        what = "columns not remembered: nothing can be taken in after a start without PostgreSQL; mend state_directory"
+        what = "columns not remembered: nothing can be taken in after a start without PostgreSQL; fix state_directory"
         log.warning(what, extra={"action": "cache_unwritten", "path": str(path), "error": str(error)})
 
 

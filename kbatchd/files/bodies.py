@@ -40,7 +40,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 #: Numbers keep their text: only the places matter, and an int of many digits takes long to make.
@@ -79,7 +79,7 @@ def unpack(body: bytes, encoding: str, max_bytes: int, hold: Callable[[int], obj
             while not member.eof:
                 piece = packed[at : at + _PIECE_BYTES]
                 if not piece:
-                    raise Malformed(f"the body is no whole {encoding}")
+                    raise Malformed(f"the body is not a whole {encoding}")
                 at += len(piece)
                 part = member.decompress(piece)
                 parts.append(part)
@@ -91,7 +91,7 @@ def unpack(body: bytes, encoding: str, max_bytes: int, hold: Callable[[int], obj
             if at == len(packed):
                 return b"".join(parts)
     except (zlib.error, zstandard.ZstdError) as error:
-        raise Malformed(f"the body is no {encoding}: {error}") from error
+        raise Malformed(f"the body is not {encoding}: {error}") from error
     raise TooLarge(f"more than {_MAX_MEMBERS} {encoding} members")
 
 
@@ -134,7 +134,7 @@ def split(body: bytes, max_records: int) -> Records:
 
 
 def split_exactly(body: bytes, max_records: int) -> Records:
-    """Split the same by parsing it; Malformed when it is no JSON.
+    """Split the same by parsing it; Malformed when it is not JSON.
 
     What is JSON to this parser may still be none to orjson: half of a surrogate pair, say.
     """
@@ -147,11 +147,11 @@ def split_exactly(body: bytes, max_records: int) -> Records:
         else:
             values, end = _elements(text, max_records)
         if end != len(text):
-            raise Malformed(f"the body is no JSON: unexpected text at character {end + 1}")
+            raise Malformed(f"the body is not JSON: unexpected text at character {end + 1}")
     except RecursionError as error:
-        raise Malformed("the body is no JSON: nested too deeply") from error
+        raise Malformed("the body is not JSON: nested too deeply") from error
     except ValueError as error:  # UnicodeDecodeError too
-        raise Malformed(f"the body is no JSON: {error}") from error
+        raise Malformed(f"the body is not JSON: {error}") from error
     return Records(values, range(1, len(values) + 1), single=text[:1] == "{")
 
 

@@ -55,7 +55,7 @@ _TEXT_TYPES: Final = {"text", "varchar", "bytea"}
 
 
 class _NotJson(ValueError):
-    """A field of a json or jsonb column is no JSON."""
+    """A field of a json or jsonb column is not JSON."""
 
 
 class CsvReader:
@@ -150,7 +150,7 @@ class CsvReader:
             return self._blame(row)
 
     def _blame(self, row: list[str]) -> Refusal:
-        """Name the column whose field is no JSON."""
+        """Name the column whose field is not JSON."""
         for (name, _, convert), text in zip(self._fields, row, strict=True):
             try:
                 convert(text)
@@ -196,7 +196,7 @@ def _json(text: str) -> str:
 
 
 def _refuse_constant(constant: str) -> None:
-    raise _NotJson(f"{constant} is no JSON")
+    raise _NotJson(f"{constant} is not JSON")
 
 
 class _PieceBuilder:

@@ -126,7 +126,7 @@ _PARSED_BYTES: Final = 4_096
 
 
 def _refuse_constant(constant: str) -> NoReturn:
-    raise json.JSONDecodeError(f"{constant} is no JSON", constant, 0)
+    raise json.JSONDecodeError(f"{constant} is not JSON", constant, 0)
 
 
 # Only the places matter, no number is looked at; and int() has a limit of 4,300 digits.
@@ -134,7 +134,7 @@ _scan = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=_refuse_
 
 
 def read_array(chunks: Iterator[bytes], place: Place, max_records: int, name: str) -> Iterator[Piece]:
-    """Split an array; ConfigError, naming the line, where it is no JSON: from there on nothing can be told apart.
+    """Split an array; ConfigError, naming the line, where it is not JSON: from there on nothing can be told apart.
 
     It is set in again behind an element; the last piece ends behind the array and the blanks after it.
     """
@@ -151,7 +151,7 @@ def read_array(chunks: Iterator[bytes], place: Place, max_records: int, name: st
             window.drop_taken()
     except _Broken as error:
         line = place.lines + window.untaken().count(b"\n") + 1
-        what = f"{name}:{line}: is no JSON array from here on (record {place.records + 1:,}): {error}"
+        what = f"{name}:{line}: is not a JSON array from here on (record {place.records + 1:,}): {error}"
         raise ConfigError(what) from error
     yield Piece([], (), window.rest())
 

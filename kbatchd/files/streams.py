@@ -110,7 +110,7 @@ class Input:
                 f"{self.name}: {kind} needs the package {error.name}: pip install 'kbatchd[gateway]'"
             ) from error
         except _Damaged as error:
-            raise ConfigError(f"{self.name}: is damaged, no whole {kind}: {error}") from error
+            raise ConfigError(f"{self.name}: is damaged, not a whole {kind}: {error}") from error
 
     def _read(self) -> bytes:
         """Read what is there, at most a chunk; wait for it where it is no file."""

@@ -91,7 +91,7 @@ def refused(refusals: Sequence[tuple[int, Refusal]], records: Records, door: Doo
     members = {"errors": errors[:NAMED_ERRORS]}
     how_many = f"{len(refusals)} of {len(records.values)} records"
     if any(why.code == INTERNAL for _, why in refusals):
-        detail = f"an error of the gateway's own, with {how_many}; nothing was sent"
+        detail = f"an internal error of the gateway, with {how_many}; nothing was sent"
         return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail, members)
     detail = f"{how_many} do not fit the table; nothing was sent"
     return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "refused", detail, members)

@@ -92,7 +92,7 @@ def records_of(door: Door, content: Content, body: bytes, limits: Limits, hold: 
         _refuse_larger(records, limits.record_bytes)
         refusals = _check(door, records.values)
         if refusals and content.split is bodies.split and any(why.code == "not_json" for _, why in refusals):
-            # An array: the places were guessed wrong, or it is no JSON either.
+            # An array: the places were guessed wrong, or it is not JSON either.
             records = bodies.split_exactly(body, limits.records)
             refusals = _check(door, records.values)
     except Malformed as error:

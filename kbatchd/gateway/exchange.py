@@ -210,5 +210,5 @@ class Exchange:
         """Answer that it is the gateway's own fault."""
         if self._guard.count("internal_error"):
             log.error("request failed", exc_info=error, extra={"action": "request_failed"})
-        detail = "an error of the gateway's own"
+        detail = "an internal error of the gateway"
         self.answer(Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail).answer())

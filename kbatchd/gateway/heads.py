@@ -68,7 +68,7 @@ def check_host(host: bytes | None, version: str) -> None:
         if version == "1.1":
             raise malformed("the Host is missing")
     elif not _HOST.fullmatch(host):
-        raise malformed("the Host is no host")
+        raise malformed("the Host is not a host")
 
 
 def check_coding(coding: bytes) -> None:
@@ -94,7 +94,7 @@ def split_target(target: bytes, method: str) -> tuple[str, bytes]:
     """Return path and query of any of the four forms, RFC 9112 section 3.2."""
     if method == "CONNECT":
         allow = {b"allow": b"GET, HEAD, OPTIONS, POST"}
-        raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", "this is no proxy", None, allow)
+        raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", "this is not a proxy", None, allow)
     if not target.startswith(b"/"):
         if target == b"*" and method == "OPTIONS":
             return "*", b""

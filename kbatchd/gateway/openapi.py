@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: Every problem by status and kind, the last word of its type, with what it means to the one who has sent.
 PROBLEMS: Final[dict[HTTPStatus, dict[str, str]]] = {
     HTTPStatus.BAD_REQUEST: {
-        "malformed": "The body is no JSON, or not what its Content-Encoding says.",
+        "malformed": "The body is not JSON, or not what its Content-Encoding says.",
         "bad-query": "The query says something else than ack=db or ack=kafka.",
         "bad-request": "The request is not HTTP/1.1. The connection is closed.",
     },
@@ -58,7 +58,7 @@ PROBLEMS: Final[dict[HTTPStatus, dict[str, str]]] = {
         "too-many-waiting": "With ack=db: too many requests wait for the table already. Nothing was sent; try again."
     },
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: {"headers-too-large": "The request's line and headers are too large."},
-    HTTPStatus.INTERNAL_SERVER_ERROR: {"internal": "An error of the gateway's own; its log tells more."},
+    HTTPStatus.INTERNAL_SERVER_ERROR: {"internal": "An internal error of the gateway; its log tells more."},
     HTTPStatus.NOT_IMPLEMENTED: {"transfer-coding": "The only Transfer-Encoding is chunked."},
     HTTPStatus.SERVICE_UNAVAILABLE: {
         "kafka-away": "Kafka does not answer. Nothing was sent; try again.",

@@ -46,7 +46,7 @@ def describe(route: Route, columns: Sequence[Column] | None) -> Record:
     feeds = resolve_feeds(columns, route)
     shape = of_value(feeds, route)
     closed = shape.inner if route.unknown_fields == "reject" else None
-    others = "that are no columns are ignored" if closed is None else "must be columns"
+    others = "that are not columns are ignored" if closed is None else "must be columns"
     schema = {
         "type": "object",
         **_schema(shape.root, closed),

@@ -54,7 +54,7 @@ class Outage:
             log.warning("Kafka does not answer", extra=about)
 
     def note(self, error: str) -> None:
-        """Take an error of a broker's connection, which librdkafka mends by itself."""
+        """Take an error of a broker's connection, which librdkafka repairs by itself."""
         self._error = error
         self._errors += 1
         if self._since is None:

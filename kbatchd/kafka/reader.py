@@ -303,7 +303,7 @@ class TopicReader:
                 case code if code in _UNKNOWN:
                     polled.unknown_topics.add(partition.topic)
                 case _:
-                    # librdkafka goes on by itself; 99 is UNKNOWN_TOPIC_ID: the topic may have been made anew.
+                    # librdkafka goes on by itself; 99 is UNKNOWN_TOPIC_ID: the topic may have been recreated.
                     self.brokers_changed = True
                     log.warning("consumer error", extra={"action": "consumer_error", "error": str(error)})
         return records
@@ -320,7 +320,7 @@ class TopicReader:
         return self._fatal is not None
 
     def _on_error(self, error: KafkaError) -> None:
-        """Hear of trouble with brokers: librdkafka mends it by itself, but for what is fatal."""
+        """Hear of trouble with brokers: librdkafka repairs it by itself, but for what is fatal."""
         self.brokers_changed = True
         if self._note_fatal(error):
             return

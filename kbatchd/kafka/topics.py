@@ -257,7 +257,7 @@ def _description(topic: str, answer: Any) -> TopicDescription:  # noqa: ANN401 -
     if answer.topic_id is None or str(answer.topic_id) == _NO_ID:
         raise ConfigError(
             f"topic {topic} has no id: the brokers are older than Kafka 2.8; upgrade them "
-            "(without ids a topic made anew cannot be told from the old one)"
+            "(without ids a recreated topic cannot be told from the old one)"
         )
     if not answer.partitions:
         raise ServerUnavailable(f"topic {topic} cannot be described: the answer names no partition")

@@ -1,7 +1,7 @@
 """The topic watch: which topics are still the same, and which partitions they have by now.
 
 The worker's poll loop calls it each turn, in its main thread. It asks the brokers every few seconds without waiting for
-the answer, and compares: another id means that the topic was made anew, more partitions that some may be ours. It also
+the answer, and compares: another id means that the topic was recreated, more partitions that some may be ours. It also
 judges offsets that are not in the topic, from the topic's id and its watermarks.
 
 A broker may lag behind the others, or answer wrongly, once. So what makes us skip records, or drop what was read, is
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: How often the topics are described: a topic made anew or grown is noticed within this time, and a Kafka that hangs
+#: How often the topics are described: a recreated or grown topic is noticed within this time, and a Kafka that hangs
 #: within this and what the answer may take (outage.py): 10 s together.
 INTERVAL_SECONDS = 5.0
 
@@ -125,7 +125,7 @@ class TopicWatch:
         elif name not in self._missing:
             self._missing.add(name)
             what = (
-                "topic is gone; `kbatchd create-topic` makes it anew, and `kbatchd progress accept` then lets its "
+                "topic is gone; `kbatchd create-topic` creates it again, and `kbatchd progress accept` then lets its "
                 "partitions go on; or take its routes out of the file"
             )
             log.error(what, extra={"action": "topic_gone", "topic": name})

@@ -134,6 +134,6 @@ class Later:
 _UNKNOWN = Refusal(
     "row_deleted",
     None,
-    "whether a later record has deleted the row of this key nobody knows: the letter's own record is not in Kafka any "
+    "nobody knows whether a later record has deleted the row of this key: the letter's own record is not in Kafka any "
     "more, or Kafka does not answer; --overwrite writes the row",
 )

@@ -72,7 +72,7 @@ class PartitionLag(NamedTuple):
 
     @property
     def reads_from(self) -> int:
-        """The first offset that is there to be read: all of a topic that was made anew."""
+        """The first offset that is there to be read: all of a topic that was recreated."""
         next_offset = 0 if self.state is PartitionState.RECREATED else self.progress.next_offset or 0
         return max(next_offset, self.start or 0)
 

@@ -76,7 +76,7 @@ METRICS = (
     Described(
         "kbatchd_refused_in_a_row", "gauge", ("route",), "Dead letters since the last row, of the last hour; 0 if none."
     ),
-    Described("kbatchd_workers_aside", "gauge", ("route",), "Workers that have put the route aside, for its table."),
+    Described("kbatchd_workers_aside", "gauge", ("route",), "Workers that have put the route on hold, for its table."),
     Described(
         "kbatchd_lag_records",
         "gauge",
@@ -87,7 +87,7 @@ METRICS = (
         "kbatchd_lag_seconds",
         "gauge",
         _PARTITION,
-        "Age of the oldest record that waits; 0 if none does. Owned partitions only.",
+        "Age of the oldest unwritten record; 0 if there is none. Owned partitions only.",
     ),
     Described(
         "kbatchd_next_offset",

@@ -18,10 +18,10 @@ class Word(StrEnum):
     """What there is to say, beside what progress and topic have to say of each other (PartitionState)."""
 
     OK = "ok"
-    NO_FAULT = "no fault seen"  # the same, where nobody was asked who would know that its route is put aside
+    NO_FAULT = "no fault seen"  # the same, where nobody was asked who would know that its route is on hold
     HALTED = "halted"  # by a gap, until somebody accepts it
     BREAKER = "halted: breaker"  # too many dead letters in a row, until somebody lets it go on
-    ASIDE = "put aside"  # the route waits for its table
+    ASIDE = "on hold"  # the route waits for its table
     WAITING = "waits for PostgreSQL"
     NO_OWNER = "no owner"
     STILL = "stands still"  # records wait, and progress does not move

@@ -82,7 +82,7 @@ class Daemon:
                 warnings.append(f"worker {index} stands by: another daemon has partitions of its")
             for name, route in slot.routes.items():
                 if route.aside:
-                    warnings.append(f"worker {index} has put route {name} aside")
+                    warnings.append(f"worker {index} has put route {name} on hold")
                 if halted := sorted(route.halted - route.tripped):
                     warnings.append(f"route {name}: halted partitions: {_listed(halted)}")
         faulty = [lag for lag in view.lags if lag.state is not PartitionState.OK]

@@ -78,7 +78,7 @@ _FOREIGN_PARTITION = """
         AND c.oid OPERATOR(pg_catalog.=) ANY (SELECT relid FROM pg_catalog.pg_partition_ancestors(f.ftrelid)))"""
 
 #: Its one parameter is the table's quoted name (`Table.quoted`). It is resolved anew each time, and the oid is part of
-#: the result: a table that was dropped and made anew, or renamed, differs too. What users' types are made of is in it
+#: the result: a table that was dropped and recreated, or renamed, differs too. What users' types are made of is in it
 #: as well (labels, domains, attributes), and so is what decides how rows may be merged, and whether all can be seen:
 #: with row-level security a merge passes over rows in silence. No row when there is no such table.
 FINGERPRINT_SQL: Final = f"""

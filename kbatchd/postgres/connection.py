@@ -37,7 +37,7 @@ _TCP_USER_TIMEOUT_MS = 10_000
 
 _TRANSACTION_TIMEOUT_VERSION = 170000
 
-#: SQLSTATEs of a refused connection that trying again does not mend, and what does.
+#: SQLSTATEs of a refused connection that trying again does not fix, and what does.
 _REMEDIES = {
     "28P01": "check the password and the role in postgres.dsn",
     "28000": "check the role in postgres.dsn, and let it and this host in, in pg_hba.conf",

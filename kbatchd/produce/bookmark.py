@@ -40,5 +40,5 @@ class Bookmark:
             return cls(**json.loads(metadata))
         except (ValueError, TypeError) as error:
             raise ConfigError(
-                f"the stored bookmark is not ours: {metadata[:100]!r}; begin anew with --restart"
+                f"the stored bookmark is not ours: {metadata[:100]!r}; start over with --restart"
             ) from error

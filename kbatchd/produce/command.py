@@ -129,7 +129,7 @@ def _send(context: Context, path: Path | None) -> None:
             FileRun(context, source, path).send()
             return
         if context.options.resume or context.options.restart:
-            raise ConfigError(f"{source.name}: is no file, and cannot be read again: no --resume, no --restart")
+            raise ConfigError(f"{source.name}: is not a file, and cannot be read again: no --resume, no --restart")
         chunks = source.chunks()
         head = read_head(chunks)
         pieces = context.splitter(source.name, head).pieces(chain([head], chunks), Place())

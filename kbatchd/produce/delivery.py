@@ -57,7 +57,7 @@ _PAUSE_SECONDS: Final = 0.05
 #: At an end, how long Kafka may take to finish what is under way.
 LAST_SECONDS: Final = 3.0
 
-#: What sending again does not mend.
+#: What sending again does not fix.
 REFUSED: Final = {
     KafkaError.MSG_SIZE_TOO_LARGE: "lower message.max.bytes in kafka.librdkafka to the topic's max.message.bytes",
     KafkaError.RECORD_LIST_TOO_LARGE: "lower message.max.bytes in kafka.librdkafka to the topic's segment.bytes",

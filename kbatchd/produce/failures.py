@@ -66,7 +66,7 @@ class FailedFile:
         except FileNotFoundError:
             return
         except (orjson.JSONDecodeError, LookupError, TypeError) as error:
-            raise ConfigError(f"{self.path}: is no file of failed records, nothing was changed in it") from error
+            raise ConfigError(f"{self.path}: is not a file of failed records; nothing was changed in it") from error
         except OSError as error:
             raise self._unusable(error) from error
 

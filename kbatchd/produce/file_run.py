@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _NOTHING: Final = (
     "there is nothing to go on with: Kafka has no bookmark of this file and route. Either none of it was sent, or that "
     "is longer ago than bookmarks are kept (the brokers' offsets.retention.minutes, 7 days by default). In the first "
-    "case leave --resume out, in the second send what is missing as another file, or all of it anew with --restart"
+    "case leave --resume out, in the second send what is missing as another file, or all of it again with --restart"
 )
 
 
@@ -94,7 +94,7 @@ class FileRun:
         far = f"{stored.sent:,} records, up to line {stored.lines:,}"
         if not stored.finished and not options.resume:
             raise ConfigError(
-                f"{name}: was begun and not sent to its end ({far}): --resume goes on there, --restart sends it anew"
+                f"{name}: was begun and not sent to its end ({far}): --resume goes on there, --restart sends it again"
             )
         try:
             more, begin = self._behind(stored)
@@ -104,7 +104,7 @@ class FileRun:
                 return self._from_beginning()
             raise ConfigError(
                 f"{name}: {error} since {far} of it were sent: undo that, or send what is left as another file; "
-                "--restart sends all of it anew"
+                "--restart sends all of it again"
             ) from error
         if not stored.finished or (more and options.resume):
             self._context.tell(f"{name}: goes on behind {far}")
@@ -114,7 +114,7 @@ class FileRun:
         if options.resume:
             self._context.tell(f"{name}: was sent to its end before ({far})")
             return None
-        raise ConfigError(f"{name}: was sent already ({far}): --restart sends it anew")
+        raise ConfigError(f"{name}: was sent already ({far}): --restart sends it again")
 
     def _from_beginning(self) -> Begin:
         splitter = self._splitter()

@@ -138,7 +138,7 @@ def unlock(connection: psycopg.Connection, owner: Owner, partitions: Iterable[in
 def claim(
     connection: psycopg.Connection, owner: Owner, topic_ids: Mapping[int, str]
 ) -> tuple[dict[int, Position], list[Gap]]:
-    """Make the partitions ours; return where each stands, and those whose topic was made anew since.
+    """Make the partitions ours; return where each stands, and those whose topic was recreated since.
 
     Partitions beyond those known so far are new, and start at 0: all of them at once, whoever claims them, so that one
     without progress among the known ones can only be lost. Durably: an epoch that vanished in a crash could come twice.
@@ -237,7 +237,7 @@ def _gone(owner: Owner, partitions: Collection[int], *, all_of_it: bool) -> str:
     if all_of_it:
         return (
             f"{what} is gone from kbatchd.progress; "
-            "if that is meant, restart the daemon to begin anew at the route's `start`"
+            "if that is meant, restart the daemon to start over at the route's `start`"
         )
     numbers = ", ".join(map(str, sorted(partitions)))
     return (
@@ -263,7 +263,7 @@ def _refuse_other_target(owner: Owner, targets: set[str]) -> None:
     for target in targets - {owner.target}:
         raise ConfigError(
             f"route {owner.route}: its progress was made for table {target}, not {owner.target}; "
-            "give the route another name to begin anew, or restore the table"
+            "give the route another name to start over, or restore the table"
         )
 
 

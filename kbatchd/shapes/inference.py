@@ -91,7 +91,7 @@ class Inferred:
     #: Fields that no column can have, and why.
     left_out: list[tuple[str, str]] = field(default_factory=list)
     records: int = 0
-    #: Records that are no JSON objects: they will be dead letters.
+    #: Records that are not JSON objects: they will be dead letters.
     refused: int = 0
     key: Column | None = None
     #: A column named like a key whose values come more than once.

@@ -37,7 +37,7 @@ def table_of_topic(topic: str) -> str:
 def check_name(table: str) -> None:
     """Raise ConfigError for what is no table's name in SQL."""
     if not _TABLE.fullmatch(table):
-        raise ConfigError(f"{table!r} is no name of a table: write schema.table, as in SQL")
+        raise ConfigError(f"{table!r} is not a table's name: write schema.table, as in SQL")
 
 
 def create_table(inferred: Inferred, table: str) -> str:
@@ -101,4 +101,4 @@ def _remarks(inferred: Inferred) -> Iterator[str]:
     for name, why in inferred.left_out:
         yield f"-- Left out: field {printable(json.dumps(name))}: {why}"
     if inferred.refused:
-        yield f"-- {inferred.refused} of the records are no JSON objects: they will be dead letters"
+        yield f"-- {inferred.refused} of the records are not JSON objects: they will be dead letters"

@@ -32,7 +32,7 @@ def key_faults(table: Table, columns: Sequence[str], key: Sequence[str]) -> Iter
     if frozenset(key) in table.odd_keys:
         yield (
             f"table {table}: a unique index on ({', '.join(key)}) has another collation than its column, and two keys "
-            "may be one to it alone: make the index anew without COLLATE"
+            "may be one to it alone: recreate the index without COLLATE"
         )
     if known.keys() >= set(key) and frozenset(key) not in table.unique_keys:
         yield (

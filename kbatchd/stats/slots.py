@@ -85,7 +85,7 @@ class Count(StrEnum):
 _COUNTS = {count: index for index, count in enumerate(Count)}
 _BATCHES = {reason: len(_COUNTS) + index for index, reason in enumerate(FlushReason)}
 _GAPS = {kind: len(_COUNTS) + len(_BATCHES) + index for index, kind in enumerate(GapKind)}
-#: The partitions put aside, by route: 1 while it is.
+#: The partitions on hold, by route: 1 while it is.
 _ASIDE = len(_COUNTS) + len(_BATCHES) + len(_GAPS)
 
 _HISTOGRAMS = (FLUSH_SECONDS, FILL, FRESHNESS_SECONDS)
@@ -177,7 +177,7 @@ class RouteSlot:
     def show_partitions(
         self, owned: Collection[int], halted: Collection[int], tripped: Collection[int] = (), *, aside: bool
     ) -> None:
-        """Tell which partitions are this worker's, which halted, which by the breaker; if the route is put aside."""
+        """Tell which partitions are this worker's, which halted, which by the breaker; if the route is on hold."""
         shown = frozenset(owned), frozenset(halted), frozenset(tripped)
         self._numbers[_ASIDE] = aside
         if shown == self._shown:
@@ -194,7 +194,7 @@ class RouteSlot:
 
     @property
     def aside(self) -> bool:
-        """Whether the worker has put the route aside."""
+        """Whether the worker has put the route on hold."""
         return bool(self._numbers[_ASIDE])
 
     @property

@@ -43,7 +43,7 @@ SWEEP_SECONDS = 1.0
 
 
 class Counts(NamedTuple):
-    """How many partitions are read, how many halted; whether others hold some, whether some are put aside."""
+    """How many partitions are read, how many halted; whether others hold some, whether some are on hold."""
 
     granted: int
     halted: int

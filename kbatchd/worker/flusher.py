@@ -100,7 +100,7 @@ class Flusher(threading.Thread):
         self.failure: Exception | None = None
 
     def run(self) -> None:
-        """Work until `handover.stop()`, or until something fails that trying again does not mend."""
+        """Work until `handover.stop()`, or until something fails that trying again does not fix."""
         try:
             while not self._handover.stopping:
                 self._turn()
@@ -137,7 +137,7 @@ class Flusher(threading.Thread):
             return
         try:
             connection = connect(self._postgres, f"kbatchd {self._worker}")
-        except ConfigError as error:  # while running, a password may be mended under us: go on trying
+        except ConfigError as error:  # while running, a password may be changed under us: go on trying
             raise ServerUnavailable(str(error)) from error
         self._connection, self._sink = connection, Sink(connection, self._handover.free_retired, self._at_letter)
         if self._session is not None:
@@ -208,7 +208,7 @@ class Flusher(threading.Thread):
             self._attempt(lane, partial(self._claims[lane.route.name].meet, gap, epoch))
 
     def _sweep(self) -> None:
-        """Let every lane claim what it may; a lane that cannot is put aside."""
+        """Let every lane claim what it may; a lane that cannot is put on hold."""
         now = time.monotonic()
         for name, claims in self._claims.items():
             claims.sweep_at = now + SWEEP_SECONDS
@@ -217,7 +217,7 @@ class Flusher(threading.Thread):
         self._show_state()
 
     def _attempt(self, lane: Lane, act: Callable[[], None]) -> None:
-        """Do something for one lane; put it aside when its table, rights or progress are not as they must be."""
+        """Do something for one lane; put it on hold when its table, rights or progress are not as they must be."""
         try:
             act()
         except ConfigError as error:
@@ -284,7 +284,7 @@ class Flusher(threading.Thread):
         numbers.add_batch(batch.reason, batch.records, batch.record_bytes, fill, seconds)
 
     def _judge(self, lane: Lane, error: Error, *, partly_written: bool) -> None:
-        """Retry the same batch later, or put the route aside."""
+        """Retry the same batch later, or put the route on hold."""
         if self._verdict(error) is not Verdict.RETRY:
             self._put_aside(lane, error)
             return
@@ -300,7 +300,7 @@ class Flusher(threading.Thread):
     def _put_aside(self, lane: Lane, error: Exception) -> None:
         """Let this route alone wait, and the others of the worker go on."""
         seconds = self._lane_backoffs[lane.route.name].next_seconds()
-        self._tell("route is put aside", "aside", error, logging.ERROR, route=lane.route.name)
+        self._tell("route is on hold", "aside", error, logging.ERROR, route=lane.route.name)
         self._claims[lane.route.name].put_aside(time.monotonic() + seconds)
 
     def _show_buffers(self) -> None:

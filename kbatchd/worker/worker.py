@@ -166,7 +166,7 @@ class Worker:
             for intake in self._intakes[topic]:
                 intake.begin(topic, reading.floors.get(intake.route, {}), reading.lineages.get(intake.route, {}))
             self._undiagnosed = {partition for partition in self._undiagnosed if partition.topic != topic}
-            self._watch.suspect()  # who did not fetch for a while may have missed that the topic was made anew
+            self._watch.suspect()  # who did not fetch for a while may have missed that the topic was recreated
         return turn.encoders
 
     def _watch_topics(self) -> None:
@@ -201,7 +201,7 @@ class Worker:
         return {partition: reached for partition, reached in self._handover.reading().items() if partition in assigned}
 
     def _forget_gone(self) -> None:
-        """Give up partitions that a topic made anew does not have any more."""
+        """Give up partitions that a recreated topic does not have any more."""
         gone = [partition for partition in self._wanted if self._is_gone(partition)]
         if gone:
             log.error("partitions are gone", extra={"action": "partitions_gone", "partitions": list(map(str, gone))})

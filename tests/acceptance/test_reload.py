@@ -1,4 +1,4 @@
-"""SIGHUP under load: the file is read anew, every worker is replaced, and nothing is lost or doubled."""
+"""SIGHUP under load: the file is read again, every worker is replaced, and nothing is lost or doubled."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_a_halted_or_locked_or_lost_one_does_not_hold_the_other(
         assert_goes_on(healthy)
         halted.execute("ALTER TABLE public.hidden RENAME TO first")
         before = halted.rows()
-        wait_until(lambda: halted.rows() > before, 15, "the route that was put aside is back")
+        wait_until(lambda: halted.rows() > before, 15, "the route that was put on hold is back")
         with psycopg.connect(halted.dsn) as blocker:
             blocker.execute("LOCK TABLE public.first IN EXCLUSIVE MODE")
             daemon.wait_for_log("action=retry route=first", 15)

@@ -10,7 +10,7 @@ from tests.fix_daemon import MakeDaemon, wait_until
 from tests.fix_kafka import wait_for_leaders
 from tests.fix_load import Delivery, MakeDelivery, value
 
-#: A topic made anew is noticed at the next look at the topics, every 10 s.
+#: A recreated topic is noticed at the next look at the topics, every 10 s.
 NOTICED_SECONDS = 15.0
 
 #: Partitions added to a topic are read within this time.
@@ -58,7 +58,7 @@ def test_a_transactional_topic_ends_with_lag_0_and_no_gap(delivery: Delivery, ma
 def test_a_topic_made_anew_halts_until_it_is_accepted(
     make_delivery: MakeDelivery, make_daemon: MakeDaemon, running: bool
 ) -> None:
-    # Given: three routes; of two the topic is made anew, once with fewer records and once with more.
+    # Given: three routes; of two the topic is recreated, once with fewer records and once with more.
     shorter, longer, other = (make_delivery(2, f"public.{name}") for name in ("shorter", "longer", "other"))
     everything = (shorter, longer, other)
     daemon = make_daemon(*(delivery.route for delivery in everything)).start()
@@ -76,10 +76,10 @@ def test_a_topic_made_anew_halts_until_it_is_accepted(
         daemon.start()
 
     # Then: they halt, each partition with its own error, and nothing of the new topics is written; the other goes on.
-    daemon.wait_for_log("was made anew", NOTICED_SECONDS, count=4)
+    daemon.wait_for_log("was recreated", NOTICED_SECONDS, count=4)
     for delivery in (shorter, longer):
         for partition in range(2):
-            assert len(daemon.logged(f"{delivery.topic}[{partition}]: the topic was made anew")) == 1
+            assert len(daemon.logged(f"{delivery.topic}[{partition}]: the topic was recreated")) == 1
         assert delivery.rows() == 200
         assert delivery.progress() == {0: 100, 1: 100}
     other.send(200, first=100)

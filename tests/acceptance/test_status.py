@@ -94,18 +94,18 @@ def test_what_stands_still_is_not_ok(
     aside.execute("ALTER TABLE public.aside RENAME TO hidden")
     for delivery in (aside, fine):
         delivery.send(20)
-    wait_until(lambda: states(daemon)[:2] == ["put aside", "halted: breaker"], 10, "the route without a table")
+    wait_until(lambda: states(daemon)[:2] == ["on hold", "halted: breaker"], 10, "the route without a table")
     # and from elsewhere it is seen that records wait, and progress does not move.
     elsewhere = make_daemon(*routes)
     seen = ["stands still", "halted: breaker", "no fault seen"]
     wait_until(lambda: states(elsewhere) == seen, 30, "what stands still")
     assert elsewhere.command("status", "--exit-code").returncode == 1
-    assert states(daemon) == ["put aside", "halted: breaker", "ok"]
+    assert states(daemon) == ["on hold", "halted: breaker", "ok"]
     # Its partitions have the same word, here and on the page.
-    words = {str(aside.topic): "put aside", str(halted.topic): "halted: breaker", str(fine.topic): "ok"}
+    words = {str(aside.topic): "on hold", str(halted.topic): "halted: breaker", str(fine.topic): "ok"}
     assert {each["topic"]: each["state"] for each in status(daemon)["partitions"]} == words
     page = monitor.status()
-    assert [each["word"] for each in page["routes"]] == ["put aside", "halted: breaker", "ok"]
+    assert [each["word"] for each in page["routes"]] == ["on hold", "halted: breaker", "ok"]
     assert {each["topic"]: each["word"] for each in page["partitions"]} == words
     aside.execute("ALTER TABLE public.hidden RENAME TO aside")
     aside.wait_drained()

@@ -225,7 +225,7 @@ def test_accept_a_topic_made_anew(installation: Installation, make_topic: MakeTo
     topic = make_topic(1, installation.topic)
     installation.register("another-id", p0=100)
     (line,) = installation.ok("progress", "accept", "r")
-    assert line.startswith(f"accepted {topic}[0]: the topic was made anew")
+    assert line.startswith(f"accepted {topic}[0]: the topic was recreated")
     (row,) = installation.progress()
     assert (row["next_offset"], row["lag"]) == ("0", "0")
     assert installation.ok("progress", "accept", "r") == [f"{topic}[0]: there is nothing to accept"]
@@ -241,7 +241,7 @@ def test_accept_leaves_what_the_route_has_read_of_another_topic(
         "SELECT pipeline, route, 'before', 7, topic_id, target, 3 FROM kbatchd.progress RETURNING 1"
     )
     (line,) = installation.ok("progress", "accept", "r")
-    assert line.startswith(f"accepted {topic}[0]: the topic was made anew")
+    assert line.startswith(f"accepted {topic}[0]: the topic was recreated")
 
 
 def test_accept_without_a_topic(installation: Installation) -> None:

@@ -18,7 +18,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def test_the_reference_is_that_of_the_models() -> None:
-    assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == reference(), "make docs writes it anew"
+    assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == reference(), "make docs writes it again"
 
 
 def test_the_picture_of_the_house_is_that_of_the_floors() -> None:

@@ -184,7 +184,7 @@ def test_no_table_can_be_made(
 def test_no_name_of_a_table(kafka: Kafka | GivenKafka, topic_name: str, tmp_path: Path, name: str) -> None:
     done = infer(tmp_path, kafka.bootstrap_servers, topic_name, f"--table={name}")
     assert (done.returncode, done.stdout) == (78, "")
-    assert "is no name of a table" in done.stderr
+    assert "is not a table's name" in done.stderr
 
 
 def test_no_such_topic(kafka: Kafka | GivenKafka, topic_name: str, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_cache_that_cannot_be_written_names_the_key_and_what_follows(
     assert tables.load(make_config())
     [record] = [record for record in caplog.records if vars(record)["action"] == "cache_unwritten"]
     assert record.getMessage() == (
-        "columns not remembered: nothing can be taken in after a start without PostgreSQL; mend state_directory"
+        "columns not remembered: nothing can be taken in after a start without PostgreSQL; fix state_directory"
     )
 
 

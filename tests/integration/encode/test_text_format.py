@@ -216,7 +216,7 @@ def test_what_postgresql_refuses_has_its_line_and_column(odd_session: psycopg.Co
 
 
 def test_xml_is_read_where_postgresql_was_built_with_libxml(odd_session: psycopg.Connection) -> None:
-    """Else it takes nulls alone, and says why in its own words: the route is put aside with them."""
+    """Else it takes nulls alone, and says why in its own words: the route is on hold with them."""
     odd_session.execute("CREATE TABLE t (n numeric, v xml)")
     try:
         odd_session.execute("SELECT xml '<a/>'")

@@ -100,8 +100,8 @@ def test_a_topic_that_is_gone_is_told_of_once_with_what_to_do(
             time.sleep(0.005)
     [record] = [record for record in caplog.records if vars(record).get("action") == "topic_gone"]
     assert record.getMessage() == (
-        "topic is gone; `kbatchd create-topic` makes it anew, and `kbatchd progress accept` then lets its partitions "
-        "go on; or take its routes out of the file"
+        "topic is gone; `kbatchd create-topic` creates it again, and `kbatchd progress accept` then lets its "
+        "partitions go on; or take its routes out of the file"
     )
 
 

@@ -60,7 +60,7 @@ def test_what_contradicts_is_found_at_its_line(
 def test_the_largest_record_is_a_whole_number(file: Path, value: object, capsys: pytest.CaptureFixture[str]) -> None:
     write(file, message_max_bytes=value)
     assert main(["check-config", "--config", str(file)]) == EX_CONFIG
-    assert "message.max.bytes that is no whole number" in capsys.readouterr().err
+    assert "message.max.bytes that is not a whole number" in capsys.readouterr().err
     write(file, message_max_bytes="2000000")
     assert load(file).kafka.max_record_bytes == 2_000_000 - 512
 

@@ -92,7 +92,7 @@ def test_paths_are_read_and_written(path: str) -> None:
 
 @pytest.mark.parametrize("path", ["", ".", "a.", "a..b", ".a", "[0]", "a[", "a[x]", "a[-1]", "a.[0]", 'a"b"', "a]"])
 def test_what_is_no_path(path: str) -> None:
-    with pytest.raises(ValueError, match="no path"):
+    with pytest.raises(ValueError, match="not a path"):
         parse_path(path)
 
 

@@ -129,8 +129,8 @@ def test_neither_object_nor_array_is_malformed(body: bytes) -> None:
         (b'{"a":1}{"a":2}', "unexpected text at character 8"),
         (b'{"a":1},{"a":2}', "unexpected text at character 8"),
         (b'{"a":1', "delimiter"),
-        (b'{"a":NaN}', "NaN is no JSON"),
-        (b'[{"a":-Infinity}]', "-Infinity is no JSON"),
+        (b'{"a":NaN}', "NaN is not JSON"),
+        (b'[{"a":-Infinity}]', "-Infinity is not JSON"),
         (b'[{"a":1},]', "Expecting value"),
         (b'[,{"a":1}]', "Expecting value"),
         (b'[{"a":1},,{"a":2}]', "Expecting value"),
@@ -228,7 +228,7 @@ def test_truncated_is_malformed_wherever_it_ends(encoding: str) -> None:
     # Lines that are whole in what is left must not pass for the whole body.
     packed = PACKERS[encoding](b'{"a":1}\n' * 1_000 + random.randbytes(1_000))
     for end in range(len(packed)):
-        with pytest.raises(Malformed, match=f"the body is no (whole )?{encoding}"):
+        with pytest.raises(Malformed, match=f"the body is not (a whole )?{encoding}"):
             unpack(packed[:end], encoding, 100_000)
 
 
@@ -237,7 +237,7 @@ def test_garbage_is_malformed(encoding: str) -> None:
     packed = PACKERS[encoding](b"a" * 1_000)
     damaged = packed[:-5] + bytes([packed[-5] ^ 1]) + packed[-4:]
     for body in b"no", b"\0" * 600, packed + b"\0", packed + b"more", *([damaged] if encoding == "gzip" else []):
-        with pytest.raises(Malformed, match=f"the body is no (whole )?{encoding}"):
+        with pytest.raises(Malformed, match=f"the body is not (a whole )?{encoding}"):
             unpack(body, encoding, 100_000)
 
 

@@ -77,7 +77,7 @@ def test_a_field_that_is_missing_may_be_null() -> None:
 def test_what_is_no_object_is_counted_and_left_out() -> None:
     inferred = infer([b'{"a":1}', b"[]", b"{", None, b"\xff"])
     assert (inferred.records, inferred.refused) == (1, 4)
-    assert "4 of the records are no JSON objects" in create_table(inferred, "t")
+    assert "4 of the records are not JSON objects" in create_table(inferred, "t")
 
 
 @pytest.mark.parametrize(
