@@ -29,7 +29,7 @@ DEFECTS = {
         "a first start: LIST_OFFSETS swallowed",
         (
             Change(
-                "kbatchd.offsets",
+                "kbatchd.kafka.offsets",
                 "        return answers\n\n    def _ask_twice",
                 '        answers.known.update(list_offsets(self._admin, answers.silent, "latest").known)\n'
                 "        answers.silent.clear()\n        return answers\n\n    def _ask_twice",
@@ -40,14 +40,16 @@ DEFECTS = {
         "accept: LIST_OFFSETS swallowed",
         (
             Change(
-                "kbatchd.offsets",
+                "kbatchd.kafka.offsets",
                 "    low, high = (question.answers() for question in questions)\n",
                 "    low, high = (question.answers() for question in questions)\n"
                 "    ends = OffsetsInquiry(admin, low.silent, 'latest', timeout_seconds).answers().known\n"
                 "    low = Answers({**low.known, **ends}, {})\n",
             ),
             Change(
-                "kbatchd.watch", "    second, _ = _look(kafka, admin, partition, positions)\n", "    second = first\n"
+                "kbatchd.kafka.watch",
+                "    second, _ = _look(kafka, admin, partition, positions)\n",
+                "    second = first\n",
             ),
         ),
     ),
@@ -55,9 +57,13 @@ DEFECTS = {
         "one stale answer at accept",
         (
             Change(
-                "kbatchd.watch", "    second, _ = _look(kafka, admin, partition, positions)\n", "    second = first\n"
+                "kbatchd.kafka.watch",
+                "    second, _ = _look(kafka, admin, partition, positions)\n",
+                "    second = first\n",
             ),
-            Change("kbatchd.watch", "    if parted is None and high < (at.lineage.end or 0):\n", "    if False:\n"),
+            Change(
+                "kbatchd.kafka.watch", "    if parted is None and high < (at.lineage.end or 0):\n", "    if False:\n"
+            ),
         ),
     ),
     "what is gone of a recreated topic is not named": Defect(
@@ -65,14 +71,14 @@ DEFECTS = {
         (Change("kbatchd.model", "if self.next_topic_id is not None and self.resume_at:", "if False:"),),
     ),
     "checksums are not looked at": Defect(
-        "a byte altered on the way", (Change("kbatchd.source", '"check.crcs": True', '"check.crcs": False'),)
+        "a byte altered on the way", (Change("kbatchd.kafka.reader", '"check.crcs": True', '"check.crcs": False'),)
     ),
     # Which topic, which log
     "a flush does not ask which topic it is of": Defect(
         "recreated while a batch is open",
         (
             Change(
-                "kbatchd.identity",
+                "kbatchd.kafka.identity",
                 "        if not self._inquiry.wait(ANSWER_SECONDS):\n            return\n",
                 "        return\n",
             ),
@@ -82,7 +88,7 @@ DEFECTS = {
         "recreated, stale answers",
         (
             Change(
-                "kbatchd.identity",
+                "kbatchd.kafka.identity",
                 "            return topic_id in self._former.get(topic, ())",
                 "            return False",
             ),
@@ -90,7 +96,7 @@ DEFECTS = {
     ),
     "reading begins without the leader epoch": Defect(
         "an unclean election",
-        (Change("kbatchd.source", "leader_epoch=epoch))", "leader_epoch=-1))"),),
+        (Change("kbatchd.kafka.reader", "leader_epoch=epoch))", "leader_epoch=-1))"),),
     ),
     # What ack=db says
     "ack=db: progress of the former topic counts": Defect(
@@ -98,7 +104,9 @@ DEFECTS = {
         (
             Change("kbatchd.gateway.database", "if at.topic_id != log.topic_id:", "if False:"),
             Change(
-                "kbatchd.reached", "        if begin < 0 or ", "        return Reached.YES\n        if begin < 0 or "
+                "kbatchd.schema.reached",
+                "        if begin < 0 or ",
+                "        return Reached.YES\n        if begin < 0 or ",
             ),
         ),
     ),
@@ -106,7 +114,7 @@ DEFECTS = {
         "ack=db before the first progress",
         (
             Change(
-                "kbatchd.reached",
+                "kbatchd.schema.reached",
                 "        if self.next_offset is None or last >= min(self.next_offset, self.records_end or 0):\n"
                 "            return Reached.NOT_YET\n",
                 "        return Reached.YES if last < (self.next_offset or 0) else Reached.NOT_YET\n",
@@ -117,7 +125,7 @@ DEFECTS = {
         "ack=db, a recreated topic that was accepted",
         (
             Change(
-                "kbatchd.reached",
+                "kbatchd.schema.reached",
                 "          AND (d.topic_id IS NULL OR d.topic_id OPERATOR(pg_catalog.=) s.topic_id)\n"
                 "          AND d.refused_at OPERATOR(pg_catalog.>=) pg_catalog.to_timestamp(s.since)\n",
                 "",
@@ -127,17 +135,17 @@ DEFECTS = {
     # The books
     "COPY's tag is not compared": Defect(
         "a row vanishes on the way",
-        (Change("kbatchd.batch_copy", "skipped = expected - found\n", "skipped = 0\n"),),
+        (Change("kbatchd.sink.batch_copy", "skipped = expected - found\n", "skipped = 0\n"),),
     ),
     "COPY's tag is not compared in windows": Defect(
         "a row vanishes on the way, in windows",
-        (Change("kbatchd.batch_copy", "skipped = expected - found\n", "skipped = 0\n"),),
+        (Change("kbatchd.sink.batch_copy", "skipped = expected - found\n", "skipped = 0\n"),),
     ),
     "the first progress is not durable": Defect(
         "PostgreSQL dies behind the first progress",
         (
             Change(
-                "kbatchd.progress",
+                "kbatchd.schema.progress",
                 '        connection.execute("SET LOCAL synchronous_commit = on")\n        yield',
                 "        yield",
             ),
@@ -146,28 +154,36 @@ DEFECTS = {
     "progress that is missing begins at 0": Defect(
         "one partition's progress missing",
         (
-            Change("kbatchd.progress", "generate_series(({_KNOWN}), %(highest)s)", "generate_series(0, %(highest)s)"),
-            Change("kbatchd.inspection", "        if lost:\n", "        if False:\n"),
+            Change(
+                "kbatchd.schema.claiming", "generate_series(({_KNOWN}), %(highest)s)", "generate_series(0, %(highest)s)"
+            ),
+            Change("kbatchd.check.inspection", "        if lost:\n", "        if False:\n"),
         ),
     ),
     "progress set reads the line without its lock": Defect(
         "progress set while a flush is under way",
-        (Change("kbatchd.progress", "FOR UPDATE  -- a flush may be about to move it", ""),),
+        (Change("kbatchd.schema.by_hand", "FOR UPDATE  -- a flush may be about to move it", ""),),
     ),
     "row security is not in the fingerprint": Defect(
         "row security switched on",
-        (Change("kbatchd.catalogue", "('lc_monetary'), row_security_active(c.oid),\n", "('lc_monetary'),\n"),),
+        (
+            Change(
+                "kbatchd.postgres.catalogue",
+                " pg_catalog.row_security_active(c.oid),\n        {_UNIQUE",
+                "\n        {_UNIQUE",
+            ),
+        ),
     ),
     "merged and deleted are not compared with what was staged": Defect(
         "a merge leaves a row out",
-        (Change("kbatchd.upsert", "        if changed != keys:\n", "        if False:\n"),),
+        (Change("kbatchd.sink.upsert", "        if changed != keys:\n", "        if False:\n"),),
     ),
     # Names
     "a renamed route begins anew": Defect(
         "the route renamed",
         (
             Change(
-                "kbatchd.preflight",
+                "kbatchd.check.preflight",
                 "    if faults:\n        raise ConfigError(*faults)\n    for route",
                 "    for route",
             ),
