@@ -140,8 +140,8 @@ def _compare(
     if topic is None or row.partition >= topic.partitions:
         return PartitionLag(row, PartitionState.MISSING, None, None)
     if partition not in marks:
-        silent = PartitionState.NO_LEADER if row.partition in topic.leaderless else PartitionState.UNKNOWN
-        return PartitionLag(row, silent, None, None)
+        silent = PartitionState.NOT_BEGUN if row.next_offset is None else PartitionState.UNKNOWN
+        return PartitionLag(row, PartitionState.NO_LEADER if row.partition in topic.leaderless else silent, None, None)
     low, high = marks[partition]
     if row.next_offset is None:
         return PartitionLag(row, PartitionState.NOT_BEGUN, low, high)
