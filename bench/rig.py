@@ -199,6 +199,8 @@ class Rig:
         """Give every measurement the same start, and no checkpoint due."""
         for statement in self.start_sql:
             self.connection.execute(statement.encode())
+        # What a former pipeline has read into the table is gone with it: to read it again is no renaming.
+        self.connection.execute("DELETE FROM kbatchd.progress")
         with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
             self.connection.execute("CHECKPOINT")
 
