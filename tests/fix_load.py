@@ -114,6 +114,18 @@ class Load(threading.Thread):
             self.acknowledged[message.partition() or 0] += 1
 
 
+def _end(consumer: Consumer, partition: TopicPartition) -> int:
+    """Return a partition's end, once it has a leader: a broker that comes back may be without for a moment."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return int(consumer.get_watermark_offsets(partition, timeout=30)[1])
+        except KafkaException:
+            if time.monotonic() > deadline:
+                raise
+            consumer.list_topics(partition.topic, timeout=30)  # asks for the leaders again
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """A topic, the table its records go to, and the judgement."""
@@ -162,10 +174,7 @@ class Delivery:
         consumer = Consumer({"bootstrap.servers": self.bootstrap_servers, "group.id": "judge", "log_level": 0})
         try:
             numbers = consumer.list_topics(self.topic, timeout=30).topics[self.topic].partitions
-            return {
-                number: consumer.get_watermark_offsets(TopicPartition(self.topic, number), timeout=30)[1]
-                for number in numbers
-            }
+            return {number: _end(consumer, TopicPartition(self.topic, number)) for number in numbers}
         finally:
             consumer.close()
 

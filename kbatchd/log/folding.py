@@ -1,7 +1,8 @@
 """Folding: a warning or an error that repeats is one line in ten seconds, with the number of those left out.
 
 A filter of the log's handler in each child process. The process calls `tell_repeats` about once a second, from its main
-loop, so that the last count comes out also when the trouble is over.
+loop, so that the last count comes out also when the trouble is over. What is told late is still true: nothing of a
+trouble comes after the news of its end, and no such news after the trouble has begun again.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
 #: How often the same trouble is told.
 SECONDS = 10.0
 
-#: What good news ends, by its action: what was held back of that is not told after it.
+#: The troubles that good news ends, by its action. A server that comes and goes repeats both.
 _ENDS = {
     "kafka_back": {"kafka_error", "kafka_silent", "consumer_error", "diagnose"},
     "kafka_up": {"kafka_down"},
     "postgres_back": {"postgres_wait", "postgres_lost", "postgres_away"},
 }
+#: What is no longer true when one of these is: it is not told after it.
+_OVERTAKES = _ENDS | {trouble: {news} for news, troubles in _ENDS.items() for trouble in troubles}
 
 #: What else tells one trouble from another, beside its message.
 _ABOUT = ("action", "route", "topic")
@@ -33,7 +36,7 @@ _ACTION = 2  # of a trouble's key: behind the logger's name and the message
 
 @dataclass(slots=True)
 class _Told:
-    """A trouble: when it was told last, and what has come since."""
+    """A trouble, or the news of its end: when it was told last, and what has come since."""
 
     at: float
     count: int = 0
@@ -50,38 +53,39 @@ class Folding(logging.Filter):
         self._lock = threading.Lock()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether to write it now; a field `repeated` counts those like it that were not written before it.
+        """Tell whether to write it now; a field `repeated` counts the lines that were left out before it.
 
-        Good news is always written, with the count of what it ends.
+        Those are the ones like it, and those that it overtakes.
         """
-        ends = _ENDS.get(getattr(record, "action", ""))
-        if ends is not None:
-            self._end(record, ends)
-            return True
-        if record.levelno < logging.WARNING:
+        overtakes = _OVERTAKES.get(getattr(record, "action", ""), set())
+        if record.levelno < logging.WARNING and not overtakes:
             return True
         key = (record.name, record.getMessage(), *(getattr(record, name, None) for name in _ABOUT))
         with self._lock:
+            left_out = self._overtake(overtakes)
             told = self._told.get(key)
             if told is not None and time.monotonic() - told.at < SECONDS:
-                told.count += 1
+                told.count += left_out + 1
                 told.last = record
                 return False
-            if told is not None and told.count:
-                record.repeated = told.count
+            if told is not None:
+                left_out += told.count
+            if left_out:
+                record.repeated = left_out
             self._told[key] = _Told(time.monotonic())
             return True
 
-    def _end(self, record: logging.LogRecord, ends: set[str]) -> None:
-        """Forget the troubles that are over."""
-        with self._lock:
-            over = [key for key in self._told if key[_ACTION] in ends]
-            held_back = sum(self._told.pop(key).count for key in over)
-        if held_back:
-            record.repeated = held_back
+    def _overtake(self, actions: set[str]) -> int:
+        """Drop what was held back of these, which still are told once in ten seconds only; return how many lines."""
+        left_out = 0
+        for key, told in self._told.items():
+            if key[_ACTION] in actions:
+                left_out += told.count
+                told.count, told.last = 0, None
+        return left_out
 
     def tell_repeats(self, write: Callable[[logging.LogRecord], object]) -> None:
-        """Write the last record of each trouble that was told long enough ago, and forget what is over.
+        """Write the last record of what was told long enough ago, and forget what did not come again.
 
         Their time is now, so that the log is in order; `seconds_ago` tells how old they are. All of it under the lock:
         another thread's good news, which ends such a trouble, waits, and stands behind it.

@@ -65,10 +65,13 @@ _FENCED: Final = {
 
 def sending_settings(identity: str) -> Settings:
     """Say what the producer of a file's transactions is made with."""
+    timeout_ms = round(TRANSACTION_TIMEOUT_SECONDS * 1000)
     return with_ours({
         "transactional.id": identity,
-        "transaction.timeout.ms": round(TRANSACTION_TIMEOUT_SECONDS * 1000),
-        "delivery.timeout.ms": round(TRANSACTION_TIMEOUT_SECONDS * 1000),
+        "transaction.timeout.ms": timeout_ms,
+        "delivery.timeout.ms": timeout_ms,
+        # The file may say more, for its consumers; librdkafka takes no more than a transaction's time.
+        "socket.timeout.ms": timeout_ms,
     })  # fmt: skip
 
 

@@ -126,6 +126,7 @@ def test_a_broker_that_hangs_at_a_first_start(spread: Delivery, two_brokers: Bro
         wait_until(lambda: of_broker_1(spread) == {0: 20, 2: 20}, 60, "the other partitions to begin")
     finally:
         two_brokers.send(2, signal.SIGCONT)
+    two_brokers.wait_for_leader(spread.topic, partitions=len(HOME))
     spread.wait_drained()
     spread.assert_exactly_once()
     assert daemon.stop() == 0

@@ -106,6 +106,7 @@ def test_what_kbatchd_cannot_run_with_is_refused_with_the_reason(
     "properties",
     [
         {"reconnect_backoff_ms": 2_000},
+        {"socket_timeout_ms": 300_000},
         {"reconnect_backoff_ms": 1_000, "retry_backoff_ms": 50},
         {"group_protocol": "consumer"},
         {"group_protocol": "CONSUMER", "group_remote_assignor": "uniform"},

@@ -193,12 +193,28 @@ class TestFolding:
             logger.warning("lost", extra={"action": "postgres_lost"})
             logger.warning("other", extra={"action": "other"})
             logger.warning("is back", extra={"action": "postgres_back"})
-            assert self.lines(capsys)[-1] == "is back action=postgres_back repeated=3"
             clock[0] += 3.0
+        # A server that comes and goes is told of once in ten seconds as well.
+        assert self.lines(capsys)[-1] == "is back action=postgres_back repeated=3"
+        clock[0] += 10.1
+        log.tell_repeats()
+        left = [line.partition(" seconds_ago=")[0] for line in self.lines(capsys)]
+        assert left == ["other action=other repeated=2", "is back action=postgres_back repeated=12"]
+
+    def test_no_good_news_comes_after_the_trouble_has_begun_again(
+        self, clock: list[float], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        log.setup("info", "worker 0")
+        log.fold()
+        for _ in range(2):
+            logger.warning("waiting", extra={"action": "postgres_wait"})
+            logger.warning("is back", extra={"action": "postgres_back"})
+        logger.warning("waiting", extra={"action": "postgres_wait"})
+        assert self.lines(capsys) == ["waiting action=postgres_wait", "is back action=postgres_back"]
         clock[0] += 10.1
         log.tell_repeats()
         [left] = self.lines(capsys)
-        assert left.startswith("other action=other repeated=2")
+        assert left.startswith("waiting action=postgres_wait repeated=3")
 
     def test_good_news_waits_for_what_is_being_told(self, clock: list[float]) -> None:
         folding = Folding()
