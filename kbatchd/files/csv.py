@@ -26,7 +26,7 @@ import orjson
 from kbatchd import log
 from kbatchd.encode.mapping import Source
 from kbatchd.errors import ConfigError
-from kbatchd.files.files import MAX_RECORD_BYTES, UTF8_MARK, Piece, Place, whole_lines
+from kbatchd.files.files import MAX_RECORD_BYTES, UTF8_MARK, Cursor, Piece, whole_lines
 from kbatchd.model import Refusal
 
 if TYPE_CHECKING:
@@ -85,12 +85,12 @@ class CsvReader:
         """Read the file's first row; ConfigError with all faults of it."""
         self._take_header(_Rows(chunks, 0, self._max_row_bytes, self._name, self._delimiter))
 
-    def read(self, chunks: Iterator[bytes], place: Place, max_records: int) -> Iterator[Piece]:
+    def read(self, chunks: Iterator[bytes], cursor: Cursor, max_records: int) -> Iterator[Piece]:
         """Convert the rows. From the file's beginning on this reads the header too; else `read_header` comes first."""
-        rows = _Rows(chunks, place.lines, self._max_row_bytes, self._name, self._delimiter)
-        if place.offset == 0:
+        rows = _Rows(chunks, cursor.lines, self._max_row_bytes, self._name, self._delimiter)
+        if cursor.offset == 0:
             self._take_header(rows)
-            place = place.after(header := Piece([], (), rows.take()))
+            cursor = cursor.after(header := Piece([], (), rows.take()))
             yield header
         builder = _PieceBuilder()
         for row in rows:

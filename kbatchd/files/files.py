@@ -51,16 +51,16 @@ class Piece:
     sources: Sequence[bytes] | None = None
 
 
-class Place(NamedTuple):
-    """The end of a piece: how many bytes, lines and records lie before it."""
+class Cursor(NamedTuple):
+    """How far an input is cut into records: the bytes, lines and records before the end of a piece."""
 
     offset: int = 0
     lines: int = 0
     records: int = 0
 
-    def after(self, piece: Piece) -> Place:
-        """Return the end of the next piece."""
-        return Place(
+    def after(self, piece: Piece) -> Cursor:
+        """Return the cursor behind the next piece."""
+        return Cursor(
             self.offset + len(piece.raw), self.lines + piece.raw.count(b"\n"), self.records + len(piece.values)
         )
 
@@ -70,9 +70,9 @@ def is_array(head: bytes) -> bool:
     return head.removeprefix(UTF8_MARK).lstrip(_BLANK)[:1] == b"["
 
 
-def read_lines(chunks: Iterator[bytes], place: Place, max_records: int, name: str) -> Iterator[Piece]:
+def read_lines(chunks: Iterator[bytes], cursor: Cursor, max_records: int, name: str) -> Iterator[Piece]:
     """Split newline-delimited JSON; empty lines count as lines, but are no records."""
-    for block in whole_lines(chunks, place.lines + 1, name):
+    for block in whole_lines(chunks, cursor.lines + 1, name):
         lines = block.split(b"\n")
         if not lines[-1]:
             lines.pop()
@@ -80,16 +80,16 @@ def read_lines(chunks: Iterator[bytes], place: Place, max_records: int, name: st
         for first in range(0, len(lines), max_records):
             some = lines[first : first + max_records]
             end = begin + sum(map(len, some)) + len(some)  # one beyond a last line that has no end
-            piece = _line_piece(some, block[begin:end], place)
+            piece = _line_piece(some, block[begin:end], cursor)
             begin = end
-            place = place.after(piece)
+            cursor = cursor.after(piece)
             yield piece
 
 
-def _line_piece(lines: Sequence[bytes], raw: bytes, place: Place) -> Piece:
+def _line_piece(lines: Sequence[bytes], raw: bytes, cursor: Cursor) -> Piece:
     values = [line.strip(_BLANK) for line in lines]
-    numbers: Sequence[int] = range(place.lines + 1, place.lines + 1 + len(values))
-    if place.offset == 0:
+    numbers: Sequence[int] = range(cursor.lines + 1, cursor.lines + 1 + len(values))
+    if cursor.offset == 0:
         values[0] = values[0].removeprefix(UTF8_MARK).lstrip(_BLANK)
     if not all(values):
         numbers = [number for number, value in zip(numbers, values, strict=True) if value]
@@ -133,25 +133,25 @@ def _refuse_constant(constant: str) -> NoReturn:
 _scan = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=_refuse_constant).raw_decode
 
 
-def read_array(chunks: Iterator[bytes], place: Place, max_records: int, name: str) -> Iterator[Piece]:
+def read_array(chunks: Iterator[bytes], cursor: Cursor, max_records: int, name: str) -> Iterator[Piece]:
     """Split an array; ConfigError, naming the line, where it is not JSON: from there on nothing can be told apart.
 
     It is set in again behind an element; the last piece ends behind the array and the blanks after it.
     """
     window = _Window(chunks)
     try:
-        if place.records == 0:
+        if cursor.records == 0:
             window.enter()
-        while not window.at_end(first=place.records == 0):
+        while not window.at_end(first=cursor.records == 0):
             ends = window.elements()
             for first in range(0, len(ends), max_records):
-                piece = window.piece(ends[first : first + max_records], place)
-                place = place.after(piece)
+                piece = window.piece(ends[first : first + max_records], cursor)
+                cursor = cursor.after(piece)
                 yield piece
             window.drop_taken()
     except _Broken as error:
-        line = place.lines + window.untaken().count(b"\n") + 1
-        what = f"{name}:{line}: is not a JSON array from here on (record {place.records + 1:,}): {error}"
+        line = cursor.lines + window.untaken().count(b"\n") + 1
+        what = f"{name}:{line}: is not a JSON array from here on (record {cursor.records + 1:,}): {error}"
         raise ConfigError(what) from error
     yield Piece([], (), window.rest())
 
@@ -214,12 +214,12 @@ class _Window:
         self._at = spans[-1].end
         return spans
 
-    def piece(self, spans: Sequence[_Span], place: Place) -> Piece:
+    def piece(self, spans: Sequence[_Span], cursor: Cursor) -> Piece:
         """Cut some elements out."""
         values = [self.data[span.begin : span.end] for span in spans]
         before, self._taken = self._taken, spans[-1].end
         raw = self.data[before : self._taken]
-        line = place.lines + 1
+        line = cursor.lines + 1
         lines: Sequence[int] = [line] * len(values)
         if b"\n" in raw:
             starts = [before, *(span.begin for span in spans)]

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from kbatchd.gateway.exchange import Exchange
     from kbatchd.gateway.logs import Logs
     from kbatchd.gateway.tokens import Tokens
-    from kbatchd.kafka.producer import Headers, RecordProducer
+    from kbatchd.kafka.producer import GatewayProducer, Headers
     from kbatchd.kafka.sending import Sending
     from kbatchd.model import OffsetRange
     from kbatchd.schema.reached import DeadLetter
@@ -86,7 +86,7 @@ class App:
         self,
         gateway: Gateway,
         routes: Sequence[Route],
-        producer: RecordProducer,
+        producer: GatewayProducer,
         database: Database,
         logs: Logs,
         tokens: Tokens,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kbatchd.encode.mapping import Feed
     from kbatchd.gateway.schemas import Schema
     from kbatchd.postgres.table import Column
-    from kbatchd.shapes.shape import Place
+    from kbatchd.shapes.shape import Node
 
 _MICROSECONDS: Final = 1_000_000
 #: Seconds since 1970: the years 1 to 9999.
@@ -58,33 +58,33 @@ def describe(route: Route, columns: Sequence[Column] | None) -> Record:
     return Record(schema, samples.example(feeds, route))
 
 
-def _schema(place: Place, closed: Place | None) -> Schema:
-    """Write a place as a JSON schema; the object `closed` takes no other fields."""
-    parts = [_schema_of_feed(feed) for feed in place.feeds]
-    names = [step for step in place.within if isinstance(step, str)]
-    if names or place is closed:
+def _schema(node: Node, closed: Node | None) -> Schema:
+    """Write a node as a JSON schema; the object `closed` takes no other fields."""
+    parts = [_schema_of_feed(feed) for feed in node.feeds]
+    names = [step for step in node.within if isinstance(step, str)]
+    if names or node is closed:
         parts.append({
-            "type": _type("object", place),
-            "required": [name for name in names if place.within[name].required],
-            "properties": {name: _schema(place.within[name], closed) for name in names},
-            "additionalProperties": place is not closed,
+            "type": _type("object", node),
+            "required": [name for name in names if node.within[name].required],
+            "properties": {name: _schema(node.within[name], closed) for name in names},
+            "additionalProperties": node is not closed,
         })  # fmt: skip
-    indexes = [step for step in place.within if isinstance(step, int)]
+    indexes = [step for step in node.within if isinstance(step, int)]
     if indexes:
         parts.append({
-            "type": _type("array", place),
+            "type": _type("array", node),
             "prefixItems": [
-                _schema(place.within[index], closed) if index in indexes else {} for index in range(max(indexes) + 1)
+                _schema(node.within[index], closed) if index in indexes else {} for index in range(max(indexes) + 1)
             ],
-            "minItems": max((index + 1 for index in indexes if place.within[index].required), default=0),
+            "minItems": max((index + 1 for index in indexes if node.within[index].required), default=0),
         })  # fmt: skip
     if len(parts) > 1:
         return {"allOf": parts}
     return parts[0] if parts else {}
 
 
-def _type(name: str, place: Place) -> str | list[str]:
-    return name if place.required else [name, "null"]
+def _type(name: str, node: Node) -> str | list[str]:
+    return name if node.required else [name, "null"]
 
 
 def _schema_of_feed(feed: Feed) -> Schema:

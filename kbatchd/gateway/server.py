@@ -28,7 +28,7 @@ from kbatchd.gateway.listener import BACKLOG, HANDSHAKE_SECONDS, announce, answe
 from kbatchd.gateway.logs import Logs
 from kbatchd.gateway.protocol import TOLD_CONNECTIONS, Connection
 from kbatchd.gateway.tokens import Tokens
-from kbatchd.kafka.producer import RecordProducer
+from kbatchd.kafka.producer import GatewayProducer
 from kbatchd.kafka.topics import make_admin
 from kbatchd.log import tell_repeats
 from kbatchd.stats.slots import Field, Slot, State
@@ -81,7 +81,7 @@ def run_gateway(config: Config, index: int, slot: Slot) -> int:
 async def _run(config: Config, gateway: Gateway, index: int, slot: Slot) -> int:
     _raise_open_files(gateway)
     name = f"gateway-{index}"
-    producer = RecordProducer(config.kafka, gateway, f"{config.pipeline}-{name}")
+    producer = GatewayProducer(config.kafka, gateway, f"{config.pipeline}-{name}")
     tokens = Tokens(gateway)
     database = Database(config, name)
     logs = Logs(make_admin(config.kafka), {route.topic for route in config.route})
@@ -140,7 +140,7 @@ def _on_signals(
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
-async def _reach_servers(producer: RecordProducer, database: Database, logs: Logs) -> None:
+async def _reach_servers(producer: GatewayProducer, database: Database, logs: Logs) -> None:
     """Return when requests can be taken, or after a while."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(REACH_SECONDS):
@@ -157,7 +157,7 @@ async def beat(slot: Slot) -> None:
         await asyncio.sleep(BEAT_SECONDS)
 
 
-async def _end_with(producer: RecordProducer, server: Server) -> None:
+async def _end_with(producer: GatewayProducer, server: Server) -> None:
     await producer.fatal.wait()
     server.stop()
 

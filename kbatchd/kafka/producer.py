@@ -19,7 +19,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from kbatchd.errors import ConfigError
 from kbatchd.kafka.errors import cause_of
-from kbatchd.kafka.places import Places
+from kbatchd.kafka.reported_offsets import ReportedOffsets
 from kbatchd.kafka.sending import KafkaAway, QueueFull, RecordTooLarge, Sending
 from kbatchd.kafka.settings import NOT_TAKEN, Settings
 from kbatchd.model import OffsetRange
@@ -86,8 +86,8 @@ def settings(gateway: config.Gateway, client_id: str) -> Settings:
     return Settings(ours, _DEFAULTS)
 
 
-class RecordProducer:
-    """An idempotent producer for an event loop."""
+class GatewayProducer:
+    """An idempotent producer for a gateway's event loop."""
 
     def __init__(self, kafka: config.Kafka, gateway: config.Gateway, client_id: str) -> None:
         """Connect in the background; call from within the event loop."""
@@ -106,7 +106,7 @@ class RecordProducer:
         self._down_at_us = 0
         self._under_way: deque[Sending] = deque()
         self._done: list[Sending] = []
-        self._places = Places()
+        self._reported = ReportedOffsets()
         self.queued_records = self.queued_bytes = 0
         self._timer = self._loop.call_later(_IDLE_SECONDS, self._collect)
         self._collects_soon = False
@@ -179,7 +179,7 @@ class RecordProducer:
             raise KafkaAway(f"Kafka has acknowledged nothing for {STALL_SECONDS} s")
         if self.queued_records + count > self._max_records or self.queued_bytes > self._max_bytes:
             raise QueueFull("too many records wait for Kafka")
-        sending = Sending(topic, count, size_bytes, now, on_done, self._done, self._places)
+        sending = Sending(topic, count, size_bytes, now, on_done, self._done, self._reported)
         self._under_way.append(sending)
         self.queued_records += count
         self.queued_bytes += size_bytes

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError
 
 from kbatchd.config import record_too_large
 from kbatchd.errors import KbatchError
-from kbatchd.kafka.places import Places
+from kbatchd.kafka.reported_offsets import ReportedOffsets
 from kbatchd.model import OffsetRange, Partition
 
 if TYPE_CHECKING:
@@ -70,11 +70,11 @@ _CERTAIN = {
 class Sending:
     """The records of one request that are under way."""
 
-    __slots__ = ("_done", "_places", "acknowledged", "errors", "left", "on_done", "sent_at", "size_bytes", "topic")
+    __slots__ = ("_done", "_reported", "acknowledged", "errors", "left", "on_done", "sent_at", "size_bytes", "topic")
 
     def __init__(
         self, topic: str, count: int, size_bytes: int, sent_at: float, on_done: Callable[[Sending], object],
-        done: list[Sending], places: Places,
+        done: list[Sending], reported: ReportedOffsets,
     ) -> None:  # fmt: skip
         self.topic = topic
         #: Records without a report.
@@ -84,7 +84,7 @@ class Sending:
         self.on_done = on_done
         #: Where it goes with its last report.
         self._done = done
-        self._places = places
+        self._reported = reported
         #: Partition and offset of each record (None: nobody has said), and the reasons of the others, in the order of
         #: the reports.
         self.acknowledged: list[tuple[int, int | None]] = []
@@ -94,8 +94,8 @@ class Sending:
         """Take one delivery report."""
         if error is None:
             offset = message.offset()
-            if offset is None or self._places:
-                offset = self._places.offset(message.topic(), message.partition(), offset)
+            if offset is None or self._reported:
+                offset = self._reported.offset(message.topic(), message.partition(), offset)
             self.acknowledged.append((message.partition(), offset))  # type: ignore[arg-type]
         else:
             self.errors.append(error)

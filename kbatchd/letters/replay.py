@@ -57,7 +57,7 @@ class Replay:
         self._later: Later | None = None
         if self._deletes is not None and may_delete(route, table, self._deletes):
             topic_id = _topic_id(config, route.topic)
-            wanted = store.places(connection, pipeline, choice, topic_id)
+            wanted = store.keys_by_offset(connection, pipeline, choice, topic_id)
             rows = [
                 row
                 for row in by_hand.show(connection, pipeline)

@@ -195,7 +195,7 @@ def routes(connection: psycopg.Connection, pipeline: str, choice: Choice) -> lis
     return [name for (name,) in connection.execute(query.encode(), _parameters(pipeline, choice))]
 
 
-def places(
+def keys_by_offset(
     connection: psycopg.Connection, pipeline: str, choice: Choice, topic_id: str
 ) -> list[tuple[int, int, bytes | None]]:
     """Return partition, offset and key of the chosen letters that are of this topic."""

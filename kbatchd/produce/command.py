@@ -22,7 +22,7 @@ import orjson
 
 from kbatchd.door import tables
 from kbatchd.errors import EX_DATA, EX_OK, ConfigError
-from kbatchd.files.files import Piece, Place
+from kbatchd.files.files import Cursor, Piece
 from kbatchd.files.streams import Input, Stopped
 from kbatchd.kafka import topics
 from kbatchd.produce.context import Context
@@ -132,7 +132,7 @@ def _send(context: Context, path: Path | None) -> None:
             raise ConfigError(f"{source.name}: is not a file, and cannot be read again: no --resume, no --restart")
         chunks = source.chunks()
         head = read_head(chunks)
-        pieces = context.splitter(source.name, head).pieces(chain([head], chunks), Place())
+        pieces = context.splitter(source.name, head).pieces(chain([head], chunks), Cursor())
         _send_plainly(context, pieces, source.name, source)
 
 

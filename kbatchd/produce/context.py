@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from kbatchd.config import Config, Route
-    from kbatchd.files.files import Piece, Place
+    from kbatchd.files.files import Cursor, Piece
     from kbatchd.postgres.table import Column
 
 Format = Literal["ndjson", "array", "csv"]
@@ -111,12 +111,12 @@ class Splitter(NamedTuple):
     name: str
     piece_records: int
 
-    def pieces(self, chunks: Iterator[bytes], place: Place) -> Iterator[Piece]:
-        """Split what comes after a place."""
+    def pieces(self, chunks: Iterator[bytes], cursor: Cursor) -> Iterator[Piece]:
+        """Split what comes behind the cursor."""
         if self.csv is not None:
-            return self.csv.read(chunks, place, self.piece_records)
+            return self.csv.read(chunks, cursor, self.piece_records)
         read = read_array if self.format == "array" else read_lines
-        return read(chunks, place, self.piece_records, self.name)
+        return read(chunks, cursor, self.piece_records, self.name)
 
 
 def _suffix(name: str) -> str:

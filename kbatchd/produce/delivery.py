@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from confluent_kafka import KafkaError, Producer
 
 from kbatchd.errors import ConfigError, ServerUnavailable
-from kbatchd.kafka.places import Places
+from kbatchd.kafka.reported_offsets import ReportedOffsets
 from kbatchd.kafka.settings import NOT_TAKEN, Properties, Settings
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Acknowledged:
         self.count += len(offsets)
 
 
-class RecordProducer(Protocol):
+class InputProducer(Protocol):
     """What sends the records of one input."""
 
     acknowledged: Acknowledged
@@ -163,15 +163,15 @@ class Reports:
 
     def __init__(self) -> None:
         self.offsets: list[tuple[int, int | None]] = []
-        self._places = Places()
+        self._reported = ReportedOffsets()
         self.error: KafkaError | None = None
 
     def take(self, error: KafkaError | None, message: Message) -> None:
         """Take one."""
         if error is None:
             offset = message.offset()
-            if offset is None or self._places:
-                offset = self._places.offset(message.topic(), message.partition(), offset)
+            if offset is None or self._reported:
+                offset = self._reported.offset(message.topic(), message.partition(), offset)
             self.offsets.append((message.partition(), offset))  # type: ignore[arg-type]
         elif self.error is None or self.error.code() not in REFUSED:
             self.error = error

@@ -1,4 +1,4 @@
-"""A file from where it stands: whether it may be sent, from which place on, and that place found again in it.
+"""A file from where it stands: whether it may be sent, from which record on, and that record found again in it.
 
 In the command's main thread.
 """
@@ -14,7 +14,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from kbatchd.errors import ConfigError, KbatchError
-from kbatchd.files.files import Place
+from kbatchd.files.files import Cursor
 from kbatchd.files.streams import Stopped
 from kbatchd.produce.file_producer import FileProducer, TakenOver
 from kbatchd.produce.heads import read_head
@@ -118,7 +118,7 @@ class FileRun:
 
     def _from_beginning(self) -> Begin:
         splitter = self._splitter()
-        return at_beginning(splitter.pieces(self._source.chunks(), Place()), self._resolved)
+        return at_beginning(splitter.pieces(self._source.chunks(), Cursor()), self._resolved)
 
     def _behind(self, stored: Bookmark) -> tuple[bool, Begin]:
         """Go to a bookmark, and tell whether anything comes after it. Raises _Altered."""
@@ -142,8 +142,8 @@ class FileRun:
         if rest and splitter.format != "array" and last != b"\n" and rest[:1] not in b"\r\n":
             raise _Altered("its last line was continued")
         bookmark = replace(stored, finished=False, run=secrets.token_hex(8))
-        place = Place(stored.offset, stored.lines, stored.records)
-        pieces = splitter.pieces(chain([rest], chunks), place)
+        cursor = Cursor(stored.offset, stored.lines, stored.records)
+        pieces = splitter.pieces(chain([rest], chunks), cursor)
         return bool(rest), Begin(bookmark, sha, pieces, self._resolved)
 
     def _splitter(self) -> Splitter:

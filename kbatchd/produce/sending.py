@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kbatchd import log
 from kbatchd.errors import ConfigError
-from kbatchd.files.files import Place
+from kbatchd.files.files import Cursor
 from kbatchd.files.streams import Stopped
 from kbatchd.model import Partition
 from kbatchd.produce.bookmark import Bookmark
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kbatchd.files.streams import Input
     from kbatchd.produce.checks import Unfed
     from kbatchd.produce.context import Context
-    from kbatchd.produce.delivery import RecordProducer
+    from kbatchd.produce.delivery import InputProducer
     from kbatchd.produce.failures import FailedFile, Failure
 
 #: A wait that is longer must not hold a transaction open.
@@ -60,7 +60,7 @@ class Sending:
         self,
         context: Context,
         source: Input | None,
-        producer: RecordProducer,
+        producer: InputProducer,
         failed_file: FailedFile,
         name: str,
         begin: Begin,
@@ -69,7 +69,7 @@ class Sending:
         self._name = name
         self._begin = begin
         self._sha = begin.sha
-        self._place = Place(begin.bookmark.offset, begin.bookmark.lines, begin.bookmark.records)
+        self._cursor = Cursor(begin.bookmark.offset, begin.bookmark.lines, begin.bookmark.records)
         self._sent, self._failed = begin.bookmark.sent, begin.bookmark.failed
         self._failures: list[Failure] = []
         self._unfed: Unfed | None = None
@@ -79,7 +79,7 @@ class Sending:
     def send(self) -> None:
         """Send all. Raises Stopped when somebody wants the end; what was begun is finished then."""
         context, pieces = self._context, self._begin.pieces
-        context.bar.open(self._name, self._total(), self._done(), self._place.records)
+        context.bar.open(self._name, self._total(), self._done(), self._cursor.records)
         while True:
             try:
                 piece = next(pieces, None)
@@ -95,9 +95,9 @@ class Sending:
             self._add(piece)
             if self._producer.is_full() or len(self._failures) >= _MOST_FAILURES:
                 self._commit()
-            context.bar.show(self._done(), self._place.records, self._place.offset)
+            context.bar.show(self._done(), self._cursor.records, self._cursor.offset)
         self._commit(finished=True)
-        context.bar.show(self._done(), self._place.records, self._place.offset, last=True)
+        context.bar.show(self._done(), self._cursor.records, self._cursor.offset, last=True)
 
     def close(self) -> None:
         """End it, and tell what became of it."""
@@ -123,7 +123,7 @@ class Sending:
         pace.wait()
 
     def _add(self, piece: Piece) -> None:
-        checked = self._context.checker.check(piece, self._place.records)
+        checked = self._context.checker.check(piece, self._cursor.records)
         if checked.values:
             self._producer.add(checked.values, checked.keys)
         self._context.pace.count(len(checked.values))
@@ -134,7 +134,7 @@ class Sending:
         self._sent += len(checked.values)
         self._failed += len(checked.failures)
         self._sha.update(piece.raw)
-        self._place = self._place.after(piece)
+        self._cursor = self._cursor.after(piece)
 
     def _commit(self, *, finished: bool = False) -> None:
         if self._failures:
@@ -142,8 +142,8 @@ class Sending:
             self._failed_file.write(self._begin.entry, self._failures, mode, group)
             self._failures = []
         bookmark = Bookmark(
-            offset=self._place.offset,
-            lines=self._place.lines,
+            offset=self._cursor.offset,
+            lines=self._cursor.lines,
             sha256=self._sha.hexdigest(),
             sent=self._sent,
             failed=self._failed,
@@ -157,4 +157,4 @@ class Sending:
         return self._context.options.generate if self._source is None else self._source.size_bytes
 
     def _done(self) -> int:
-        return self._place.records if self._source is None else self._source.read_bytes
+        return self._cursor.records if self._source is None else self._source.read_bytes

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from kbatchd.config import RouteMapping
     from kbatchd.encode.mapping import Feed
     from kbatchd.postgres.table import Column
-    from kbatchd.shapes.shape import Place
+    from kbatchd.shapes.shape import Node
 
 _WORDS: Final = (
     "amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron",
@@ -159,7 +159,7 @@ def _counts(seed: int) -> Iterator[int]:
     return count_from(seed * _RECORDS_OF_A_SEED + 1)
 
 
-def _text_maker(root: Place, seed: int) -> Callable[[int], bytes]:
+def _text_maker(root: Node, seed: int) -> Callable[[int], bytes]:
     """Return what makes a key, a header or a raw value: JSON where a column reads it so, else a text without quotes."""
     make = _compile(_Writer({}), root, seed)
     if root.within or any(feed.json_text or feed.column.type_name in {*JSONS, "array"} for feed in root.feeds):
@@ -172,7 +172,7 @@ def _without_quotes(text: bytes) -> bytes:
     return value.encode() if isinstance(value, str) else text
 
 
-def _compile(writer: _Writer, root: Place, seed: int) -> Callable[[int], bytes]:
+def _compile(writer: _Writer, root: Node, seed: int) -> Callable[[int], bytes]:
     template, arguments = writer.write(root)
     body = "\n    ".join(f"b{number} = bits({_BITS})" for number in range(writer.draws))
     source = f"def make(n):\n    {body or 'pass'}\n    return ({template!r} % ({arguments})).encode()"
@@ -191,34 +191,34 @@ def _compile(writer: _Writer, root: Place, seed: int) -> Callable[[int], bytes]:
 class _Writer:
     """Writes the template of a text, and the arguments that fill it: `n`, and `b0`, `b1` ... drawn for its values."""
 
-    def __init__(self, objects: Mapping[Place, tuple[str, str]]) -> None:
+    def __init__(self, objects: Mapping[Node, tuple[str, str]]) -> None:
         """Fill objects with what they are here, where nobody says what is in them."""
         self._objects = objects
         self.draws = 0
 
-    def write(self, place: Place) -> tuple[str, str]:
-        """Write what stands at a place."""
-        names = [step for step in place.within if isinstance(step, str)]
+    def write(self, node: Node) -> tuple[str, str]:
+        """Write what stands at a node."""
+        names = [step for step in node.within if isinstance(step, str)]
         if names:
-            written = [(json.dumps(name).replace("%", "%%") + ":", *self.write(place.within[name])) for name in names]
+            written = [(json.dumps(name).replace("%", "%%") + ":", *self.write(node.within[name])) for name in names]
             fields = ",".join(name + template for name, template, _ in written)
             return f"{{{fields}}}", "".join(arguments for *_, arguments in written)
-        if place.within:
-            within = cast("dict[int, Place]", place.within)
+        if node.within:
+            within = cast("dict[int, Node]", node.within)
             items = [self.write(within[at]) if at in within else ("null", "") for at in range(max(within) + 1)]
             return f"[{','.join(template for template, _ in items)}]", "".join(arguments for _, arguments in items)
-        return self._write_leaf(place)
+        return self._write_leaf(node)
 
-    def _write_leaf(self, place: Place) -> tuple[str, str]:
+    def _write_leaf(self, node: Node) -> tuple[str, str]:
         bits = f"b{self.draws}"
         self.draws += 1
-        if place in self._objects:
-            template, arguments = self._objects[place]
+        if node in self._objects:
+            template, arguments = self._objects[node]
             return template, _drawn(arguments, bits)
-        feed = min(place.feeds, key=_strictness)
+        feed = min(node.feeds, key=_strictness)
         template, arguments = ("%d", _EPOCHS[feed.unit]) if feed.unit is not None else _template(feed.column)
         arguments = _drawn(arguments, bits)
-        may_be_null = not place.required and not any(each.column.not_null for each in place.feeds)
+        may_be_null = not node.required and not any(each.column.not_null for each in node.feeds)
         in_a_string = feed.json_text and (feed.source is Source.FIELD or bool(feed.path))
         if not may_be_null and not in_a_string:
             return template, arguments
@@ -233,7 +233,7 @@ def _drawn(arguments: str, bits: str) -> str:
 
 
 def _strictness(feed: Feed) -> tuple[bool, bool, int, bool]:
-    """Order the feeds of one place: what fits the first fits the others, if anything does."""
+    """Order the feeds of one node: what fits the first fits the others, if anything does."""
     name = feed.column.type_name
     rank = _STRICTEST.index(name) if name in _STRICTEST else len(_STRICTEST) + (name in TEXTS) + 2 * (name in JSONS)
     return feed.unit is None, not feed.json_text, rank, feed.column.typmod < 0
@@ -257,7 +257,7 @@ def _template(column: Column) -> tuple[str, str]:
 
 
 def _numeric_template(typmod: int) -> tuple[str, str]:
-    """Fill a numeric's places before and behind the point, as far as it has any; without a typmod some."""
+    """Fill a numeric's digits before and behind the point, as far as it has any; without a typmod some."""
     if typmod < 0:
         return "%d.%02d", "b >> 20 & 0xFFFFF, b % 100"
     precision, scale = typmod >> 16, (typmod & _SCALE_MASK ^ _SCALE_SIGN) - _SCALE_SIGN

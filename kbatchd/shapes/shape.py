@@ -1,4 +1,4 @@
-"""The shape that a route's mapping reads: a tree of places in a JSON text, each with the feeds that take it.
+"""The shape that a route's mapping reads: a tree of the nodes of a JSON text, each with the feeds that take it.
 
 The gateway writes it as a JSON schema (gateway/records.py), and made-up records are written along it (samples.py).
 Pure functions, no I/O.
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from kbatchd.paths import Path
 
 
-class Place:
-    """A place in a JSON text: who takes what stands there, and what is within it."""
+class Node:
+    """A node of a JSON text: who takes what stands there, and what is within it."""
 
     def __init__(self) -> None:
         self.feeds: list[Feed] = []
-        self.within: dict[str | int, Place] = {}
+        self.within: dict[str | int, Node] = {}
         #: Whether it must be there in every record.
         self.required = False
 
-    def at(self, path: Path, *, required: bool) -> Place:
-        """Return a place within; what is required must be there all the way."""
-        place = self
+    def at(self, path: Path, *, required: bool) -> Node:
+        """Return a node within; what is required must be there all the way."""
+        node = self
         for step in path:
-            place = place.within.setdefault(step, Place())
-            place.required |= required
-        return place
+            node = node.within.setdefault(step, Node())
+            node.required |= required
+        return node
 
     def add(self, feed: Feed) -> None:
         """Add who takes what is at the feed's own path."""
@@ -43,13 +43,13 @@ class Place:
 class Shape(NamedTuple):
     """A record's value: all of it, and the object whose fields are the columns'; with an envelope that is within."""
 
-    root: Place
-    inner: Place
+    root: Node
+    inner: Node
 
 
 def of_value(feeds: Sequence[Feed], mapping: RouteMapping) -> Shape:
     """Return the shape of a route's values."""
-    root = Place()
+    root = Node()
     root.required = True
     inner = root.at(mapping.envelope, required=True)
     for feed in feeds:
@@ -58,9 +58,9 @@ def of_value(feeds: Sequence[Feed], mapping: RouteMapping) -> Shape:
     return Shape(root, inner)
 
 
-def of_text(feeds: Iterable[Feed]) -> Place:
+def of_text(feeds: Iterable[Feed]) -> Node:
     """Return the shape of a key or a header that these feeds take."""
-    root = Place()
+    root = Node()
     root.required = True
     for feed in feeds:
         root.add(feed)

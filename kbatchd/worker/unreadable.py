@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 PAUSE_SECONDS = 30.0
 
 
-class Place(NamedTuple):
-    """Where a partition cannot be read on."""
+class Retry(NamedTuple):
+    """Where a partition cannot be read on, and when it is tried again."""
 
     offset: int
     #: How often it was tried, and when to try again.
@@ -36,20 +36,20 @@ class Unreadable:
     """The partitions that have something unreadable."""
 
     def __init__(self) -> None:
-        self._places: dict[Partition, Place] = {}
+        self._retries: dict[Partition, Retry] = {}
 
     def is_due(self, partition: Partition) -> bool:
         """Tell whether the partition may be tried again, as any may that was never unreadable."""
-        place = self._places.get(partition)
-        return place is None or place.until <= time.monotonic()
+        retry = self._retries.get(partition)
+        return retry is None or retry.until <= time.monotonic()
 
     def note(self, partition: Partition, positions: Mapping[str, Position], error: str) -> None:
         """Take what the client said of a partition, which these routes have read up to there; tell of it."""
         offset = min((position.next_offset for position in positions.values()), default=-1)
-        before = self._places.get(partition)
+        before = self._retries.get(partition)
         tries = before.tries + 1 if before is not None and before.offset == offset else 1
         pause_seconds = min(2.0 ** (tries - 1) - 1, PAUSE_SECONDS)
-        self._places[partition] = Place(offset, tries, time.monotonic() + pause_seconds)
+        self._retries[partition] = Retry(offset, tries, time.monotonic() + pause_seconds)
         if tries == 1:
             what = f"what came of {partition} at offset {offset} cannot be read; it is read again"
             log.warning(what, extra={"action": "unreadable", "error": error})

@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient
 
 from kbatchd import config
 from kbatchd.gateway.logs import Logs
-from kbatchd.kafka.producer import RecordProducer
+from kbatchd.kafka.producer import GatewayProducer
 from kbatchd.kafka.topics import make_admin
 from kbatchd.model import Partition
 from tests.fix_daemon import wait_until
@@ -31,12 +31,12 @@ def run(test: Coroutine[object, object, None]) -> None:
 
 
 @asynccontextmanager
-async def asking(kafka: Kafka | GivenKafka, *topics: str) -> AsyncIterator[tuple[Logs, RecordProducer]]:
+async def asking(kafka: Kafka | GivenKafka, *topics: str) -> AsyncIterator[tuple[Logs, GatewayProducer]]:
     """Ask of these topics, and produce into them."""
     settings = config.Kafka(bootstrap_servers=kafka.bootstrap_servers)
     logs = Logs(make_admin(settings), topics)
     watching = asyncio.create_task(logs.watch())
-    producer = RecordProducer(settings, config.Gateway(), "test")
+    producer = GatewayProducer(settings, config.Gateway(), "test")
     await asyncio.wait_for(logs.looked.wait(), 30)
     await asyncio.wait_for(producer.up.wait(), 30)
     try:
@@ -46,7 +46,7 @@ async def asking(kafka: Kafka | GivenKafka, *topics: str) -> AsyncIterator[tuple
         watching.cancel()
 
 
-async def send(logs: Logs, producer: RecordProducer, topic: str) -> tuple[int, int, Log | None]:
+async def send(logs: Logs, producer: GatewayProducer, topic: str) -> tuple[int, int, Log | None]:
     """Send a record; return its partition and offset, and which log it is in."""
     before = logs.look(topic)
     [(partition, offset, _)] = await producer.send(topic, [b"{}"], [None], None)

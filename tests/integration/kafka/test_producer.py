@@ -8,7 +8,7 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from kbatchd import config
-from kbatchd.kafka.producer import STALL_SECONDS, RecordProducer
+from kbatchd.kafka.producer import STALL_SECONDS, GatewayProducer
 from kbatchd.model import OffsetRange, Partition
 from kbatchd.produce.bookmark import Bookmark
 from kbatchd.produce.delivery import Patience
@@ -30,7 +30,7 @@ def test_a_loop_that_is_held_up_does_not_blame_kafka(kafka: Kafka | GivenKafka, 
 
     async def send_before_and_after() -> list[OffsetRange]:
         settings = config.Kafka(bootstrap_servers=kafka.bootstrap_servers)
-        producer = RecordProducer(settings, config.Gateway(), "test")
+        producer = GatewayProducer(settings, config.Gateway(), "test")
         await asyncio.wait_for(producer.up.wait(), 30)
         before = asyncio.create_task(producer.send(topic, [b"{}"], [None], None))
         await asyncio.sleep(0)  # its turn: the record is under way
@@ -61,7 +61,7 @@ def test_what_no_broker_has_placed_is_nowhere(broker: Brokers) -> None:
     first = OffsetRange(Partition(topic, 0), 0, 0)
 
     async def send() -> None:
-        producer = RecordProducer(config.Kafka(bootstrap_servers=broker.bootstrap_servers), config.Gateway(), "test")
+        producer = GatewayProducer(config.Kafka(bootstrap_servers=broker.bootstrap_servers), config.Gateway(), "test")
         await asyncio.wait_for(producer.up.wait(), 30)
         assert await producer.send(topic, [b"{}"], [None], None) == [first]
         rule = broker.wire.rule(answers(Api.PRODUCE), alter(unplaced(topic)), 1)

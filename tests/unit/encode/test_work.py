@@ -13,7 +13,7 @@ from kbatchd.door.door import Door
 from kbatchd.encode import exact
 from kbatchd.encode.rows import build_encoder
 from kbatchd.files import bodies, files
-from kbatchd.files.files import Place, read_array
+from kbatchd.files.files import Cursor, read_array
 from kbatchd.postgres.table import Column
 from tests.records import Sent
 
@@ -193,7 +193,7 @@ def test_an_array_in_a_file(element: bytes, monkeypatch: pytest.MonkeyPatch) -> 
     count = 20_000
     array = b"[%b]" % b",".join([element] * count)
     chunks = [array[at : at + 1_048_576] for at in range(0, len(array), 1_048_576)]
-    pieces = list(read_array(iter(chunks), Place(), 500, "file"))
+    pieces = list(read_array(iter(chunks), Cursor(), 500, "file"))
     assert sum(len(piece.values) for piece in pieces) == count
     assert b"".join(piece.raw for piece in pieces) == array
     assert parsed <= count * 2 * files._PARSED_BYTES

@@ -1,4 +1,4 @@
-"""Where acknowledged records are, as far as Kafka has said so.
+"""The offsets that delivery reports give: a broker's own, or none.
 
 librdkafka counts a batch's offsets from that of its first record. Where a broker acknowledges without naming it, since
 it has the batch already, librdkafka counts from -1: the first record is given no offset, and those behind it are given
@@ -9,7 +9,7 @@ looks like that; pure.
 from __future__ import annotations
 
 
-class Places:
+class ReportedOffsets:
     """The partitions whose last report gave no offset, or counted on from there. True while there are some."""
 
     def __init__(self) -> None:
