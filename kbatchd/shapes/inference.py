@@ -65,7 +65,7 @@ _UNITS: Final = {"s": 1, "ms": 1_000, "us": 1_000_000}
 
 
 @dataclass(slots=True)
-class Column:
+class InferredColumn:
     """A column for one field; `note` is for people."""
 
     path: Path
@@ -87,13 +87,13 @@ class Column:
 class Inferred:
     """What was made of a sample."""
 
-    columns: list[Column] = field(default_factory=list)
+    columns: list[InferredColumn] = field(default_factory=list)
     #: Fields that no column can have, and why.
     left_out: list[tuple[str, str]] = field(default_factory=list)
     records: int = 0
     #: Records that are not JSON objects: they will be dead letters.
     refused: int = 0
-    key: Column | None = None
+    key: InferredColumn | None = None
     #: A column named like a key whose values come more than once.
     repeated_key: str | None = None
 
@@ -159,7 +159,7 @@ def _slices(value: bytes | None) -> dict[str, bytes] | None:
         return None
 
 
-def _column(path: Path, name: str, texts: Sequence[str], records: int) -> Column:
+def _column(path: Path, name: str, texts: Sequence[str], records: int) -> InferredColumn:
     present = [text for text in texts if text != "null"]
     kinds = {_kind(text) for text in present}
     # In an object that today has a field always, it may be missing tomorrow.
@@ -169,17 +169,17 @@ def _column(path: Path, name: str, texts: Sequence[str], records: int) -> Column
         kind, note = _string_type(strings)
         if note and kind != "json" and len(path) > 1:
             kind, note = "text", ""  # the object itself would keep the nanoseconds
-        return Column(path, name, kind, not_null, note, unique=len(set(strings)) == records > 1)
+        return InferredColumn(path, name, kind, not_null, note, unique=len(set(strings)) == records > 1)
     if kinds == {"number"}:
         unit = _unit(path, present)
         if unit is not None:
-            return Column(path, name, "timestamptz", not_null, f"{unit} since 1970", unit=unit)
+            return InferredColumn(path, name, "timestamptz", not_null, f"{unit} since 1970", unit=unit)
         kind, note = _number_type(present)
-        return Column(path, name, kind, not_null, note, unique=len(set(present)) == records > 1)
+        return InferredColumn(path, name, kind, not_null, note, unique=len(set(present)) == records > 1)
     if kinds == {"boolean"}:
-        return Column(path, name, "boolean", not_null)
+        return InferredColumn(path, name, "boolean", not_null)
     note = "" if len(kinds) == 1 else " or ".join(sorted(kinds)) or "null in all records"
-    return Column(path, name, _json_type(present), not_null, note)
+    return InferredColumn(path, name, _json_type(present), not_null, note)
 
 
 def _unit(path: Path, literals: Sequence[str]) -> str | None:

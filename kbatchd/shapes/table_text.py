@@ -18,7 +18,7 @@ from kbatchd.shapes.column_names import quoted
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from kbatchd.shapes.inference import Column, Inferred
+    from kbatchd.shapes.inference import Inferred, InferredColumn
 
 #: A key of TOML that needs no quotes.
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -62,19 +62,19 @@ def create_table(inferred: Inferred, table: str) -> str:
     return "\n".join((*parts, *_remarks(inferred))) + "\n"
 
 
-def _note(column: Column) -> str:
+def _note(column: InferredColumn) -> str:
     """Say which field it is, where the column has another name, and what else a person should know."""
     return ": ".join(filter(None, ["" if column.is_named_alike else show_path(column.path), column.note]))
 
 
-def route(topic: str, table: str, columns: Sequence[Column]) -> str:
+def route(topic: str, table: str, columns: Sequence[InferredColumn]) -> str:
     """Write the route, with the mapping of the columns that are not the field of their own name as it is."""
     mapped = [column for column in columns if column.unit is not None or not column.is_named_alike]
     head = ["[[route]]", f"topic = {toml_value(topic)}", f"table = {toml_value(table)}"]
     return "\n".join([*head, *(["", "[route.columns]", *map(_entry, mapped)] if mapped else []), ""])
 
 
-def _entry(column: Column) -> str:
+def _entry(column: InferredColumn) -> str:
     field = toml_value(show_path(column.path))
     said = field if column.unit is None else f"{{ field = {field}, unit = {toml_value(column.unit)} }}"
     return f"{column.name if BARE_KEY.fullmatch(column.name) else toml_value(column.name)} = {said}"
