@@ -61,7 +61,7 @@ class Supervisor:
         self._prune = Errand(plan.prune)
         self._prune_at = time.monotonic() + FIRST_PRUNE_SECONDS
         self._reload = reload
-        self._reading = Errand(reload.read) if reload else None
+        self._rereading = Errand(reload.read) if reload else None
         self._reload_asked = self._reloading = False
         self._exit_code: int | None = None
         self._status = ""
@@ -93,12 +93,12 @@ class Supervisor:
 
     def _start_errands(self) -> None:
         """Check, or read the file again, not both at a time: they would say the same things twice."""
-        if self._reading is not None and self._reload_asked and not self._reading.is_running:
+        if self._rereading is not None and self._reload_asked and not self._rereading.is_running:
             self._reload_asked = False
             self._check.kill()
-            self._begin(self._reading)
-        reading = self._reading is not None and self._reading.is_running
-        if not (self._checked or reading or self._check.is_running) and self._check_at <= time.monotonic():
+            self._begin(self._rereading)
+        is_reread = self._rereading is not None and self._rereading.is_running
+        if not (self._checked or is_reread or self._check.is_running) and self._check_at <= time.monotonic():
             self._begin(self._check)
 
         if self._ready and self._checked and not self._prune.is_running and self._prune_at <= time.monotonic():
@@ -111,7 +111,7 @@ class Supervisor:
         except OSError as error:  # no memory or no process left, for now
             log.error("process not started", extra={"action": "fork_failed", "error": str(error)})
             self._check_at = time.monotonic() + self._plan.restart_backoff_max_seconds
-            if errand is self._reading:
+            if errand is self._rereading:
                 self._refuse_reload()
 
     def _end_check(self, code: int) -> None:
@@ -136,7 +136,7 @@ class Supervisor:
         systemd.reloading("reading the file again")
         self._reload_asked = True
 
-    def _end_reading(self, code: int) -> None:
+    def _end_rereading(self, code: int) -> None:
         if code != EX_OK or self._reload is None:
             self._refuse_reload()
             return
@@ -179,7 +179,7 @@ class Supervisor:
     def _reap(self) -> None:
         """Take note of everything that has ended."""
         self._prune.ended()  # however it went, the next time comes
-        for errand, end in ((self._check, self._end_check), (self._reading, self._end_reading)):
+        for errand, end in ((self._check, self._end_check), (self._rereading, self._end_rereading)):
             code = errand.ended() if errand else None
             if code is not None:
                 end(code)
@@ -207,7 +207,7 @@ class Supervisor:
         """Stop all children; return the exit code."""
         # 1. systemd shall know that the end is wanted.
         systemd.stopping("stopping")
-        for errand in (self._check, self._reading, self._prune):
+        for errand in (self._check, self._rereading, self._prune):
             if errand is not None:
                 errand.kill()
         # 2. The gateways answer what is in flight, some of it when the workers have flushed it.

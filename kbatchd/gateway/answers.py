@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kbatchd.gateway.problems import Answer
     from kbatchd.kafka.sending import NotAcknowledged, NotSent
     from kbatchd.model import OffsetRange, Refusal
-    from kbatchd.schema.reached import DeadLetter
+    from kbatchd.schema.arrived import DeadLetter
 
 #: So many refused records are named in an answer, 1 MB of it; all are counted.
 NAMED_ERRORS = 10_000

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from kbatchd.kafka.producer import GatewayProducer, Headers
     from kbatchd.kafka.sending import Sending
     from kbatchd.model import OffsetRange
-    from kbatchd.schema.reached import DeadLetter
+    from kbatchd.schema.arrived import DeadLetter
 
     Split = Callable[[bytes, int], Records]
     Fields = dict[bytes, bytes]

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from kbatchd.door import tables
 from kbatchd.errors import KbatchError
 from kbatchd.postgres.connection import connect, explained
-from kbatchd.schema import reached
-from kbatchd.schema.reached import CLOCK_SLACK_SECONDS, Reached, Sought
+from kbatchd.schema import arrived
+from kbatchd.schema.arrived import CLOCK_SLACK_SECONDS, Arrived, Sought
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kbatchd.gateway.logs import Log
     from kbatchd.model import OffsetRange
     from kbatchd.postgres.connection import Connection
-    from kbatchd.schema.reached import DeadLetter, Standing
+    from kbatchd.schema.arrived import DeadLetter, Standing
 
 log = logging.getLogger(__name__)
 
@@ -198,10 +198,10 @@ class Database(threading.Thread):
         self._call(self.on_tables, found)
 
     def _look_at_progress(self, connection: Connection) -> None:
-        """Settle all whose records have been reached, and durably so."""
+        """Settle all whose records have arrived, and durably so."""
         pipeline = self._config.pipeline
-        standing = reached.standing(connection, pipeline)
-        there = [waiter for waiter in self._waiters if waiter.log and self._is_reached(waiter, waiter.log, standing)]
+        standing = arrived.standing(connection, pipeline)
+        there = [waiter for waiter in self._waiters if waiter.log and self._has_arrived(waiter, waiter.log, standing)]
         sought = [
             Sought(
                 index, waiter.route.name, waiter.route.topic, waiter.log.topic_id, at.number, first, last,
@@ -213,12 +213,12 @@ class Database(threading.Thread):
         ]  # fmt: skip
         if not sought:
             return
-        lost = reached.lost_among(connection, sought, pipeline)
-        dead = reached.dead_letters_among(connection, sought, pipeline)
+        lost = arrived.lost_among(connection, sought, pipeline)
+        dead = arrived.dead_letters_among(connection, sought, pipeline)
         for index, waiter in enumerate(there):
             self._call(_settle, waiter, Outcome.LOST if index in lost else dead.get(index) or Outcome.COMMITTED)
 
-    def _is_reached(self, waiter: _Waiter, log: Log, standing: Standing) -> bool:
+    def _has_arrived(self, waiter: _Waiter, log: Log, standing: Standing) -> bool:
         for (_, number), first, last in waiter.ranges:
             at = standing.partitions.get((waiter.route.name, waiter.route.topic, number))
             if at is None:
@@ -229,9 +229,9 @@ class Database(threading.Thread):
                 return False
             waiter.met.add(number)
             past = at.past(log.epochs[number], first, last)
-            if past is Reached.NEVER:
+            if past is Arrived.NEVER:
                 self._call(_settle, waiter, Outcome.LOST)
-            if past is not Reached.YES:
+            if past is not Arrived.YES:
                 waiter.seen_at = None  # a crash may have moved progress back
                 return False
         if waiter.seen_at is None:

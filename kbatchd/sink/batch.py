@@ -291,7 +291,7 @@ class RouteBatches:
             epoch, known = last.leader_epoch(), self.lineages.get(partition, Lineage())
             if epoch is None or epoch < 0:
                 continue  # a broker that knows of none
-            # Behind what was passed over an epoch begins anew, also where it is the same: see schema/reached.py.
+            # Behind what was passed over an epoch begins anew, also where it is the same: see schema/arrived.py.
             before = known.epoch
             firsts = [] if epoch == before else chunk.first_under(partition, before)
             batch.lineages[partition] = self.lineages[partition] = known.then(firsts, (last.offset() or 0) + 1)

@@ -114,7 +114,7 @@ class Handover:
         with self.changed:
             self._moved.add(topic)
 
-    def reached(self, partition: Partition) -> dict[str, Position]:
+    def positions(self, partition: Partition) -> dict[str, Position]:
         """Return under which claim each route reads a partition, and which offset it wants next; of those that do."""
         with self.changed:
             lanes = [lane for lane in self.lanes_of(partition.topic) if partition in lane.epochs]
@@ -140,7 +140,7 @@ class Handover:
                     lane.batches.forget_log(partition, lane.committed[partition])
             self._moved.add(partition.topic)
 
-    def reading(self) -> dict[Partition, int]:
+    def furthest(self) -> dict[Partition, int]:
         """Return the partitions that are read, with the offset that is wanted next: of several lanes the furthest."""
         offsets: dict[Partition, int] = {}
         with self.changed:

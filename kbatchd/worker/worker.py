@@ -189,16 +189,16 @@ class Worker:
 
     def _watch_fetching(self) -> None:
         """End, to be replaced by a worker with another consumer, when this one does not fetch any more."""
-        stuck = self._standstill.look(self._reading, self._reader.known_end)
+        stuck = self._standstill.look(self._furthest, self._reader.known_end)
         if stuck:
             partitions = ", ".join(map(str, stuck))
             raise SourceError(
                 f"the consumer stands still, though there is more in {partitions}; another worker takes over"
             )
 
-    def _reading(self) -> dict[Partition, int]:
+    def _furthest(self) -> dict[Partition, int]:
         assigned = self._reader.assigned
-        return {partition: reached for partition, reached in self._handover.reading().items() if partition in assigned}
+        return {partition: reached for partition, reached in self._handover.furthest().items() if partition in assigned}
 
     def _forget_gone(self) -> None:
         """Give up partitions that a recreated topic does not have any more."""
@@ -233,7 +233,7 @@ class Worker:
         doubtful.update(polled.out_of_range, polled.ended, *(intake.parted for intake in self._all_intakes()))
         doubtful.update(self._too_short.look(polled.ends) & self._reader.assigned)
         for partition, error in polled.unreadable.items():
-            self._unreadable.note(partition, self._handover.reached(partition), error)
+            self._unreadable.note(partition, self._handover.positions(partition), error)
             doubtful.add(partition)
         for partition, ended in polled.ended.items():
             what = "the leader's log is another one than was read"
@@ -247,7 +247,7 @@ class Worker:
         """Find out for which routes, under which claims, an offset is not there; if for none, read on."""
         if any(intake.is_waiting for intake in self._intakes[partition.topic]):
             return []
-        positions = self._handover.reached(partition)
+        positions = self._handover.positions(partition)
         try:
             gaps, nothing_to_compare = self._watch.diagnose(partition, positions) if positions else Diagnosis({}, False)
         except KbatchError as error:

@@ -104,9 +104,9 @@ DEFECTS = {
         (
             Change("kbatchd.gateway.database", "if at.topic_id != log.topic_id:", "if False:"),
             Change(
-                "kbatchd.schema.reached",
+                "kbatchd.schema.arrived",
                 "        if begin < 0 or ",
-                "        return Reached.YES\n        if begin < 0 or ",
+                "        return Arrived.YES\n        if begin < 0 or ",
             ),
         ),
     ),
@@ -114,10 +114,10 @@ DEFECTS = {
         "ack=db before the first progress",
         (
             Change(
-                "kbatchd.schema.reached",
+                "kbatchd.schema.arrived",
                 "        if self.next_offset is None or last >= min(self.next_offset, self.records_end or 0):\n"
-                "            return Reached.NOT_YET\n",
-                "        return Reached.YES if last < (self.next_offset or 0) else Reached.NOT_YET\n",
+                "            return Arrived.NOT_YET\n",
+                "        return Arrived.YES if last < (self.next_offset or 0) else Arrived.NOT_YET\n",
             ),
         ),
     ),
@@ -125,7 +125,7 @@ DEFECTS = {
         "ack=db, a recreated topic that was accepted",
         (
             Change(
-                "kbatchd.schema.reached",
+                "kbatchd.schema.arrived",
                 "          AND (d.topic_id IS NULL OR d.topic_id OPERATOR(pg_catalog.=) s.topic_id)\n"
                 "          AND d.refused_at OPERATOR(pg_catalog.>=) pg_catalog.to_timestamp(s.since)\n",
                 "",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from kbatchd.config import Route
     from kbatchd.devstack.postgres import Postgres
-    from kbatchd.schema.reached import DeadLetter
+    from kbatchd.schema.arrived import DeadLetter
 
 TOPIC = "orders"
 OWNER = Owner("kbatchd", TOPIC, TOPIC, '"public"."orders"', "test")
@@ -114,7 +114,7 @@ def table(database: str) -> Iterator[Table]:
         yield Table(connection)
 
 
-def test_reached_is_every_partition_behind_the_last_offset(table: Table, database: str, tmp_path: Path) -> None:
+def test_arrived_is_every_partition_behind_the_last_offset(table: Table, database: str, tmp_path: Path) -> None:
     async def test() -> None:
         async with running(config := make_config(tmp_path, database)) as (watcher, _):
             route = config.route[0]

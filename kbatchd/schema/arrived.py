@@ -32,7 +32,7 @@ ROWS FROM (
 CLOCK_SLACK_SECONDS = 1.0
 
 
-class Reached(Enum):
+class Arrived(Enum):
     """Whether a partition's progress is past some records."""
 
     YES = auto()
@@ -53,17 +53,17 @@ class Stand(NamedTuple):
     #: The offset after the last record read; None: nothing has been read since progress was moved.
     records_end: int | None
 
-    def past(self, epoch: int, first: int, last: int) -> Reached:
+    def past(self, epoch: int, first: int, last: int) -> Arrived:
         """Say whether these offsets of the same topic have been read as records of this leader epoch."""
         if self.next_offset is None or last >= min(self.next_offset, self.records_end or 0):
-            return Reached.NOT_YET
+            return Arrived.NOT_YET
         begin, end = (bisect_right(self.firsts, offset) - 1 for offset in (first, last))
         if begin < 0 or any(before == after for before, after in pairwise(self.epochs[begin : end + 2])):
-            return Reached.NOT_YET
+            return Arrived.NOT_YET
         read = set(self.epochs[begin : end + 1])
         if max(read) > epoch:
-            return Reached.NEVER
-        return Reached.YES if read == {epoch} else Reached.NOT_YET
+            return Arrived.NEVER
+        return Arrived.YES if read == {epoch} else Arrived.NOT_YET
 
 
 class Standing(NamedTuple):
