@@ -1,7 +1,7 @@
 """The careful encoder: one record to one row, column by column; it takes all that a column holds, and it alone refuses.
 
-Each column is a `Cell`: it finds the column's value in a message (message.py), as the mapping says, and has it encoded.
-How a field is encoded and how fields become a row differs between the formats: binary here, text in text.py.
+Each column is a `Cell`: it finds the column's value in the decoded record (decoded.py), as the mapping says, and has it
+encoded. How a field is encoded and how fields become a row differs between the formats: binary here, text in text.py.
 Called by the row encoder in the worker's poll loop. No I/O.
 """
 
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from kbatchd.encode.decoded import MISSING, DecodedRecord, Document
 from kbatchd.encode.fields import Refused, show
 from kbatchd.encode.mapping import JSONS, TEXTS, Deletes, Feed, Source
-from kbatchd.encode.message import MISSING, Document, Message
 from kbatchd.encode.row_format import RowFormat
 
 if TYPE_CHECKING:
@@ -47,21 +47,21 @@ class CarefulEncoder:
         self._deletes = deletes
         self._allowed = allowed
 
-    def row(self, message: Message, *, is_json: bool, suspect: bool) -> tuple[bytes, tuple[str, ...] | None]:
+    def row(self, decoded: DecodedRecord, *, is_json: bool, suspect: bool) -> tuple[bytes, tuple[str, ...] | None]:
         """Make the row, and name the columns it has; None: all. Refused, JSONDecodeError or RecursionError if not."""
         deletes = self._deletes
-        if message.value is None and is_json:
+        if decoded.value is None and is_json:
             if deletes is None:
                 raise Refused("no_value", "the record has no value (a tombstone)")
-            return self._deleted(message, deletes), None
+            return self._deleted(decoded, deletes), None
         if is_json:
-            message.decode(suspect=suspect)
-            if deletes is not None and deletes.by(message):
-                return self._deleted(message, deletes), None
-            message.open(self._envelope)
+            decoded.decode(suspect=suspect)
+            if deletes is not None and deletes.by(decoded):
+                return self._deleted(decoded, deletes), None
+            decoded.open(self._envelope)
             if self._allowed is not None:
-                _refuse_unknown(message, self._allowed)
-        fields = [cell.field(message) for cell in self._cells]
+                _refuse_unknown(decoded, self._allowed)
+        fields = [cell.field(decoded) for cell in self._cells]
         columns = None
         if MISSING in fields:
             columns = tuple(cell.name for cell, field in zip(self._cells, fields, strict=True) if field is not MISSING)
@@ -72,27 +72,27 @@ class CarefulEncoder:
             row.append(self._format.false)
         return self._format.row(row), columns
 
-    def faults(self, message: Message, *, is_json: bool) -> Iterator[tuple[Path, Refused]]:
-        """Say all that is wrong with a message that `row` has refused: which field, and why.
+    def faults(self, decoded: DecodedRecord, *, is_json: bool) -> Iterator[tuple[Path, Refused]]:
+        """Say all that is wrong with a record that `row` has refused: which field, and why.
 
         What is wrong with all of it is raised, as there.
         """
         if is_json:
-            message.decode(suspect=True)
-            message.open(self._envelope)
-            for name in sorted(_unknown(message, self._allowed)):
+            decoded.decode(suspect=True)
+            decoded.open(self._envelope)
+            for name in sorted(_unknown(decoded, self._allowed)):
                 yield (*self._envelope, name), Refused("unknown_field", "no column takes this field")
         for cell in self._cells:
             try:
-                cell.field(message)
+                cell.field(decoded)
             except Refused as error:
                 yield cell.path(self._envelope), error
 
-    def _deleted(self, message: Message, deletes: Deletes) -> bytes:
+    def _deleted(self, decoded: DecodedRecord, deletes: Deletes) -> bytes:
         """Make a row that names what to delete: NULL in all but the key's columns."""
-        if message.whole is not None:
-            message.open(self._envelope, optional=True)
-        fields = [cell.field(message) if cell.name in deletes.key else None for cell in self._cells]
+        if decoded.whole is not None:
+            decoded.open(self._envelope, optional=True)
+        fields = [cell.field(decoded) if cell.name in deletes.key else None for cell in self._cells]
         for cell, field in zip(self._cells, fields, strict=True):
             if cell.name in deletes.key and not isinstance(field, bytes):
                 raise Refused("null", "the record deletes a row, and its key is not there", cell.name)
@@ -100,17 +100,17 @@ class CarefulEncoder:
         return self._format.row([*row, self._format.true])
 
 
-def _unknown(message: Message, allowed: frozenset[str] | None) -> Collection[str]:
+def _unknown(decoded: DecodedRecord, allowed: frozenset[str] | None) -> Collection[str]:
     """Return the fields that no column takes, where that matters."""
     if allowed is None:
         return ()
-    assert message.body is not None
-    found = message.body.at(message.prefix)
+    assert decoded.body is not None
+    found = decoded.body.at(decoded.prefix)
     return found.keys() - allowed if isinstance(found, dict) else ()
 
 
-def _refuse_unknown(message: Message, allowed: frozenset[str]) -> None:
-    unknown = _unknown(message, allowed)
+def _refuse_unknown(decoded: DecodedRecord, allowed: frozenset[str]) -> None:
+    unknown = _unknown(decoded, allowed)
     if unknown:
         raise Refused("unknown_field", f"no column takes the field {show(min(unknown))}")
 
@@ -134,11 +134,11 @@ class Cell:
             return envelope + self._feed.path
         return self._feed.path if self._feed.source is Source.VALUE else ()
 
-    def field(self, message: Message) -> object:
+    def field(self, decoded: DecodedRecord) -> object:
         """Return the field's bytes, None for NULL, or MISSING where the column's default is to apply."""
         column = self._feed.column
         try:
-            x, raw = self._value(message)
+            x, raw = self._value(decoded)
             if x is MISSING:
                 return self._missing()
             if x is None:
@@ -151,7 +151,7 @@ class Cell:
                 # deeper than it reads, goes in as it was written.
                 if raw is not None:
                     raise
-                return self._encode(*self._value(message, with_text=True))
+                return self._encode(*self._value(decoded, with_text=True))
         except Refused as error:
             error.column = column.name
             raise
@@ -178,9 +178,9 @@ class Cell:
             raise Refused("missing", "the field is missing")
         return None
 
-    def _value(self, message: Message, *, with_text: bool = False) -> tuple[object, str | None]:
+    def _value(self, decoded: DecodedRecord, *, with_text: bool = False) -> tuple[object, str | None]:
         """Return the value, and its text where that is needed."""
-        found = self._find(message)
+        found = self._find(decoded)
         x, document, path = found if isinstance(found, tuple) else (found, None, ())
         if x is MISSING and self._literal is not None:
             x, document, path = self._literal.value, self._literal, ()
@@ -201,44 +201,44 @@ class Cell:
             return x, document.raw(path)
         return x, None
 
-    def _find(self, message: Message) -> object:  # noqa: PLR0911 - one for each source
+    def _find(self, decoded: DecodedRecord) -> object:  # noqa: PLR0911 - one for each source
         """Return the value alone, or a document with the value and the path to it."""
-        feed, record = self._feed, message.record
+        feed, record = self._feed, decoded.record
         match feed.source:
-            case Source.FIELD | Source.REST if message.body is None:
+            case Source.FIELD | Source.REST if decoded.body is None:
                 raise Refused("no_value", "the record has no object (a tombstone), and the column is a field of it")
             case Source.FIELD:
-                assert message.body is not None
-                path = message.prefix + feed.path
-                return message.body.at(path), message.body, path
+                assert decoded.body is not None
+                path = decoded.prefix + feed.path
+                return decoded.body.at(path), decoded.body, path
             case Source.CONSTANT:
                 assert self._literal is not None
                 return self._literal.value, self._literal, ()
             case Source.REST:
-                rest = _rest(message, self._known)
+                rest = _rest(decoded, self._known)
                 return rest.value, rest, ()
-            case Source.VALUE if message.whole is not None and (feed.path or feed.column.type_name in JSONS):
-                return message.whole.at(feed.path), message.whole, feed.path
+            case Source.VALUE if decoded.whole is not None and (feed.path or feed.column.type_name in JSONS):
+                return decoded.whole.at(feed.path), decoded.whole, feed.path
             case Source.VALUE:
-                return self._of_bytes(message, message.value, "value")
+                return self._of_bytes(decoded, decoded.value, "value")
             case Source.NOW:
-                return message.now_microseconds, None, ()
+                return decoded.now_microseconds, None, ()
         assert record is not None, "the mapping has a source in the record, and none was given"
-        return self._of_record(message, record)
+        return self._of_record(decoded, record)
 
-    def _of_record(self, message: Message, record: Record) -> object:  # noqa: PLR0911
+    def _of_record(self, decoded: DecodedRecord, record: Record) -> object:  # noqa: PLR0911
         """Return what is asked of the record but its value."""
         feed = self._feed
         match feed.source:
             case Source.KEY:
-                return self._of_bytes(message, record.key(), "key")
+                return self._of_bytes(decoded, record.key(), "key")
             case Source.HEADER:
-                values = message.headers().get(feed.header)
+                values = decoded.headers().get(feed.header)
                 if values is None:
                     return MISSING
-                return None if values[-1] is None else self._of_bytes(message, values[-1], f"header {feed.header}")
+                return None if values[-1] is None else self._of_bytes(decoded, values[-1], f"header {feed.header}")
             case Source.HEADERS:
-                document = Document(_headers(message), suspect=True)
+                document = Document(_headers(decoded), suspect=True)
                 return document.value, document, ()
             case Source.TIMESTAMP:
                 _, milliseconds = record.timestamp()
@@ -252,13 +252,13 @@ class Cell:
     def _of_number(self, number: int | None) -> object:
         return str(number) if self._feed.column.type_name in TEXTS else number
 
-    def _of_bytes(self, message: Message, data: bytes | None, source: str) -> object:
+    def _of_bytes(self, decoded: DecodedRecord, data: bytes | None, source: str) -> object:
         """Read a text from outside the record's JSON: as JSON where the column or the mapping asks for that."""
         feed, type_name = self._feed, self._feed.column.type_name
         if data is None:
             return MISSING
         if feed.path or feed.json_text or type_name in JSONS or type_name in {"array", "composite"}:
-            document = message.document(source, data)
+            document = decoded.document(source, data)
             return document.at(feed.path), document, feed.path
         if type_name == "bytea":
             return data
@@ -272,18 +272,18 @@ def _without_null(match: re.Match[bytes]) -> bytes:
     return b"" if match[0] == b"\\u0000" else match[0]
 
 
-def _rest(message: Message, known: frozenset[str]) -> Document:
+def _rest(decoded: DecodedRecord, known: frozenset[str]) -> Document:
     """Return the fields that no column takes, each in its own text."""
-    assert message.body is not None
-    parts = message.body.parts(message.prefix)
+    assert decoded.body is not None
+    parts = decoded.body.parts(decoded.prefix)
     assert isinstance(parts, dict)
     rest = b",".join(b"%b:%b" % (orjson.dumps(name), text) for name, text in parts.items() if name not in known)
     return Document(b"{%b}" % rest, suspect=True)
 
 
-def _headers(message: Message) -> bytes:
+def _headers(decoded: DecodedRecord) -> bytes:
     """Write the headers as an object; a name that is there several times has an array."""
-    found = {name: list(map(_header, values)) for name, values in message.headers().items()}
+    found = {name: list(map(_header, values)) for name, values in decoded.headers().items()}
     return orjson.dumps({name: shown if len(shown) > 1 else shown[0] for name, shown in found.items()})
 
 

@@ -19,7 +19,7 @@ from kbatchd.paths import parse_path
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from kbatchd.encode.message import Message
+    from kbatchd.encode.decoded import DecodedRecord
     from kbatchd.paths import Path
     from kbatchd.postgres.table import Column, Table
 
@@ -93,12 +93,12 @@ class Deletes(NamedTuple):
     field: Path = ()
     equals: object = None
 
-    def by(self, message: Message) -> bool:
+    def by(self, decoded: DecodedRecord) -> bool:
         """Say whether a record, decoded, deletes."""
-        if not self.field or message.whole is None:
+        if not self.field or decoded.whole is None:
             return False
         try:
-            found = message.whole.at(self.field)
+            found = decoded.whole.at(self.field)
         except Refused:
             return False
         return type(found) is type(self.equals) and found == self.equals

@@ -51,12 +51,12 @@ from kbatchd.config import RouteMapping
 from kbatchd.encode.careful import CarefulEncoder, Cell
 from kbatchd.encode.column_types import type_of
 from kbatchd.encode.compiled import COMPILED, make_encoder, wrap
+from kbatchd.encode.decoded import DecodedRecord
 from kbatchd.encode.exact import suspects
 from kbatchd.encode.fast import compile_encoder, generate
 from kbatchd.encode.fields import Refused
 from kbatchd.encode.internal import internal_refusal, tell
 from kbatchd.encode.mapping import OF_RECORD, Source, known_fields, looked_into, resolve_feeds
-from kbatchd.encode.message import Message
 from kbatchd.encode.row_format import BINARY
 from kbatchd.encode.text import TEXT
 from kbatchd.errors import ConfigError
@@ -141,9 +141,9 @@ class RowEncoder:
 
         Nothing, where it is wrong as a whole: the refusal says so.
         """
-        message = Message(value, None, time.time_ns() // 1000)
+        decoded = DecodedRecord(value, None, time.time_ns() // 1000)
         try:
-            found = list(islice(self._careful.faults(message, is_json=self._is_json), FAULTS))
+            found = list(islice(self._careful.faults(decoded, is_json=self._is_json), FAULTS))
         except MemoryError:
             raise
         except Exception:  # noqa: BLE001 - it was told of when the record was refused
@@ -219,8 +219,8 @@ class _Call:
         """Encode one record in the careful encoder; of a suspect one, the numbers are read from its own text."""
         encoder = self._encoder
         try:
-            message = Message(value, self.records[index] if self.records else None, self._now)
-            row, columns = self._careful.row(message, is_json=encoder._is_json, suspect=suspect)  # noqa: SLF001
+            decoded = DecodedRecord(value, self.records[index] if self.records else None, self._now)
+            row, columns = self._careful.row(decoded, is_json=encoder._is_json, suspect=suspect)  # noqa: SLF001
         except Refused as error:
             refused.append((index, Refusal(error.code, error.column, str(error))))
         except (json.JSONDecodeError, RecursionError) as error:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from kbatchd.encode.decoded import DecodedRecord
 from kbatchd.encode.mapping import Source, resolve_feeds, row_columns
-from kbatchd.encode.message import Message
 from kbatchd.kafka.reader import TopicReader
 from kbatchd.model import Partition, Refusal
 
@@ -40,12 +40,12 @@ def is_delete(record: Record, value: bytes | None, deletes: Deletes) -> bool:
     """Tell whether a record deletes: it has no value, or the field that says so."""
     if value is None:
         return True
-    message = Message(value, record, 0)
+    decoded = DecodedRecord(value, record, 0)
     try:
-        message.decode(suspect=False)
+        decoded.decode(suspect=False)
     except (ValueError, RecursionError):
         return False  # whatever it is, the encoder will say so
-    return deletes.by(message)
+    return deletes.by(decoded)
 
 
 def may_delete(route: Route, table: Table, deletes: Deletes | None) -> bool:

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "message.h"
+#include "tokens.h"
 
 /* A numeric's head and its groups of four digits; no type of fixed width is larger. */
 #define MAX_SMALL_BYTES (8 + 2 * (MAX_DIGITS / 4 + 2))
@@ -31,7 +31,7 @@ typedef struct {
 
 typedef struct {
     enum { ABSENT, NULL_FIELD, PRESENT } state;
-    const Byte *bytes;     /* in the message, in the scratch, or `small` */
+    const Byte *bytes;     /* in the value, in the scratch, or `small` */
     Py_ssize_t size;
     Byte small[MAX_SMALL_BYTES];
 } Field;

@@ -3,18 +3,18 @@
    It takes only what is plain and what it is certain of; of anything else it says "not taken", and the Python encoders
    (rows.py) decide. So no error has a name here: a function that does not take what it finds returns NULL. What it takes
    becomes, byte for byte, the row that the Python encoders would make, but for two things whose value is the same: jsonb
-   gets the message's own text, and a numeric with a scale the digits as they were written.
+   gets the value's own text, and a numeric with a scale the digits as they were written.
 
    What a column takes of the record beside its value (its key, its offset ...) is asked of the record by the name of its
    method, and is then taken as JSON's would be.
 
    Optional: without a compiler the package has no such module. Called by the row encoder in the worker's poll loop.
 
-   message.h has what a message is made of, column.h what a column takes, record.h the record and its row; this file the
+   tokens.h has what a value is made of, column.h what a column takes, record.h the record and its row; this file the
    module. They are one unit for the compiler: what is called in one place is compiled into it, and that is 5 % of a record.
 
    The bytes are hostile. A `bytes` object ends with a NUL that is not counted, so one byte at `end` may be looked at, and
-   no token begins or goes on with a NUL; whoever looks at more compares with `end` first. Recursion is bounded by
+   no token begins or goes on with a NUL; what looks at more compares with `end` first. Recursion is bounded by
    MAX_DEPTH, every number by MAX_DIGITS. */
 
 #define PY_SSIZE_T_CLEAN

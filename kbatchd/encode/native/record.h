@@ -1,4 +1,4 @@
-/* A record and its row: the fields are read out of the message, or asked of the record, and put in the order of COPY. */
+/* A record and its row: the fields are read out of the value, or asked of the record, and put in the order of COPY. */
 
 #pragma once
 

@@ -98,7 +98,7 @@ def test_a_record_is_cut_up_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
         return slices(value)
 
     monkeypatch.setattr(exact, "field_slices", counted)
-    monkeypatch.setattr("kbatchd.encode.message.field_slices", counted)
+    monkeypatch.setattr("kbatchd.encode.decoded.field_slices", counted)
     fields = ",".join(f'"c{n}":{LITERALS[kind]}' for n in range(MANY))
     value = f'{{{fields},"\\u0078":0}}'.encode()
     rows: list[bytes] = []
@@ -145,7 +145,7 @@ def test_json_is_decoded_once_for_all_columns(source: str, monkeypatch: pytest.M
         return real(data)
 
     encoder = build_encoder(columns("jsonb" if source == "string" else "int4", MANY), mapped(said))
-    monkeypatch.setattr("kbatchd.encode.message.orjson", type("orjson", (), {**vars(orjson), "loads": counted}))
+    monkeypatch.setattr("kbatchd.encode.decoded.orjson", type("orjson", (), {**vars(orjson), "loads": counted}))
     value = b'{"s":"%b"}' % text.replace(b'"', b'\\"') if source == "string" else text if source == "value" else b"{}"
     record = Sent(1, name=text, attached=[("h", text)])
     rows: list[bytes] = []

@@ -1,4 +1,4 @@
-/* What a message is made of: JSON's tokens, found and judged, without a copy.
+/* What a value is made of: JSON's tokens, found and judged, without a copy.
 
    Each function begins at p and returns where what it reads ends; NULL: it is not taken. */
 

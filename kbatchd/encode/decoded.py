@@ -1,4 +1,4 @@
-"""A record as the careful encoders see it: decoded once, with the text of any field at hand.
+"""A record as the careful encoder sees it: decoded once, with the text of any field at hand.
 
 A `Document` is a JSON text with its value: a record's value, or JSON in its key, a header or a string. Where orjson's
 value may not be the number as it was written, a field's own text is. Made by the row encoder for one record at a time,
@@ -76,7 +76,7 @@ class Document:
         return self.parts(path[:-1])[path[-1]]  # type: ignore[index]  # a path that `at` has gone fits
 
     def shown(self, path: Path) -> str:
-        """Show what is at a path in a message: a number as it was written."""
+        """Show what is at a path, for a message: a number as it was written."""
         x = self.at(path)
         return show(x, self.raw(path) if isinstance(x, float) else None)
 
@@ -106,7 +106,7 @@ def _read(text: bytes, where: str) -> Document:
         raise Refused("not_json", f"{where} is not JSON: {error}") from error
 
 
-class Message:
+class DecodedRecord:
     """One record: its value as a document, the object whose fields are the columns', and the record itself.
 
     What several columns ask for is read once.
