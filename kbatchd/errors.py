@@ -77,7 +77,7 @@ class TableChanged(SinkError):
     """The table's columns differ from those the encoder was built for."""
 
 
-class TopicMadeAnew(SinkError):
+class TopicRecreated(SinkError):
     """The topic was deleted and recreated: nobody knows which of the two a batch was read from."""
 
     def __init__(self, topic: str, topic_id: str) -> None:

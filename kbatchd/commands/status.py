@@ -71,7 +71,7 @@ class Look:
     rates: dict[str, float] = field(default_factory=dict)
     dead_letters: dict[str, int] = field(default_factory=dict)
     #: What the monitor says of its daemon: routes that are on hold, partitions that are halted.
-    aside: set[str] = field(default_factory=set)
+    on_hold: set[str] = field(default_factory=set)
     halted: dict[tuple[str, int], str] = field(default_factory=dict)
     #: The partitions that it speaks of, and those of them whose worker waits for PostgreSQL.
     owned: set[tuple[str, int]] = field(default_factory=set)
@@ -152,7 +152,7 @@ class Lookout:
             said = orjson.loads(answer.read()) if answer.status == HTTPStatus.OK else {}
             if isinstance(said, dict) and said.get("pipeline") == self._config.pipeline:
                 look.trouble += [f"the daemon on this host is not ready: {reason}" for reason in said["reasons"]]
-                look.aside = {route["name"] for route in said["routes"] if route["aside"]}
+                look.on_hold = {route["name"] for route in said["routes"] if route["aside"]}
                 ours = [each for each in said["partitions"] if each["ours"]]
                 look.owned = {(each["route"], each["partition"]) for each in ours}
                 look.halted = {(each["route"], each["partition"]): halt for each in ours if (halt := each["halt"])}
@@ -250,7 +250,7 @@ def _partition(lag: PartitionLag, look: Look, linger_seconds: float) -> dict[str
         claimed.halted or look.halted.get(key),
         waits,
         linger_seconds,
-        is_aside=key in look.owned and claimed.route in look.aside,
+        is_on_hold=key in look.owned and claimed.route in look.on_hold,
         waits_for_postgres=key in look.waiting,
         is_known=key in look.owned,
     )

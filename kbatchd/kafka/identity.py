@@ -14,7 +14,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from kbatchd.errors import KbatchError, TopicMadeAnew
+from kbatchd.errors import KbatchError, TopicRecreated
 from kbatchd.kafka import topics
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Identity:
         self._inquiry: Inquiry = topics.describe_async(admin, [topic], ANSWER_SECONDS)
 
     def confirm(self) -> None:
-        """Raise TopicMadeAnew if the topic is another one now; before each commit of the flush."""
+        """Raise TopicRecreated if the topic is another one now; before each commit of the flush."""
         if not self._inquiry.wait(ANSWER_SECONDS):
             return
         try:
@@ -103,4 +103,4 @@ class Identity:
         if description is None or self._ids.is_former(self._topic, description.topic_id):
             return
         if description.topic_id != self._topic_id:
-            raise TopicMadeAnew(self._topic, description.topic_id)
+            raise TopicRecreated(self._topic, description.topic_id)

@@ -177,7 +177,7 @@ class Metrics(Collector):
             _add(families["kbatchd_partitions_owned"], (name,), sum(len(each.owned) for each in numbers))
             _add(families["kbatchd_partitions_halted"], (name,), sum(len(each.halted) for each in numbers))
             _add(families["kbatchd_partitions_tripped"], (name,), sum(len(each.tripped) for each in numbers))
-            _add(families["kbatchd_workers_aside"], (name,), sum(each.aside for each in numbers))
+            _add(families["kbatchd_workers_aside"], (name,), sum(each.on_hold for each in numbers))
             for family, histogram in (
                 ("kbatchd_freshness_seconds", FRESHNESS_SECONDS),
                 ("kbatchd_flush_seconds", FLUSH_SECONDS),

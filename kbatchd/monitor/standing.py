@@ -21,7 +21,7 @@ class Word(StrEnum):
     NO_FAULT = "no fault seen"  # the same, where nobody was asked who would know that its route is on hold
     HALTED = "halted"  # by a gap, until somebody accepts it
     BREAKER = "halted: breaker"  # too many dead letters in a row, until somebody lets it go on
-    ASIDE = "on hold"  # the route waits for its table
+    ON_HOLD = "on hold"  # the route waits for its table
     WAITING = "waits for PostgreSQL"
     NO_OWNER = "no owner"
     STILL = "stands still"  # records wait, and progress does not move
@@ -43,18 +43,18 @@ def of_partition(
     waits: float | None,
     linger_seconds: float,
     *,
-    is_aside: bool = False,
+    is_on_hold: bool = False,
     waits_for_postgres: bool = False,
     is_known: bool = True,
 ) -> str:
-    """Return a partition's word, the worst that holds. `is_known`: its owner was asked whether its route is aside."""
+    """Return a partition's word, the worst that holds. `is_known`: its owner was asked whether its route is on hold."""
     if halt == Halt.BREAKER:
         return Word.BREAKER
     if halt is not None:
         told = lag.state not in {PartitionState.OK, PartitionState.UNKNOWN}
         return f"{Word.HALTED}: {lag.state}" if told else Word.HALTED
     holds = (
-        (Word.ASIDE, is_aside),
+        (Word.ON_HOLD, is_on_hold),
         (Word.WAITING, waits_for_postgres),
         (Word.NO_OWNER, lag.state in {PartitionState.OK, PartitionState.UNKNOWN} and not lag.progress.is_held),
         (lag.state, lag.state is not PartitionState.OK),

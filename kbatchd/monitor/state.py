@@ -81,7 +81,7 @@ class Daemon:
             if slot[Field.STATE] == State.STANDBY:
                 warnings.append(f"worker {index} stands by: another daemon has partitions of its")
             for name, route in slot.routes.items():
-                if route.aside:
+                if route.on_hold:
                     warnings.append(f"worker {index} has put route {name} on hold")
                 if halted := sorted(route.halted - route.tripped):
                     warnings.append(f"route {name}: halted partitions: {_listed(halted)}")
@@ -155,7 +155,7 @@ class Daemon:
             halt,
             waits,
             self.config.batch.linger_seconds,
-            is_aside=route is not None and route.aside,
+            is_on_hold=route is not None and route.on_hold,
             waits_for_postgres=not view.postgres.is_up or (slot is not None and slot[Field.POSTGRES_WAIT_SINCE] > 0),
             is_known=slot is not None,
         )
@@ -181,7 +181,7 @@ class Daemon:
             "batches": sum(sum(each.batches.values()) for each in numbers),
             "partitions": len(own),
             "halted": sum(partition["halted"] for partition in own),
-            "aside": any(each.aside for each in numbers),
+            "aside": any(each.on_hold for each in numbers),
             "word": standing.of_route(partition["word"] for partition in own),
             "lag": sum(lags) if lags else None,
             "lag_seconds": max(waits, default=None),

@@ -96,7 +96,7 @@ class Verdict(Enum):
     POISON = auto()  # a row is to blame
     DOUBT = auto()  # a row is to blame, unless many in a row are refused alike and none goes in
     NO_PARTITION = auto()  # a row has no partition to go to
-    ASIDE = auto()  # the route is to blame: let the others go on
+    HOLD = auto()  # the route is to blame: let the others go on
 
 
 def verdict(error: psycopg.Error, *, broken: bool) -> Verdict:  # noqa: PLR0911 - a table
@@ -112,7 +112,7 @@ def verdict(error: psycopg.Error, *, broken: bool) -> Verdict:  # noqa: PLR0911 
     if broken or (not raised and (state.startswith(("08", "57P")) or state == "25006")):
         return Verdict.RECONNECT
     if not state:
-        return Verdict.RECONNECT if isinstance(error, psycopg.OperationalError) else Verdict.ASIDE
+        return Verdict.RECONNECT if isinstance(error, psycopg.OperationalError) else Verdict.HOLD
     if state == "23514" and error.diag.source_function == _FIND_PARTITION and error.diag.constraint_name is None:
         return Verdict.NO_PARTITION
     # 22P03 and 22P04 mean that our bytes do not fit the table as it is now: no fault of a row.
@@ -120,7 +120,7 @@ def verdict(error: psycopg.Error, *, broken: bool) -> Verdict:  # noqa: PLR0911 
         return Verdict.POISON
     if not _OWN_CLASSES.match(state):
         return Verdict.POISON
-    return Verdict.DOUBT if raised or state.startswith(_OF_THE_TABLES_CODE) else Verdict.ASIDE
+    return Verdict.DOUBT if raised or state.startswith(_OF_THE_TABLES_CODE) else Verdict.HOLD
 
 
 def connect(settings: config.Postgres, application_name: str) -> psycopg.Connection:

@@ -202,7 +202,7 @@ class BatchCopy:
         judged, diag = verdict(error, broken=self._connection.broken), error.diag
         of_column = rf"^{self._copy_head}\D+\d+, "
         if (
-            judged is Verdict.ASIDE
+            judged is Verdict.HOLD
             and (error.sqlstate or "").startswith(_OF_INPUT_FUNCTIONS)
             and re.search(of_column, diag.context or "", re.MULTILINE) is not None
         ):

@@ -86,11 +86,11 @@ _COUNTS = {count: index for index, count in enumerate(Count)}
 _BATCHES = {reason: len(_COUNTS) + index for index, reason in enumerate(FlushReason)}
 _GAPS = {kind: len(_COUNTS) + len(_BATCHES) + index for index, kind in enumerate(GapKind)}
 #: The partitions on hold, by route: 1 while it is.
-_ASIDE = len(_COUNTS) + len(_BATCHES) + len(_GAPS)
+_ON_HOLD = len(_COUNTS) + len(_BATCHES) + len(_GAPS)
 
 _HISTOGRAMS = (FLUSH_SECONDS, FILL, FRESHNESS_SECONDS)
 _HISTOGRAM_STARTS = dict(
-    zip(_HISTOGRAMS, accumulate((histogram.size for histogram in _HISTOGRAMS), initial=_ASIDE + 1), strict=False)
+    zip(_HISTOGRAMS, accumulate((histogram.size for histogram in _HISTOGRAMS), initial=_ON_HOLD + 1), strict=False)
 )
 # As numbers of their own: an enumeration's member or a histogram as a key costs more than the counting itself.
 _RECORDS, _ROWS, _BYTES = (_COUNTS[count] for count in (Count.RECORDS, Count.ROWS, Count.BYTES))
@@ -100,7 +100,7 @@ _FLUSHES_SUM, _FILLS_SUM, _AGES_SUM = (
 )
 _FLUSH_BOUNDS, _FILL_BOUNDS = FLUSH_SECONDS.bounds, FILL.bounds
 _AGE_BOUNDS_MS = [bound * 1_000 for bound in FRESHNESS_SECONDS.bounds]
-_CODES = _ASIDE + 1 + sum(histogram.size for histogram in _HISTOGRAMS)
+_CODES = _ON_HOLD + 1 + sum(histogram.size for histogram in _HISTOGRAMS)
 _OTHER = _CODES + MAX_CODES * (_CODE_WORDS + 1)
 _BITMAP_WORDS = MAX_PARTITIONS // 64
 _OWNED = _OTHER + 1
@@ -175,11 +175,11 @@ class RouteSlot:
             self._numbers[self._code_at(code)] += count
 
     def show_partitions(
-        self, owned: Collection[int], halted: Collection[int], tripped: Collection[int] = (), *, aside: bool
+        self, owned: Collection[int], halted: Collection[int], tripped: Collection[int] = (), *, on_hold: bool
     ) -> None:
         """Tell which partitions are this worker's, which halted, which by the breaker; if the route is on hold."""
         shown = frozenset(owned), frozenset(halted), frozenset(tripped)
-        self._numbers[_ASIDE] = aside
+        self._numbers[_ON_HOLD] = on_hold
         if shown == self._shown:
             return
         self._shown = shown
@@ -193,9 +193,9 @@ class RouteSlot:
     # The readers' side.
 
     @property
-    def aside(self) -> bool:
+    def on_hold(self) -> bool:
         """Whether the worker has put the route on hold."""
-        return bool(self._numbers[_ASIDE])
+        return bool(self._numbers[_ON_HOLD])
 
     @property
     def owned(self) -> set[int]:

@@ -48,7 +48,7 @@ class Counts(NamedTuple):
     granted: int
     halted: int
     standing_by: bool
-    aside: bool
+    on_hold: bool
 
 
 class Claims:
@@ -150,7 +150,7 @@ class Claims:
             self._wanted[partition] = not_before
         self.sweep_at = min(self.sweep_at, not_before)
 
-    def put_aside(self, not_before: float) -> None:
+    def put_on_hold(self, not_before: float) -> None:
         """Leave the lane alone until then, with all its partitions."""
         self.revoke(not_before)
         self._wanted.update(dict.fromkeys(self._waiting, not_before))
@@ -199,7 +199,7 @@ class Claims:
             granted=len(self._lane.epochs),
             halted=len(self._halted),
             standing_by=any(at == 0.0 and p not in self._locked for p, at in self._waiting.items()),
-            aside=any(at > 0.0 for at in self._waiting.values()),
+            on_hold=any(at > 0.0 for at in self._waiting.values()),
         )
 
     def show(self) -> None:
@@ -207,7 +207,7 @@ class Claims:
         halted = {partition.number for partition in self._halted}
         tripped = {partition.number for partition in self._tripped}
         owned = {partition.number for partition in self._locked} | halted
-        self._numbers.show_partitions(owned, halted, tripped, aside=any(at > 0.0 for at in self._waiting.values()))
+        self._numbers.show_partitions(owned, halted, tripped, on_hold=any(at > 0.0 for at in self._waiting.values()))
 
     def _claim(self, partitions: list[Partition]) -> None:
         """Claim those whose advisory lock we get; the others belong to another daemon, which we stand by for."""

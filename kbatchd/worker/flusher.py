@@ -23,7 +23,7 @@ from kbatchd.errors import (
     ServerUnavailable,
     SinkError,
     TableChanged,
-    TopicMadeAnew,
+    TopicRecreated,
 )
 from kbatchd.kafka.identity import Identity
 from kbatchd.postgres.connection import Connection, Error, Verdict, connect, verdict
@@ -221,11 +221,11 @@ class Flusher(threading.Thread):
         try:
             act()
         except ConfigError as error:
-            self._put_aside(lane, error)
+            self._put_on_hold(lane, error)
         except Error as error:
             if self._verdict(error) is Verdict.RECONNECT:
                 raise
-            self._put_aside(lane, error)
+            self._put_on_hold(lane, error)
 
     def _flush(self, lane: Lane, batch: Batch) -> None:
         """Write one batch, or decide what its failure means."""
@@ -241,8 +241,8 @@ class Flusher(threading.Thread):
             self._sink.flush(batch, claims.target, positions, identity.confirm)
         except Fenced as fenced:
             claims.be_fenced(fenced)
-        except TopicMadeAnew as anew:
-            log.warning(str(anew), extra={"action": "topic_made_anew", "route": lane.route.name})
+        except TopicRecreated as recreated:
+            log.warning(str(recreated), extra={"action": "topic_made_anew", "route": lane.route.name})
             claims.meet_another_topic()
         except TableChanged:
             claims.revoke()  # the next claim reads the table anew, and tells of it
@@ -251,7 +251,7 @@ class Flusher(threading.Thread):
             self._sink.close_breaker(lane.route.name)
             claims.halt(list(lane.epochs), Halt.BREAKER)
         except SinkError as error:  # nothing of it is in, and no record is to blame
-            self._put_aside(lane, error)
+            self._put_on_hold(lane, error)
         except Error as error:
             if self._verdict(error) is Verdict.RECONNECT:
                 raise  # from here: raised again in _judge it would make a cycle with that frame, which nobody collects
@@ -286,7 +286,7 @@ class Flusher(threading.Thread):
     def _judge(self, lane: Lane, error: Error, *, partly_written: bool) -> None:
         """Retry the same batch later, or put the route on hold."""
         if self._verdict(error) is not Verdict.RETRY:
-            self._put_aside(lane, error)
+            self._put_on_hold(lane, error)
             return
         self._tell("flush will be tried again", "retry", error, route=lane.route.name)
         self._slot.routes[lane.route.name].add(Count.RETRIES)
@@ -297,11 +297,11 @@ class Flusher(threading.Thread):
         if partly_written or backoff.failures >= RETRIES_WITH_BUFFERS:
             self._claims[lane.route.name].revoke(lane.not_before)
 
-    def _put_aside(self, lane: Lane, error: Exception) -> None:
+    def _put_on_hold(self, lane: Lane, error: Exception) -> None:
         """Let this route alone wait, and the others of the worker go on."""
         seconds = self._lane_backoffs[lane.route.name].next_seconds()
         self._tell("route is on hold", "aside", error, logging.ERROR, route=lane.route.name)
-        self._claims[lane.route.name].put_aside(time.monotonic() + seconds)
+        self._claims[lane.route.name].put_on_hold(time.monotonic() + seconds)
 
     def _show_buffers(self) -> None:
         self._slot[Field.BUFFER_USED_BYTES], self._slot[Field.BUFFER_BYTES] = self._handover.buffer_bytes()
@@ -314,7 +314,7 @@ class Flusher(threading.Thread):
         self._slot[Field.CLAIMED] = sum(count.granted for count in counts)
         self._slot[Field.HALTED] = sum(count.halted for count in counts)
         standing_by = any(count.standing_by for count in counts)
-        if self._asked and not (any(count.aside for count in counts) and self._slot[Field.STATE] == State.STARTING):
+        if self._asked and not (any(count.on_hold for count in counts) and self._slot[Field.STATE] == State.STARTING):
             self._slot[Field.STATE] = State.STANDBY if standing_by else State.RUNNING
 
     def _verdict(self, error: Error) -> Verdict:

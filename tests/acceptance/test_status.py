@@ -79,9 +79,9 @@ def test_status_without_kafka_and_without_postgres(make_daemon: MakeDaemon, deli
 def test_what_stands_still_is_not_ok(
     make_monitored: MakeMonitored, make_daemon: MakeDaemon, make_delivery: MakeDelivery
 ) -> None:
-    aside, halted, fine = (make_delivery(1, f"public.{name}") for name in ("aside", "halted", "fine"))
+    on_hold, halted, fine = (make_delivery(1, f"public.{name}") for name in ("on_hold", "halted", "fine"))
     halted.execute("ALTER TABLE public.halted ADD CONSTRAINT never CHECK (seq < 0)")
-    routes = aside.route, {**halted.route, "max_dead_letters": 20}, fine.route
+    routes = on_hold.route, {**halted.route, "max_dead_letters": 20}, fine.route
     daemon, monitor = make_monitored(*routes, workers={"count": 1})
 
     def states(asked: Daemon) -> list[str]:
@@ -91,8 +91,8 @@ def test_what_stands_still_is_not_ok(
     wait_until(lambda: states(daemon) == ["ok"] * 3, 10, "the monitor's first look")
     halted.send(21)
     wait_until(lambda: states(daemon) == ["ok", "halted: breaker", "ok"], 20, "the breaker")
-    aside.execute("ALTER TABLE public.aside RENAME TO hidden")
-    for delivery in (aside, fine):
+    on_hold.execute("ALTER TABLE public.on_hold RENAME TO hidden")
+    for delivery in (on_hold, fine):
         delivery.send(20)
     wait_until(lambda: states(daemon)[:2] == ["on hold", "halted: breaker"], 10, "the route without a table")
     # and from elsewhere it is seen that records wait, and progress does not move.
@@ -102,13 +102,13 @@ def test_what_stands_still_is_not_ok(
     assert elsewhere.command("status", "--exit-code").returncode == 1
     assert states(daemon) == ["on hold", "halted: breaker", "ok"]
     # Its partitions have the same word, here and on the page.
-    words = {str(aside.topic): "on hold", str(halted.topic): "halted: breaker", str(fine.topic): "ok"}
+    words = {str(on_hold.topic): "on hold", str(halted.topic): "halted: breaker", str(fine.topic): "ok"}
     assert {each["topic"]: each["state"] for each in status(daemon)["partitions"]} == words
     page = monitor.status()
     assert [each["word"] for each in page["routes"]] == ["on hold", "halted: breaker", "ok"]
     assert {each["topic"]: each["word"] for each in page["partitions"]} == words
-    aside.execute("ALTER TABLE public.hidden RENAME TO aside")
-    aside.wait_drained()
+    on_hold.execute("ALTER TABLE public.hidden RENAME TO on_hold")
+    on_hold.wait_drained()
     wait_until(lambda: states(daemon) == ["ok", "halted: breaker", "ok"], 10, "the mended route")
 
 

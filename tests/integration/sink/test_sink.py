@@ -297,7 +297,7 @@ class TestPoison:
         assert route.flush(sent(range(300))) == Outcome(rows=297, dead_letters=3)
         assert route.dead() == [(0, offset, "KB001", None) for offset in (13, 113, 213)]
 
-    def test_a_trigger_that_is_broken_puts_the_route_aside(self, make_route: Callable[..., Route]) -> None:
+    def test_a_trigger_that_is_broken_puts_the_route_on_hold(self, make_route: Callable[..., Route]) -> None:
         """Its error names a line too, but no row is to blame."""
         route = make_route(setup=self.RAISE.format("BEFORE").replace("NEW.id % 100", "NEW.gone % 100"))
         with pytest.raises(psycopg.errors.UndefinedColumn):
@@ -529,13 +529,13 @@ class TestTableChanged:
             route.sink.flush(batch, route.target, route.positions)
         assert route.is_untouched()
 
-    def test_a_table_that_is_gone_puts_the_route_aside(self, make_route: Callable[..., Route]) -> None:
+    def test_a_table_that_is_gone_puts_the_route_on_hold(self, make_route: Callable[..., Route]) -> None:
         route = make_route()
         batch = route.batch(sent([1]))
         route.connection.execute("ALTER TABLE target RENAME TO elsewhere")
         with pytest.raises(psycopg.errors.UndefinedTable) as caught:
             route.sink.flush(batch, route.target, route.positions)
-        assert verdict(caught.value, broken=route.connection.broken) is Verdict.ASIDE
+        assert verdict(caught.value, broken=route.connection.broken) is Verdict.HOLD
         route.connection.execute("ALTER TABLE elsewhere RENAME TO target")
         assert route.is_untouched()
         route.sink.flush(batch, route.target, route.positions)

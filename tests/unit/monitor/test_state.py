@@ -78,7 +78,7 @@ def test_every_metric_is_described_and_documented(daemon: Daemon) -> None:
 
 def test_lag_is_of_owned_partitions_only(daemon: Daemon) -> None:
     assert "kbatchd_lag_records" not in scrape(daemon, view())
-    daemon.slots.of("worker")[1].routes["requests"].show_partitions({3, 4_000}, {4_000}, aside=False)
+    daemon.slots.of("worker")[1].routes["requests"].show_partitions({3, 4_000}, {4_000}, on_hold=False)
     figures = scrape(daemon, view())
     assert figures["kbatchd_lag_records"] == {("3", "requests", "requests"): 60}
     assert 5 <= figures["kbatchd_lag_seconds"]["3", "requests", "requests"] < 60
@@ -87,7 +87,7 @@ def test_lag_is_of_owned_partitions_only(daemon: Daemon) -> None:
 
 
 def test_lag_that_is_old_is_no_metric(daemon: Daemon) -> None:
-    daemon.slots.of("worker")[0].routes["requests"].show_partitions({3}, set(), aside=False)
+    daemon.slots.of("worker")[0].routes["requests"].show_partitions({3}, set(), on_hold=False)
     figures = scrape(daemon, view(kafka_age_seconds=STALE_SECONDS + 1))
     assert "kbatchd_lag_records" not in figures
     assert figures["kbatchd_server_up"] == {("kafka",): 0, ("postgres",): 1}

@@ -10,7 +10,7 @@ from psycopg.conninfo import conninfo_to_dict
 from kbatchd.config import Postgres
 from kbatchd.postgres.connection import Verdict, _conninfo, verdict
 
-RETRY, RECONNECT, POISON, ASIDE = Verdict.RETRY, Verdict.RECONNECT, Verdict.POISON, Verdict.ASIDE
+RETRY, RECONNECT, POISON, HOLD = Verdict.RETRY, Verdict.RECONNECT, Verdict.POISON, Verdict.HOLD
 DOUBT = Verdict.DOUBT
 
 #: SQLSTATE, what it is, what to do. https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -51,29 +51,29 @@ TABLE = [
     ("P0001", "RAISE EXCEPTION in a trigger", POISON),
     ("KB001", "RAISE EXCEPTION with a code of one's own", POISON),
     ("99001", "the same", POISON),
-    ("22P03", "invalid binary representation: the table is another", ASIDE),
-    ("22P04", "bad COPY file format: the table is another", ASIDE),
-    ("42P01", "undefined table", ASIDE),
-    ("42703", "undefined column", ASIDE),
-    ("42501", "insufficient privilege", ASIDE),
-    ("42804", "datatype mismatch", ASIDE),
-    ("0A000", "feature not supported", ASIDE),
+    ("22P03", "invalid binary representation: the table is another", HOLD),
+    ("22P04", "bad COPY file format: the table is another", HOLD),
+    ("42P01", "undefined table", HOLD),
+    ("42703", "undefined column", HOLD),
+    ("42501", "insufficient privilege", HOLD),
+    ("42804", "datatype mismatch", HOLD),
+    ("0A000", "feature not supported", HOLD),
     ("55000", "a record that is not assigned yet, in a trigger", DOUBT),
-    ("55006", "object in use", ASIDE),
-    ("57014", "query canceled: statement_timeout", ASIDE),
-    ("25P02", "in failed transaction", ASIDE),
-    ("P0000", "PL/pgSQL error", ASIDE),
+    ("55006", "object in use", HOLD),
+    ("57014", "query canceled: statement_timeout", HOLD),
+    ("25P02", "in failed transaction", HOLD),
+    ("P0000", "PL/pgSQL error", HOLD),
     ("P0002", "no data found in a trigger", DOUBT),
     ("P0003", "too many rows in a trigger", DOUBT),
     ("P0004", "assertion failure in a trigger", DOUBT),
     ("20000", "case not found in a trigger", DOUBT),
     ("21000", "more than one row returned by a subquery", DOUBT),
     ("2F005", "a function without RETURN", DOUBT),
-    ("2F002", "modifying SQL data not permitted", ASIDE),
+    ("2F002", "modifying SQL data not permitted", HOLD),
     ("38000", "an exception in another language", DOUBT),
-    ("40002", "transaction integrity constraint violation", ASIDE),
-    ("XX000", "internal error", ASIDE),
-    ("XX001", "data corrupted", ASIDE),
+    ("40002", "transaction integrity constraint violation", HOLD),
+    ("XX000", "internal error", HOLD),
+    ("XX001", "data corrupted", HOLD),
 ]
 
 
@@ -103,8 +103,8 @@ def test_without_a_code() -> None:
     """A killed backend had no time for one; an error of psycopg's own never has one."""
     assert verdict(psycopg.OperationalError("consuming input failed"), broken=False) is RECONNECT
     assert verdict(psycopg.InterfaceError("the connection is closed"), broken=True) is RECONNECT
-    assert verdict(psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes"), broken=False) is ASIDE
-    assert verdict(psycopg.ProgrammingError("the last operation didn't produce a result"), broken=False) is ASIDE
+    assert verdict(psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes"), broken=False) is HOLD
+    assert verdict(psycopg.ProgrammingError("the last operation didn't produce a result"), broken=False) is HOLD
 
 
 def test_a_whole_class_is_judged_alike() -> None:
@@ -113,7 +113,7 @@ def test_a_whole_class_is_judged_alike() -> None:
     assert verdict(error_of("23ZZZ"), broken=False) is POISON
     assert verdict(error_of("53ZZZ"), broken=False) is RETRY
     assert verdict(error_of("08ZZZ"), broken=False) is RECONNECT
-    assert verdict(error_of("XXZZZ"), broken=False) is ASIDE
+    assert verdict(error_of("XXZZZ"), broken=False) is HOLD
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_reset_keeps_what_was_counted_and_owned() -> None:
     slot = Slots({"worker": 1}, ["r"])[0]
     numbers = slot.routes["r"]
     numbers.add_written(5, 2)
-    numbers.show_partitions({3, 70}, {70}, aside=False)
+    numbers.show_partitions({3, 70}, {70}, on_hold=False)
     slot.reset()
     assert (slot.total(Count.RECORDS), numbers.owned, numbers.halted) == (7, {3, 70}, {70})
 
