@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # --help's text too: at Python's own end nobody could tell of it
     except BrokenPipeError:
-        code = EX_OK  # whoever read our output has had enough (`| head`)
+        code = EX_OK  # the reader of our output has had enough (`| head`)
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise

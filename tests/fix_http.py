@@ -38,7 +38,7 @@ class Reply:
 
 
 class Client:
-    """One connection to a gateway; it is made anew when the server has closed it."""
+    """One connection to a gateway; it is made again when the server has closed it."""
 
     def __init__(self, port: int, timeout_seconds: float = 60.0) -> None:
         self.port = port

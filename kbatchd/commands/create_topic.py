@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _wait_for_leaders(admin: topics.Admin, names: Sequence[str], deadline: float) -> None:
-    """Return when the leaders of all partitions answer: whoever comes next, comes to a topic that is there."""
+    """Return when the leaders of all partitions answer: the next command finds a topic that is there."""
     described = topics.describe(admin, names)
     while time.monotonic() < deadline and not all(described.values()):  # a broker has not heard of it yet
         described = topics.describe(admin, names)

@@ -148,7 +148,7 @@ class Transfer:
         return LOOK_SECONDS if self._hunt.killed else HUNT_SECONDS
 
     def _kill(self, sent: int) -> None:
-        """In the middle third kill a worker that is at its COPY; whoever has work, when this may be the last chance."""
+        """In the middle third kill a worker at its COPY; any that has work, when this may be the last chance."""
         last = sent == self._records or self._rows * 3 >= self._records * 2
         if not last and self._rows * 3 < self._records:
             return

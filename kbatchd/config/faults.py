@@ -39,7 +39,7 @@ _KINDS = {
 
 
 def fault(what: str) -> PydanticCustomError:
-    """Make the error of a rule of our own; its text is shown as it is."""
+    """Make the error of one of our rules; its text is shown as it is."""
     return PydanticCustomError("fault", "{what}", {"what": what})
 
 

@@ -58,7 +58,7 @@ def find_line(lines: dict[str, int], parts: Iterable[str | int]) -> int:
 def key_lines(text: str) -> dict[str, int]:
     """Map every key, table and array element of a valid TOML text to its line.
 
-    A quoted `"a.b"` and a dotted `a.b` have the same path here: whoever flattens dotted keys finds both.
+    A quoted `"a.b"` and a dotted `a.b` have the same path here: code that flattens dotted keys finds both.
     """
     scanner = _Scanner(text)
     scanner.document()

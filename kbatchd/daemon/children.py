@@ -32,7 +32,7 @@ ABORT_SECONDS = 2.0
 #: Beyond its grace period: what is left then was not going to end.
 MARGIN_SECONDS = 1.0
 
-#: When our own turns were this far apart we were stopped, and so perhaps were the workers: their silence begins anew.
+#: When our turns were this far apart we were stopped, and perhaps so were the workers: their silence counts from now.
 PAUSED_SECONDS = 2.0
 
 #: A worker that lived this long has not failed at the start: its next failure is a first one.
@@ -203,7 +203,7 @@ class Children:
                 os.kill(child.pid, got)
 
     def stop(self, wait: Callable[[], None]) -> None:
-        """Stop group by group; who does not end in time is killed: what a worker had not flushed will be read again.
+        """Stop group by group; a late child is killed: what a worker had not flushed will be read again.
 
         `wait` returns when a child may have ended, or after a while.
         """

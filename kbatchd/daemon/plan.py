@@ -1,6 +1,6 @@
 """What the supervisor is to keep running: groups of like processes, a place for each.
 
-Made from the file by the command line before the first fork, and anew for each reload; no process is made here.
+Made from the file by the command line before the first fork, and again for each reload; no process is made here.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ class GivenKafka(NamedTuple):
 
 @contextmanager
 def kafka_server(say: Callable[[str], None] = lambda _: None) -> Iterator[Kafka | GivenKafka]:
-    """Give the server that KBATCHD_KAFKA names, else one of our own for as long as the block lasts."""
+    """Give the server that KBATCHD_KAFKA names, else start one for as long as the block lasts."""
     if given := os.environ.get("KBATCHD_KAFKA"):
         yield GivenKafka(given)
         return
@@ -230,7 +230,7 @@ def cache_directory() -> Path:
 def jars(cache: Path, say: Callable[[str], None] = lambda _: None) -> Path:
     """Return the directory of Kafka's jars, filling it first where it is missing.
 
-    It appears by one rename: it is complete or not there, whoever is interrupted and however many start at once.
+    It appears by one rename: it is complete or not there, though one may be interrupted and many start at once.
     """
     directory = cache / f"kafka-{VERSION}"
     if directory.is_dir():
@@ -257,7 +257,7 @@ def _fetch(draft: Path) -> None:
         from jgo.maven import MavenContext  # noqa: PLC0415 - and only with the extra
     except ImportError as error:
         raise ServerUnavailable(f"Apache Kafka needs the package jgo: {EXTRA}") from error
-    # A repository of our own: a download cut short in a shared one (~/.m2) would stay there, broken, for good.
+    # Not the shared repository: a download cut short in ~/.m2 would stay there, broken, for good.
     context = MavenContext(repo_cache=draft / "repository", local_repos=[])
     builder = EnvironmentBuilder(context, cache_dir=draft / "environment", link_strategy=LinkStrategy.HARD)
     try:

@@ -212,7 +212,7 @@ class GivenPostgres(NamedTuple):
 
 @contextmanager
 def postgres_server() -> Iterator[Postgres | GivenPostgres]:
-    """Give the server that KBATCHD_DSN names, else one of our own for as long as the block lasts."""
+    """Give the server that KBATCHD_DSN names, else start one for as long as the block lasts."""
     if given := os.environ.get("KBATCHD_DSN"):
         yield GivenPostgres(given)
         return

@@ -16,7 +16,7 @@ from kbatchd.devstack.process import children
 if TYPE_CHECKING:
     import psycopg
 
-#: The workers with partitions of the topic, whoever has the most before it first. One is behind until its partitions
+#: The workers with partitions of the topic, the one with the most before it first. One is behind until its partitions
 #: have their share of the records.
 WORKERS = """
     SELECT p.owner, p.pid,
@@ -73,7 +73,7 @@ class Hunt:
         self.killed: Killed | None = None
 
     def strike(self, rows: int, *, any_work: bool) -> Killed | None:
-        """Kill a worker whose COPY is under way, or with `any_work` whoever has records to write, if there is one."""
+        """Kill a worker whose COPY is under way, or with `any_work` one that has records to write, if there is one."""
         workers = self._workers()
         prey = [worker for worker in workers if worker.copies] or (workers if any_work else [])
         if prey:

@@ -1,6 +1,6 @@
 """What nobody foresaw: an exception that one record raised is that record's dead letter, with the code `internal`.
 
-Whoever works on a record alone calls this from its `except Exception`: the row encoder in a poll loop, the sink
+What works on a single record calls this from its `except Exception`: the row encoder in a poll loop, the sink
 in its flusher's thread, the door in a gateway or a command. MemoryError is never a record's, and what is no Exception
 passes too. It is a fault of kbatchd, so the log tells of it as an error: at most once a minute, with a count.
 """

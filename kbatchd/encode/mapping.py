@@ -1,7 +1,7 @@
 """What feeds each column: a route's mapping, resolved against the columns of its table.
 
 `row_columns` says which columns a record feeds, `resolve_feeds` where each has its value from. Both report all faults
-at once. Called by the flusher when it has read a table, by the start-up checks, and by whoever opens the door; no I/O.
+at once. Called by the flusher when it has read a table, by the start-up checks, and by what opens the door; no I/O.
 """
 
 from __future__ import annotations

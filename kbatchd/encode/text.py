@@ -104,7 +104,7 @@ def _is_of_times(column: Column) -> bool:
 
 
 def _times_text(text: str, column: Column) -> str:
-    """Write a range's, a multirange's or a composite's literal anew, each time in it checked as a column's own is."""
+    """Write a range's, a multirange's or a composite's literal again, each time in it checked as a column's own is."""
     if column.range_of:
         return _range_text(text, column)
     if column.type_name != "composite":

@@ -1,4 +1,4 @@
-"""A request's body: unpacked within a bound, and split into records without writing one anew.
+"""A request's body: unpacked within a bound, and split into records without rewriting one.
 
 A record's value is a slice of the body. An array's elements are cut where one object seems to end and the next to
 begin (0.5 us a record; asking a JSON parser for the places takes 4). That guess needs no proof of its own: elements

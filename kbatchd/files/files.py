@@ -1,4 +1,4 @@
-"""Records in files: NDJSON and JSON arrays, split as their bytes come, without writing one anew.
+"""Records in files: NDJSON and JSON arrays, split as their bytes come, without rewriting one.
 
 A reader takes the unpacked bytes in chunks and yields pieces: some records, the line each begins on, and all the bytes
 from the end of the piece before to the end of its own last record. So the end of each piece is a place where a reader

@@ -143,7 +143,7 @@ class Database(threading.Thread):
             self.join()
 
     def run(self) -> None:
-        """Hold a connection, and make it anew when it breaks, until told to stop."""
+        """Hold a connection, make another when it breaks, until told to stop."""
         self._publish(dict(tables.read_cache(self._config)))
         retry_seconds = FIRST_RETRY_SECONDS
         while not self._stopping:

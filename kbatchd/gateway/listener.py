@@ -66,7 +66,7 @@ def announce(settings: Gateway, pipeline: str) -> socket.socket:
     With SO_REUSEPORT the kernel would give each a share of the connections; but only to sockets of one user, so another
     user's mark means nothing. The sockets' abstract names are seen by all in the same network, as the address is, and
     vanish with their process. Each is named first, and then looks: of two that begin at the same time, one sees the
-    other at least. To be called before listening: who listens has a share. `answer_mark` is for those who look.
+    other at least. To be called before listening: a listener has a share. `answer_mark` is for those who look.
     """
     with _explained(settings, "gateway"):
         host, port = map(str, socket.getaddrinfo(*settings.address, type=socket.SOCK_STREAM)[0][4][:2])

@@ -3,7 +3,7 @@
 A browser sends a page's request to any address, this host's own included, and says where it comes from: `Origin` with
 every POST, and `Sec-Fetch-Site`, which no page can forge, wherever it trusts the way. What names neither is no browser.
 A page whose own name has been resolved to this host's address (DNS rebinding) passes for ours, but for that name in
-`Host`: who listens on this host only answers to no other names than its own.
+`Host`: a server that listens on this host only answers to no other names than its own.
 
 Used by the applications of the gateway and of the monitor, for each request; no I/O.
 """

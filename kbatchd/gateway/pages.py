@@ -1,7 +1,7 @@
 """What the gateway answers to GET: its description for programs, and a page for people that reads it.
 
 The page is one file without any other host; its policy names the hashes of its own script and style, so that nothing
-else runs in it. Answers are made anew when the tables change, on a gateway's event loop; no I/O but one read of a file
+else runs in it. Answers are made again when the tables change, on a gateway's event loop; no I/O but one read of a file
 of the package.
 """
 

@@ -95,7 +95,7 @@ async def _run(config: Config, gateway: Gateway, index: int, slot: Slot) -> int:
     _on_signals(server, database, tokens, gateway, reaching)
     beating = asyncio.create_task(beat(slot))
     watching = asyncio.create_task(_end_with(producer, server))
-    # Only now: the kernel sends its share of the connections to whoever listens.
+    # Only now: the kernel sends its share of the connections to each that listens.
     await asyncio.wait([reaching])
     mark = announce(gateway, config.pipeline)
     loop = asyncio.get_running_loop()

@@ -1,7 +1,7 @@
 """Where partitions begin and end: numbers that a broker gave, and nothing else.
 
 librdkafka hands out -1001 without an error where no broker answered, and has more such values below 0. An `Offset` is
-made in one place, of an answer, and is 0 or more; a partition without one is silent, with the reason, and whoever asks
+made in one place, of an answer, and is 0 or more; a partition without one is silent, with the reason, and the caller
 goes on with the others. Called by the start-up checks and the operator's commands, which wait, and by each worker's two
 threads, which must not: they look at `done()` or `look()` each turn.
 

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 #: A question that has waited this long will not be answered soon. With the watch's interval it is less than 10 s.
 SILENCE_SECONDS = 4.0
 
-#: A connection that is cut may be made anew at once, and what an outage has cut may be told of after its end: so long
+#: A connection that is cut may be made again at once, and what an outage has cut may be told of after its end: so long
 #: an error must have stood without an answer to be told. The watch asks 1 s after one.
 BLIP_SECONDS = 2.0
 

@@ -69,7 +69,7 @@ STALL_SECONDS = 1.5
 #: An event loop that looks again only after this long has been held up itself, and with it the reports.
 LATE_SECONDS = 0.5
 
-#: How long a request may wait for brokers to come back: idle connections are closed, and made anew, within that.
+#: How long a request may wait for brokers to come back: idle connections are closed, and made again, within that.
 BLINK_SECONDS = 1.0
 
 

@@ -184,7 +184,7 @@ class TopicReader:
             self.assign(starts, epochs)
 
     def assign(self, offsets: Mapping[Partition, int], epochs: Mapping[Partition, int] = _NO_EPOCHS) -> None:
-        """Read these partitions from these offsets on; those already assigned start anew there.
+        """Read these partitions from these offsets on; those already assigned start again there.
 
         `epochs` are the leader epochs of the records before these offsets. With one, the leader is first asked whether
         its log is still the one that was read; nothing is read before the answer.

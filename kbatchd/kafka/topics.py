@@ -171,7 +171,7 @@ def describe(
 ) -> dict[str, TopicDescription | None]:
     """Ask what the topics are: None for one that does not exist. Raises ServerUnavailable or ConfigError.
 
-    What would be the end for whoever asks, two answers must say: a broker may not have heard of a topic yet.
+    What would be the end for the caller, two answers must say: a broker may not have heard of a topic yet.
     """
     described = describe_async(admin, topics, timeout_seconds).answers()
     doubtful = [name for name, description in described.known.items() if description is None]

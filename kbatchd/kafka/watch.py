@@ -229,7 +229,7 @@ def judge(
 ) -> Gap | None:
     """Compare progress with a topic's id, then with its watermarks: those of another topic would say nothing.
 
-    `parted` is where its log parts from the one that was read, if it does. What stands there anew is to be read.
+    `parted` is where its log parts from the one that was read, if it does. What stands there now is to be read.
     """
     if topic_id != current_id:
         return Gap(partition, GapKind.RECREATED, next_offset, next_offset, low, topic_id, current_id)

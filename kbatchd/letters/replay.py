@@ -6,7 +6,7 @@ no second row. A letter that is refused again stays open, with its new reason; b
 is no reason of the letter, which keeps its own. Progress is not touched: the offsets of dead letters are behind it.
 
 An upsert takes no letter over a row that is there: nobody knows which of the two is newer. Such a letter stays open, as
-`row_exists`, unless whoever replays says that letters overwrite. Of several letters with one key the newest is tried
+`row_exists`, unless the operator says that letters overwrite. Of several letters with one key the newest is tried
 first, so that the older ones are those that stay. Letters that delete count as overwriting. Where records may delete, a
 row that is not there may have been deleted since: then the letter stays open too, as `row_deleted` (later.py).
 

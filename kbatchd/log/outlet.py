@@ -1,6 +1,6 @@
 """Where log lines go: standard error, which may be a pipe or a socket that nobody reads any more.
 
-Whoever logs there would stand still with it, for good: a worker, and the supervisor, which then hears no SIGTERM. So
+A process that logs there would stand still for good: a worker, and the supervisor, which then hears no SIGTERM. So
 nothing here waits for a reader longer than WAIT_SECONDS, once for each time that it falls behind: what does not fit is
 dropped, and counted by the caller. Used by the log's handler, in whatever thread logs, under the handler's lock.
 """
@@ -66,12 +66,12 @@ def _open(descriptor: int) -> tuple[int, Callable[[bytes], int], Callable[[], No
         end = socket.socket(fileno=os.dup(descriptor))
         return end.fileno(), lambda data: end.send(data, socket.MSG_DONTWAIT), end.close
     if stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
-        # Opened anew, it is ours alone: O_NONBLOCK on the one we were given would be for the shell, too, that gave it.
+        # Opened again, it is ours alone: O_NONBLOCK on the one we were given would be for the shell, too, that gave it.
         try:
-            anew = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            opened = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError:  # made by another user, as containers' are; or nobody reads it
             if stat.S_ISFIFO(kind):
                 os.set_blocking(descriptor, False)
         else:
-            return anew, lambda data: os.write(anew, data), lambda: os.close(anew)
+            return opened, lambda data: os.write(opened, data), lambda: os.close(opened)
     return descriptor, lambda data: os.write(descriptor, data), lambda: None

@@ -1,7 +1,7 @@
 """The monitor's application: a handful of pages to GET.
 
 Runs on the monitor's event loop. What takes long is made once a second at most, however many clients ask, and a flood
-of requests has to wait: who waits takes no time from the workers on this host, who is refused asks again.
+of requests has to wait: a client that waits takes no time from the workers on this host, a refused one asks again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     #: Status, content type and body.
     Page = tuple[int, bytes, bytes]
 
-#: An answer is made anew when it is older than this.
+#: An answer is made again when it is older than this.
 KEEP_SECONDS = 1.0
 
 #: Requests beyond these are answered in their turn. A page that is open asks once a second, Prometheus more seldom. 500

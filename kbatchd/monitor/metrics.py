@@ -2,8 +2,8 @@
 
 Runs on the monitor's event loop; reads the workers' slots and the watcher's view, and asks nobody. Labels come from the
 file (routes), from the topics (partitions) and from closed lists (reasons, states), so that their number is bounded; of
-dead letters' codes a worker counts the first 24 by name. Counters are kept when a worker is replaced, and begin anew
-with the daemon.
+dead letters' codes a worker counts the first 24 by name. Counters are kept when a worker is replaced, and begin at
+0 with the daemon.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class Metrics(Collector):
         self._view = view
 
     def collect(self) -> Iterator[Metric]:
-        """Make every metric anew."""
+        """Make every metric again."""
         families: dict[str, Metric] = {
             each.name: _FAMILIES[each.kind](each.name.removesuffix("_total"), each.help, labels=each.labels)
             for each in METRICS

@@ -1,4 +1,4 @@
 """Connections to PostgreSQL, its catalogue, and its COPY.
 
-Connections are made after the fork only; whoever makes one owns it, in one thread.
+Connections are made after the fork only; the thread that makes one owns it.
 """

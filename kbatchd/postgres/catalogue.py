@@ -56,7 +56,7 @@ _RANGE_OF = """
     WHERE t.oid OPERATOR(pg_catalog.=) ANY (ARRAY[r.rngtypid, r.rngmultitypid])), '')"""
 
 #: MERGE does to the table `c` what INSERT ... ON CONFLICT does. Not before 17: in 15 and 16 it can mix rows up where
-#: another session writes too (bug 18103, mended in 15.5 and 16.1), and looks each key of an array up from the root.
+#: another session writes too (bug 18103, fixed in 15.5 and 16.1), and looks each key of an array up from the root.
 #: BEFORE INSERT triggers see rows that MERGE only updates; rules forbid it; each key would visit all partitions.
 _MERGEABLE = """
     (pg_catalog.current_setting('server_version_num')::int OPERATOR(pg_catalog.>=) 170000
@@ -77,7 +77,7 @@ _FOREIGN_PARTITION = """
     WHERE c.relkind OPERATOR(pg_catalog.=) 'p'
         AND c.oid OPERATOR(pg_catalog.=) ANY (SELECT relid FROM pg_catalog.pg_partition_ancestors(f.ftrelid)))"""
 
-#: Its one parameter is the table's quoted name (`Table.quoted`). It is resolved anew each time, and the oid is part of
+#: Its one parameter is the table's quoted name (`Table.quoted`). It is resolved each time, and the oid is part of
 #: the result: a table that was dropped and recreated, or renamed, differs too. What users' types are made of is in it
 #: as well (labels, domains, attributes), and so is what decides how rows may be merged, and whether all can be seen:
 #: with row-level security a merge passes over rows in silence. No row when there is no such table.

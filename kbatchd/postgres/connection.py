@@ -92,7 +92,7 @@ class Verdict(Enum):
     """What to do about a failed flush."""
 
     RETRY = auto()  # the same batch again, on the same connection
-    RECONNECT = auto()  # the outcome is unknown or the session is no good: claim anew and read again
+    RECONNECT = auto()  # the outcome is unknown or the session is no good: claim again and read again
     POISON = auto()  # a row is to blame
     DOUBT = auto()  # a row is to blame, unless many in a row are refused alike and none goes in
     NO_PARTITION = auto()  # a row has no partition to go to
@@ -153,7 +153,7 @@ def _log_in(settings: config.Postgres, application_name: str) -> psycopg.Connect
 
 
 def _codes(settings: config.Postgres, error: psycopg.Error) -> set[str]:
-    """Return why the server refuses us; who was silent is not asked again."""
+    """Return why the server refuses us; a silent one is not asked again."""
     if isinstance(error, psycopg.errors.ConnectionTimeout) or not isinstance(error, psycopg.OperationalError):
         return set()
     return sqlstates(_conninfo(settings, "kbatchd"), settings.connect_timeout_seconds)

@@ -3,7 +3,7 @@
 One object a record: file, line, record (its number in the file), code, column, reason, and value, the record as it
 stands in the file (null where it is larger than is sent). Written before the transaction that goes past these
 records is committed, and after a crash cut back to where the file is taken up again: so each stands there once. A file
-that is there already is never overwritten, unless everything is sent anew.
+that is there already is never overwritten, unless everything is sent again.
 
 Used by `kbatchd produce`, in its main thread.
 """
@@ -98,7 +98,7 @@ class FailedFile:
                 os.fchown(fd, -1, group)
         mode = _of_group(fd, mode, group)
         if is_new:
-            os.fchmod(fd, mode)  # whatever the umask says: whoever may read the input may read what failed of it
+            os.fchmod(fd, mode)  # whatever the umask says: those who may read the input may read what failed of it
             self._mode = mode
         else:
             self._mode = stat.S_IMODE(os.fstat(fd).st_mode)

@@ -77,7 +77,7 @@ class PlainProducer:
 
     def close(self) -> None:
         """Count what was acknowledged, and drop the rest."""
-        with suppress(KafkaException, SystemError):  # whoever closes it after a fatal error has heard of that
+        with suppress(KafkaException, SystemError):  # after a fatal error, which was told already
             self._producer.purge()
             self._producer.flush(SLICE_SECONDS)
         self.acknowledged.add(self._reports.offsets)

@@ -47,7 +47,7 @@ class Stand(NamedTuple):
     #: None: nobody knows yet where it begins.
     next_offset: int | None
     #: The first offset read under each leader epoch, ascending, and these epochs. What is below the first is not known.
-    #: One that follows itself began anew: somebody has moved progress over what was not read.
+    #: One that follows itself began a second time: somebody has moved progress over what was not read.
     firsts: list[int]
     epochs: list[int]
     #: The offset after the last record read; None: nothing has been read since progress was moved.

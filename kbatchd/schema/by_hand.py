@@ -1,6 +1,6 @@
 """Progress as an operator sees and moves it: what there is, a gap accepted, a partition read from elsewhere.
 
-Each of them raises the epoch, so whoever reads must claim anew. Called by `kbatchd progress`, in its main thread; the
+Each of them raises the epoch, so the reader must claim again. Called by `kbatchd progress`, in its main thread; the
 flusher accepts gaps where the route says so, in its own.
 """
 
@@ -46,7 +46,7 @@ class ProgressRow:
 
 
 def accept(connection: psycopg.Connection, owner: Owner, gap: Gap, epoch: int) -> None:
-    """Record the gap and let reading go on behind it; the epoch goes up, so whoever reads must claim anew.
+    """Record the gap and let reading go on behind it; the epoch goes up, so the reader must claim again.
 
     Raises Fenced when the partition is no longer under this epoch, is of another topic than the gap, or does not stand
     at the gap any more.
@@ -92,7 +92,7 @@ def accept(connection: psycopg.Connection, owner: Owner, gap: Gap, epoch: int) -
 def set_progress(connection: psycopg.Connection, owner: Owner, partition: Partition, next_offset: int) -> int | None:
     """Move a partition by hand; return where it stood, None if it had not begun, or its progress was lost.
 
-    The epoch goes up, so a running worker reads anew from there.
+    The epoch goes up, so a running worker reads again from there.
     """
     keys = {**keys_of(owner), "partition": partition.number, "next_offset": next_offset}
     with durable_transaction(connection):

@@ -128,7 +128,7 @@ def lock(connection: psycopg.Connection, owner: Owner, partitions: Iterable[int]
 
 
 def unlock(connection: psycopg.Connection, owner: Owner, partitions: Iterable[int]) -> None:
-    """Give the advisory locks back, so that whoever waits may have them."""
+    """Give the advisory locks back, so that those who wait may have them."""
     keys = [_lock_key(owner, partition) for partition in partitions]
     connection.execute(
         "SELECT pg_catalog.pg_advisory_unlock(key) FROM pg_catalog.unnest(%s::bigint[]) AS k(key)", (keys,)
@@ -140,7 +140,7 @@ def claim(
 ) -> tuple[dict[int, Position], list[Gap]]:
     """Make the partitions ours; return where each stands, and those whose topic was recreated since.
 
-    Partitions beyond those known so far are new, and start at 0: all of them at once, whoever claims them, so that one
+    Partitions beyond those known so far are new, and start at 0: all of them at once, whatever is claimed, so that one
     without progress among the known ones can only be lost. Durably: an epoch that vanished in a crash could come twice.
     """
     with durable_transaction(connection):
@@ -177,12 +177,12 @@ def claim(
         partition: Position(epoch, offset, topic_id, lineage_of(epochs, end))
         for partition, epoch, offset, topic_id, epochs, end, _ in rows
     }
-    anew = [
+    recreated = [
         Gap(Partition(owner.topic, number), GapKind.RECREATED, at.next_offset, at.next_offset, 0, at.topic_id, now)
         for number, at in positions.items()
         if at.topic_id != (now := topic_ids[number])
     ]
-    return positions, anew
+    return positions, recreated
 
 
 def former_ids(connection: psycopg.Connection, owner: Owner) -> set[str]:

@@ -1,9 +1,8 @@
 """Why a partition stands still until somebody acts, in kbatchd.progress: a gap in its topic, or the breaker.
 
 A gap is of the topic: `progress accept` goes on behind it. The breaker is of the records: too many were refused in a
-row, nothing is missing, and `progress accept` only lets the route go on where it stood. Whoever claims a partition
-tries it anew, so a claim takes either word away. Called by the flusher, and by `kbatchd progress accept`, in its main
-thread.
+row, nothing is missing, and `progress accept` only lets the route go on where it stood. A claimed partition is tried
+again, so a claim takes either word away. Called by the flusher, and by `kbatchd progress accept`, in its main thread.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def mark(connection: Connection, owner: Owner, epochs: Mapping[int, int], why: H
 def resume(connection: Connection, owner: Owner, partition: int) -> bool:
     """Let a partition that the breaker has halted go on where it stands; tell whether it had.
 
-    Its epoch goes up, so that whoever has halted it claims it anew.
+    Its epoch goes up, so that the worker that has halted it claims it again.
     """
     return bool(
         connection.execute(

@@ -1,6 +1,6 @@
 """The ledger, `kbatchd.batches`: a line for each transaction that moves progress, written within it.
 
-Called by whoever moves it: a flusher, the replay of dead letters, an operator's command; on their connections.
+Called by what moves it: a flusher, the replay of dead letters, an operator's command; on their connections.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def script() -> str:
     path = f"-- Nothing that others have created in your path is to run here.\n{_OWN_PATH}"
     parts = ["BEGIN", path, _CREATE_SCHEMA, _CREATE_TABLE]
     for migration in _migrations():
-        # The values are the names of our own files.
+        # The values are the names of shipped files.
         insert = f"INSERT INTO kbatchd.migrations (number, name) VALUES ({migration.number}, '{migration.name}')"  # noqa: S608
         parts += [migration.sql.strip().removesuffix(";"), insert]
     return "".join(f"{part};\n\n" for part in parts) + "COMMIT;\n"

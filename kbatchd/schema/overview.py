@@ -1,4 +1,4 @@
-"""What the schema kbatchd tells whoever looks: progress and its owners, the ledger, dead letters by cause, gaps.
+"""What the schema kbatchd tells an observer: progress and its owners, the ledger, dead letters by cause, gaps.
 
 Only reads; each statement is bounded, whatever the tables have grown to. Called by the monitor's watcher thread and by
 `kbatchd status`, each on a connection of its own.

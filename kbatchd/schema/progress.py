@@ -101,7 +101,7 @@ def lineages(connection: psycopg.Connection, owner: Owner) -> dict[int, Lineage]
 def keep_lineage(connection: psycopg.Connection, owner: Owner, partition: Partition, at: int | None) -> None:
     """Keep what holds of a log when progress is moved to `at`, in the caller's transaction; None: of another topic.
 
-    Whoever goes on behind what was read does not know under which epoch the offset before it was written.
+    A reader that goes on behind what was read does not know the epoch of the offset before it.
     """
     before = lineages(connection, owner)[partition.number]
     after = Lineage() if at is None else before.below(at)

@@ -1,7 +1,7 @@
 """A name is an identity: progress that stands under a name which the file does not have, and how it is taken over.
 
-Progress, dead letters, gaps and the ledger are kept under pipeline and route. Whoever renames one of them would read
-the whole topic into the same table again, so a route without progress of its own does not begin where another name has
+Progress, dead letters, gaps and the ledger are kept under pipeline and route. With another name the whole topic
+would be read into the same table again, so a route without progress of its own does not begin where another name has
 progress of the same topic (by its id) and table. `kbatchd progress rename` takes that over; a route's `read_again`
 says that reading again is meant. Called by check/inspection.py, and by the command in its main thread.
 """
@@ -88,7 +88,7 @@ def strangers(connection: Connection, owner: Owner, topic_id: str, routes: Colle
 def rename(connection: Connection, pairs: Sequence[tuple[Owner, Owner]]) -> list[Moved]:
     """Take over all that is kept under the former names, each with its new one: in one transaction, durably.
 
-    The epochs go up, so whoever still reads under a former name writes nothing any more. Raises ConfigError, and
+    The epochs go up, so a daemon that still reads under a former name writes nothing any more. Raises ConfigError, and
     nothing has changed, where somebody holds a partition; the locks taken here go with the session.
     """
     with connection.transaction():

@@ -141,7 +141,7 @@ class RouteBatches:
         self.closed: list[Batch] = []
         #: It is in the table, but its room is not free yet.
         self._retired: Batch | None = None
-        #: The offset after the last one seen in each partition, set anew by each claim.
+        #: The offset after the last one seen in each partition, set by each claim.
         self.reached: dict[Partition, int] = {}
         #: Of which log they were read, likewise.
         self.lineages: dict[Partition, Lineage] = {}
@@ -225,7 +225,7 @@ class RouteBatches:
         self._retired = batch
 
     def free_retired(self) -> Batch | None:
-        """Let the retired batch's room be used again; return it: whoever drops it last, drops 20,000 records."""
+        """Let the retired batch's room be used again; return it: its last owner drops 20,000 records."""
         batch, self._retired = self._retired, None
         if batch is not None:
             self._free(batch)
@@ -291,7 +291,7 @@ class RouteBatches:
             epoch, known = last.leader_epoch(), self.lineages.get(partition, Lineage())
             if epoch is None or epoch < 0:
                 continue  # a broker that knows of none
-            # Behind what was passed over an epoch begins anew, also where it is the same: see schema/arrived.py.
+            # Behind what was passed over an epoch begins a second time, also the same one: see schema/arrived.py.
             before = known.epoch
             firsts = [] if epoch == before else chunk.first_under(partition, before)
             batch.lineages[partition] = self.lineages[partition] = known.then(firsts, (last.offset() or 0) + 1)

@@ -2,7 +2,7 @@
 
 How rows are copied, and how PostgreSQL's errors are read, is batch_copy.py's. Here it is decided which rows are tried
 together and whom to blame: PostgreSQL names most of the refused rows, and halving finds the others, such as those that
-only a merge refuses. Called by the sink, in the flusher's thread, and by whoever else inserts, a replay and a trial:
+only a merge refuses. Called by the sink, in the flusher's thread, and by the others that insert, a replay and a trial:
 what goes into the transaction beside the rows is theirs.
 """
 
@@ -77,7 +77,7 @@ class Memory:
 class Insertion:
     """One batch on its way in, around what PostgreSQL refuses: its records before `done` are committed.
 
-    What else goes into each transaction is the business of whoever inserts: `account`.
+    What else goes into each transaction is the caller's business: `account`.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class Insertion:
         """Copy some rows from `row` on, less those to blame; return where they end, `last` or the breaker, and these.
 
         Whom PostgreSQL names is to blame only if the rows before it are in: one of them, refused at the end of the
-        COPY, may be what the named one was refused for. So whoever comes first clears those after it.
+        COPY, may be what the named one was refused for. So the first one clears those after it.
         """
         blamed: dict[int, Blame] = {}
         until = self._window_end(row, last)

@@ -1,7 +1,7 @@
 """What is made of a route and its table: the encoder of its rows, and where the sink puts them.
 
 The daemon's claims, the start-up checks and the operator's commands all make it here, so that a record fares the same
-wherever it comes from. No I/O: whoever calls has read the table.
+wherever it comes from. No I/O: the caller has read the table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The last warnings and errors of each process, in shared memory, for whoever looks at the daemon and not at its log.
+"""The last warnings and errors of each process, in shared memory, for those who look at the daemon and not at its log.
 
 A ring of a few lines a process, written by its own log handler and read by the monitor; it outlives the process, so it
 tells why a worker died. A reader that meets a half-written line leaves it out.

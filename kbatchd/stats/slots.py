@@ -300,7 +300,7 @@ class Slot:
         return (time.monotonic_ns() - self[Field.BEAT]) / 1e9
 
     def reset(self) -> None:
-        """Start anew, for a process that is about to be forked; what it has counted is kept, and what it owned."""
+        """Start afresh, for a process that is about to be forked; what it has counted is kept, and what it owned."""
         for field in Field:
             if field not in _KEPT:
                 self[field] = 0

@@ -4,13 +4,12 @@ Nothing catches an endless loop or a crash in native code: the worker is replace
 dies again. So when DEATHS of them have died at the same offsets, the next one is ordered to take those one by one, in
 the careful way, with nothing else under way; the record at which it dies then is condemned: the next worker makes a
 dead letter of it without looking into it. The supervisor keeps this, notes each end of a worker here, and forks the
-next one, which finds its orders in what it has inherited. No I/O; a restart of the daemon forgets it, and it begins
-anew.
+next one, which finds its orders in what it has inherited. No I/O; a restart of the daemon forgets it.
 
 A worker says which records it is at only when one has died without saying it: that costs time, and hardly ever matters.
 
 What counts is the end of a worker that was encoding, whatever ended it: the records were read again each time. To be
-condemned takes more: a signal of the worker's own making, or silence, at that very record. Who was killed from outside
+condemned takes more: a signal of the worker's own making, or silence, at that very record. One killed from outside
 (the kernel's killer among them) or ended by itself must have been there DEATHS times; and a second record of the same
 offsets twice, since it may be another thread that crashes, wherever this one is: one record too many is enough.
 """

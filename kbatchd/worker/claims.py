@@ -166,7 +166,7 @@ class Claims:
         self.unlock(partitions)  # last of all, as it may raise
 
     def halt(self, partitions: Collection[Partition], why: Halt) -> None:
-        """Stop reading these until an operator moves their epoch; the others of the lane are claimed anew."""
+        """Stop reading these until an operator moves their epoch; the others of the lane are claimed again."""
         self._halted.update({partition: self.positions[partition].epoch for partition in partitions})
         self._tripped = (self._tripped - set(partitions)) | (set(partitions) if why is Halt.BREAKER else set())
         self._unmarked.update(dict.fromkeys(partitions, why))
@@ -226,16 +226,16 @@ class Claims:
         ours = self._begun(ours, topic_id)
         if not ours:
             return
-        claimed, anew = claiming.claim(connection, target.owner, {p.number: topic_id for p in ours})
+        claimed, recreated = claiming.claim(connection, target.owner, {p.number: topic_id for p in ours})
         positions = {Partition(self._route.topic, number): position for number, position in claimed.items()}
         self.positions.update(positions)
-        for gap in anew:
+        for gap in recreated:
             del positions[gap.partition]
         self._handover.grant(self._lane, positions, encoder)
         numbers = sorted(partition.number for partition in positions)
         log.info("claimed", extra={"action": "claim", "route": self._route.name, "partitions": numbers})
-        if anew and self._is_confirmed(topic_id, {gap.topic_id for gap in anew}):
-            for gap in anew:
+        if recreated and self._is_confirmed(topic_id, {gap.topic_id for gap in recreated}):
+            for gap in recreated:
                 self._record_or_halt(gap)
 
     def _is_confirmed(self, topic_id: str, before: set[str]) -> bool:
@@ -266,7 +266,7 @@ class Claims:
         return [p for p in partitions if p.number not in unbegun or p.number in known]
 
     def _prepare(self) -> tuple[Target, RowEncoder]:
-        """Read the table anew, and build its encoder if it is another than before."""
+        """Read the table again, and build its encoder if it is another than before."""
         connection, _ = self._session()
         table = catalogue.read_table(connection, self._route.table)
         if self._made is not None:
@@ -301,7 +301,7 @@ class Claims:
             self.revoke()
 
     def _notice_moves(self) -> None:
-        """Claim anew what others have moved: a halted partition, or one without traffic, whose flush would notice."""
+        """Claim again what others have moved: a halted partition, or one without traffic, whose flush would notice."""
         epochs = {p.number: epoch for p, epoch in self._halted.items()}
         epochs |= {partition.number: epoch for partition, epoch in self._lane.epochs.items()}
         if not epochs:

@@ -245,7 +245,7 @@ class Flusher(threading.Thread):
             log.warning(str(recreated), extra={"action": "topic_made_anew", "route": lane.route.name})
             claims.meet_another_topic()
         except TableChanged:
-            claims.revoke()  # the next claim reads the table anew, and tells of it
+            claims.revoke()  # the next claim reads the table again, and tells of it
         except BreakerOpen as breaker:
             log.error(str(breaker), extra={"action": "breaker_open"})
             self._sink.close_breaker(lane.route.name)

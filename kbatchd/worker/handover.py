@@ -109,8 +109,8 @@ class Handover:
             lane.generation += 1
             self._moved.add(lane.route.topic)
 
-    def read_anew(self, topic: str) -> None:
-        """Begin the topic's reading anew with the next turn."""
+    def read_again(self, topic: str) -> None:
+        """Read the topic again from where its lanes stand, with the next turn."""
         with self.changed:
             self._moved.add(topic)
 
@@ -133,7 +133,7 @@ class Handover:
             return any(lane.committed[partition] > end for lane in lanes)
 
     def forget_log(self, partition: Partition) -> None:
-        """Begin the partition's reading anew without the log that it was read from: there is nothing to compare."""
+        """Begin the partition's reading again, without the log that it was read from: there is nothing to compare."""
         with self.changed:
             for lane in self.lanes_of(partition.topic):
                 if partition in lane.epochs:

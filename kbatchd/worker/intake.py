@@ -53,7 +53,7 @@ class Intake:
         return 0.0 if self._waiting is None else time.monotonic() - self._waiting[2]
 
     def begin(self, topic: str, floors: Mapping[int, int], lineages: Mapping[int, Lineage]) -> None:
-        """Forget what waits: the topic is read anew, and what lies below these offsets is not for this route.
+        """Forget what waits: the topic is read again, and what lies below these offsets is not for this route.
 
         `lineages` tell of which log this route has read that.
         """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Lane:
     """One route in one worker: its batches, and what it owns.
 
-    `generation` counts how often reading began anew for the lane: a chunk polled before that is refused.
+    `generation` counts how often reading began again for the lane: a chunk polled before that is refused.
     """
 
     route: config.Route
@@ -62,7 +62,7 @@ class Turn(NamedTuple):
 
     #: The encoder of each route that is read, with the generation that its chunks will belong to.
     encoders: Mapping[str, tuple[int, RowEncoder]]
-    #: The topics whose lanes have changed since the last turn: each begins anew.
+    #: The topics whose lanes have changed since the last turn: each is read again.
     readings: Mapping[str, Reading]
 
 

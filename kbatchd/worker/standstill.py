@@ -1,9 +1,9 @@
 """The look at a consumer that fetches nothing any more, though its topic grows.
 
-librdkafka mends its connections by itself, and nearly always does. Once, after an outage of all brokers, a consumer of
-version 2.16 waited for good for an answer that nobody owed it. It tells nobody, so the brokers are asked: whoever knows
-less of a partition's end than they do, for long, while nothing of the partition comes, does not fetch. The worker's
-poll loop calls this each turn, in its main thread; it never waits for an answer.
+librdkafka repairs its connections, nearly always. Once, after an outage of all brokers, a consumer of version 2.16
+waited for good for an answer that nobody owed it. It tells nobody, so the brokers are asked: a consumer that for long
+knows less of a partition's end than they do, while nothing of it comes, does not fetch. The worker's poll loop calls
+this each turn, in its main thread; it never waits for an answer.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Partitions whose beginning is not known yet: their broker was away when their topic was read first.
 
-Such a partition has a line in kbatchd.progress without a next_offset, with the `start` that held then. Whoever owns it
+Such a partition has a line in kbatchd.progress without a next_offset, with the `start` that held then. Its owner
 asks until two answers say the same, so a partition begins where the route meant it to, however late; the others have
 begun without it. Called by the flusher, in its thread, before each claim; it never waits for an answer.
 """
@@ -36,7 +36,7 @@ class Starting:
 
     def look(self, unbegun: Mapping[int, Unbegun], topic_ids: Mapping[int, str]) -> dict[int, int]:
         """Ask, or take the answer that has come; return where partitions of those given begin, by their numbers."""
-        # Made anew before anything was read: like a partition that appears later it is read from 0, all of it.
+        # Recreated before anything was read: like a partition that appears later it is read from 0, all of it.
         offsets = {number: 0 for number, line in unbegun.items() if line.topic_id != topic_ids[number]}
         asked = {number: line.start for number, line in unbegun.items() if number not in offsets}
         if self._question is None and asked:

@@ -261,7 +261,7 @@ class Worker:
         if nothing_to_compare:
             self._handover.forget_log(partition)
         elif not gaps:
-            self._handover.read_anew(partition.topic)
+            self._handover.read_again(partition.topic)
         return [(route, gap, positions[route].epoch) for route, gap in gaps.items()]
 
     def _report(self, gaps: Collection[tuple[str, Gap, int]]) -> None:

@@ -1,4 +1,4 @@
-"""Brokers that make topics for whoever asks: nothing of kbatchd ever asks them to."""
+"""Brokers that make topics for any client that asks: nothing of kbatchd ever asks them to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What librdkafka calls fatal: the client that met it is of no use any more, and whoever has it ends, or is replaced.
+"""What librdkafka calls fatal: the client that met it is of no use any more, and its process ends, or is replaced.
 
 The broker's answers are altered on their way: it says that this producer, or this member, has no business here.
 """

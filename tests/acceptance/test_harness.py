@@ -30,7 +30,7 @@ claiming.lock = lambda connection, owner, partitions: set(partitions)
 claiming.unlock = lambda connection, owner, partitions: None
 """
 
-#: Progress moves whoever asks, wherever it stands.
+#: Progress moves for any command, wherever it stands.
 UNCONDITIONAL = """
 def advance(connection, owner, expected, next_offsets, lineages):
     for partition, offset in next_offsets.items():

@@ -1,4 +1,4 @@
-"""Records that kill whoever encodes them: nothing catches a crash in native code, or a loop without an end.
+"""Records that kill the worker that encodes them: nothing catches a crash in native code, or a loop without an end.
 
 The daemon runs through a program (`PROGRAM`) that plants them in the encoder: what a record has in its field `kill`
 happens as soon as it is encoded.

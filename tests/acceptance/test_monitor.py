@@ -192,9 +192,7 @@ def test_health_gives_reasons(delivery: Delivery, make_monitored: MakeMonitored)
     monitor.wait_ready()
 
 
-def test_monitor_s_death_is_mended_and_nobody_else_s_business(
-    delivery: Delivery, make_monitored: MakeMonitored
-) -> None:
+def test_monitor_that_dies_is_replaced_and_disturbs_nobody(delivery: Delivery, make_monitored: MakeMonitored) -> None:
     daemon, monitor = make_monitored(delivery.route, workers={"heartbeat_timeout_seconds": 6.0})
     workers = daemon.workers()
     victim = monitor_of(daemon)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from tests.acceptance.test_rules import delete_records, make_anew
+from tests.acceptance.test_rules import delete_records, recreate
 from tests.faults.kafka_wire import Api
 from tests.fix_daemon import wait_until
 from tests.fix_load import new_delivery
@@ -35,7 +35,7 @@ def test_a_recreated_topic_whose_first_records_are_gone(
     delivery.send(10)
     delivery.wait_drained()
     assert daemon.stop() == 0
-    make_anew(delivery)
+    recreate(delivery)
     delivery.send(400, first=1_000)
     delete_records(delivery, {0: 300})
 
@@ -70,7 +70,7 @@ def test_connections_that_never_last(make_delivery: MakeDelivery, make_daemon: M
     else:
         assert daemon.wait() == 69
 
-    # When the file is mended, everything is a row.
+    # When the file is fixed, everything is a row.
     text = daemon.config.read_text()
     daemon.config.write_text(text.replace(f"idle.ms = {idle_ms}", "idle.ms = 0"))
     assert "idle.ms = 0" in daemon.config.read_text()

@@ -97,7 +97,7 @@ def test_too_many_dead_letters_in_a_row_halt_the_route_alone(
     assert refused.progress() == {0: 100 + limit}
     assert undecodable.progress() == {0: limit}
 
-    # And: mended and started anew, the route goes on behind its dead letters.
+    # And: fixed and started again, the route goes on behind its dead letters.
     assert daemon.stop() == 0
     refused.execute("ALTER TABLE public.refused DROP CONSTRAINT low")
     daemon.start()

@@ -84,7 +84,7 @@ def test_a_file_that_was_altered_is_refused(producing: Producing) -> None:
     assert producing.ids() == list(range(COUNT))
 
 
-def test_a_file_of_which_nothing_was_sent_may_be_mended(producing: Producing) -> None:
+def test_a_file_of_which_nothing_was_sent_may_be_corrected(producing: Producing) -> None:
     file = producing.file("a.ndjson", written(".ndjson", range(2), bad=range(2)))
     assert producing.run(file).code == 65
     file.write_bytes(written(".ndjson", range(3)))

@@ -1,4 +1,4 @@
-"""A name is an identity: who renames a pipeline or a route is told before anything is read again."""
+"""A name is an identity: the operator is told of a rename before anything is read again."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_reading_again_is_said_in_the_file(make_daemon: MakeDaemon, delivery: De
     line = refusal(daemon)
     assert "kbatchd/api" in line
     assert f"kbatchd/{delivery.topic}" not in line
-    # And whoever has begun goes on without the key, with a warning.
+    # And a route that has begun goes on without the key, with a warning.
     edit(daemon, ('name = "third"', 'name = "api"'), (f'read_again = ["kbatchd/{delivery.topic}"]\n', ""))
     daemon.start().wait_ready()
     assert daemon.logged("action=read_twice")

@@ -1,4 +1,4 @@
-"""One topic feeds two routes: each has its own table, progress and fate, and none waits for the other's mending."""
+"""One topic feeds two routes: each has its own table, progress and fate, and none waits for the other's fix."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_halted_or_locked_or_lost_one_does_not_hold_the_other(
     healthy.wait_drained()
     healthy.assert_exactly_once()
 
-    # Then: mended and started anew, it goes on where it stood, and the other has nothing twice.
+    # Then: fixed and started again, it goes on where it stood, and the other has nothing twice.
     assert daemon.stop() == 0
     halted.execute("ALTER TABLE public.first DROP CONSTRAINT never")
     daemon.start()

@@ -55,7 +55,7 @@ def test_a_transactional_topic_ends_with_lag_0_and_no_gap(delivery: Delivery, ma
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
-def test_a_topic_made_anew_halts_until_it_is_accepted(
+def test_a_topic_recreated_halts_until_it_is_accepted(
     make_delivery: MakeDelivery, make_daemon: MakeDaemon, running: bool
 ) -> None:
     # Given: three routes; of two the topic is recreated, once with fewer records and once with more.
@@ -68,8 +68,8 @@ def test_a_topic_made_anew_halts_until_it_is_accepted(
         delivery.wait_drained()
     if not running:
         assert daemon.stop() == 0
-    make_anew(shorter)
-    make_anew(longer)
+    recreate(shorter)
+    recreate(longer)
     shorter.send(20, first=1_000)
     longer.send(600, first=1_000)
     if not running:
@@ -96,16 +96,16 @@ def test_a_topic_made_anew_halts_until_it_is_accepted(
         delivery.assert_exactly_once()
 
 
-def test_topics_made_anew_between_two_looks(make_delivery: MakeDelivery, make_daemon: MakeDaemon) -> None:
+def test_topics_recreated_between_two_looks(make_delivery: MakeDelivery, make_daemon: MakeDaemon) -> None:
     """Each is longer at once than what was read of its former self, and librdkafka reads on in it."""
-    deliveries = [make_delivery(2, f"public.anew_{number}") for number in range(6)]
+    deliveries = [make_delivery(2, f"public.recreated_{number}") for number in range(6)]
     daemon = make_daemon(*(delivery.route for delivery in deliveries), batch={"linger_seconds": 0.05}).start()
     for delivery in deliveries:
         delivery.send(200)
     for delivery in deliveries:
         delivery.wait_drained()
     for delivery in deliveries:
-        make_anew(delivery)
+        recreate(delivery)
         delivery.send(600, first=1_000)
     daemon.wait_for_log("action=halt", NOTICED_SECONDS, count=12)
     assert [delivery.rows() for delivery in deliveries] == [200] * 6
@@ -214,7 +214,7 @@ def count_dead_letters(delivery: Delivery) -> int:
     return count
 
 
-def make_anew(delivery: Delivery) -> None:
+def recreate(delivery: Delivery) -> None:
     """Delete the topic and create it under the same name; return when the broker knows the new one by that."""
     admin = AdminClient({"bootstrap.servers": delivery.bootstrap_servers})
     former = topic_id(admin, delivery.topic)

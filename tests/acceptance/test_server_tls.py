@@ -35,7 +35,7 @@ KAFKA_PASSWORD = "kafka-s3cret"
 
 @pytest.fixture(scope="module")
 def kafka_tls(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
-    """A broker with a listener for each certificate; who sends to it needs none of that."""
+    """A broker with a listener for each certificate; a producer needs none of that."""
     keystores = {kind: certificates.both(kind) for kind in ("GOOD", "ELSEWHERE", "EXPIRED")}
     login = Login("kbatchd", KAFKA_PASSWORD, keystores)
     with Kafka(tmp_path_factory.mktemp("kafka-tls"), login=login) as server:

@@ -94,7 +94,7 @@ def advisory_locks(delivery: Delivery) -> list[tuple[object, ...]]:
 
 
 class Locks:
-    """A session for each lock, queued for it: whoever gives it up does not get it back."""
+    """A session for each lock, queued for it: a daemon that gives it up does not get it back."""
 
     def __init__(self, dsn: str, keys: Sequence[tuple[object, ...]]) -> None:
         self._sessions = [psycopg.connect(dsn, autocommit=True) for _ in keys]

@@ -109,7 +109,7 @@ def test_what_stands_still_is_not_ok(
     assert {each["topic"]: each["word"] for each in page["partitions"]} == words
     on_hold.execute("ALTER TABLE public.hidden RENAME TO on_hold")
     on_hold.wait_drained()
-    wait_until(lambda: states(daemon) == ["ok", "halted: breaker", "ok"], 10, "the mended route")
+    wait_until(lambda: states(daemon) == ["ok", "halted: breaker", "ok"], 10, "the route that was fixed")
 
 
 def test_words_while_kafka_is_away(

@@ -63,7 +63,7 @@ def gaps(stage: Stage) -> list[tuple[object, ...]]:
 
 @pytest.mark.parametrize("new", [1_500, 300], ids=["longer", "shorter"])
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
-def test_what_stands_anew_in_the_log_is_read(stage: Stage, running: bool, new: int) -> None:
+def test_what_stands_in_the_log_now_is_read(stage: Stage, running: bool, new: int) -> None:
     oracle = a_topic(stage)
     daemon = stage.daemon(route(oracle, on_gap="record"), batch={"linger_seconds": 0.1})
     read_what_only_the_leader_has(stage, oracle, daemon.start)

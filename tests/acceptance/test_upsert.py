@@ -1,4 +1,4 @@
-"""Keys that come again and again: the table holds the last record of each, whoever dies and however hot they are."""
+"""Keys that come again and again: the table holds the last record of each, whatever dies and however hot they are."""
 
 from __future__ import annotations
 

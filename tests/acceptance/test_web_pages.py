@@ -87,7 +87,7 @@ def test_only_our_own_pages_may_send(
                 reply = client.request(method, path, b"", **headers)
                 assert (reply.status == 403) is not allowed
             for path in ("/docs", "/openapi.json"):
-                assert client.request("GET", path, None, **headers).status == 200, "whoever links to a page may do so"
+                assert client.request("GET", path, None, **headers).status == 200, "another site may link to a page"
             asked = client.request("OPTIONS", "/v1/orders", None, access_control_request_method="POST", **headers)
             assert not {name for name in asked.headers if name.startswith("access-control-")}
             taken += 2 * allowed

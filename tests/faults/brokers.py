@@ -1,4 +1,4 @@
-"""One to three real brokers, each behind a proxy that its metadata names: whoever uses it goes through the proxy.
+"""One to three real brokers, each behind a proxy that its metadata names: its clients go through the proxy.
 
 One broker is its own controller. Of more, any may be stopped or killed, so the controller is a process of its own.
 The tests' own clients go past the proxies, to `direct`. A topic's replicas are placed by the test.

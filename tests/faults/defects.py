@@ -179,7 +179,7 @@ DEFECTS = {
         (Change("kbatchd.sink.upsert", "        if changed != keys:\n", "        if False:\n"),),
     ),
     # Names
-    "a renamed route begins anew": Defect(
+    "a renamed route begins again": Defect(
         "the route renamed",
         (
             Change(

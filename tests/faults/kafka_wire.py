@@ -81,7 +81,7 @@ class KafkaWire(Wire):
         super().__init__(server_port, KafkaSpeech, port)
 
     def swallow_requests(self, *kinds: Api, times: int | None = 1, skip: int = 0) -> Rule:
-        """Let requests vanish: whoever asked waits until its own timeout."""
+        """Let requests vanish: the client waits until its own timeout."""
         return self.rule(requests(*kinds), swallow, times, skip)
 
     def swallow_answers(self, *kinds: Api, times: int | None = 1, skip: int = 0) -> Rule:

@@ -57,7 +57,7 @@ def cut(_frame: Frame, connection: Connection) -> None:
 
 
 def cut_behind(frame: Frame, connection: Connection) -> None:
-    """Let it pass, and end the connection then: the other side has it, whoever sent it cannot know."""
+    """Let it pass, and end the connection then: the other side has it, the sender cannot know."""
     connection.forward(frame)
     connection.close()
 

@@ -195,7 +195,7 @@ def test_progress_show_without_kafka(installation: Installation, make_topic: Mak
     assert row[3:6] == ["5", "-", "-"]
 
 
-def test_progress_show_of_a_topic_made_anew(installation: Installation, make_topic: MakeTopic) -> None:
+def test_progress_show_of_a_topic_recreated(installation: Installation, make_topic: MakeTopic) -> None:
     make_topic(1, installation.topic)
     installation.register("another-id", p0=5, p1=5)
     assert [(row["end"], row["lag"]) for row in installation.progress()] == [("-", "-"), ("-", "-")]
@@ -221,7 +221,7 @@ def test_accept_a_gap(installation: Installation, make_topic: MakeTopic, admin: 
     assert "there is no progress of 7" in installation.fails(78, "progress", "accept", "r", "0", "7")
 
 
-def test_accept_a_topic_made_anew(installation: Installation, make_topic: MakeTopic) -> None:
+def test_accept_a_topic_recreated(installation: Installation, make_topic: MakeTopic) -> None:
     topic = make_topic(1, installation.topic)
     installation.register("another-id", p0=100)
     (line,) = installation.ok("progress", "accept", "r")

@@ -76,7 +76,7 @@ def test_what_is_delayed_comes_late(broker: Brokers) -> None:
     assert time.monotonic() - began >= 0.7
 
 
-def test_a_connection_that_is_cut_is_made_anew(broker: Brokers) -> None:
+def test_a_connection_that_is_cut_is_made_again(broker: Brokers) -> None:
     topic = broker.make_topic()
     write(broker, topic, 10)
     rule = broker.wire.rule(requests(Api.FETCH), cut, times=2)

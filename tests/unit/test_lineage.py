@@ -94,7 +94,7 @@ def test_reading_begins_behind_the_last_record_not_behind_markers() -> None:
     assert batches.begin(P0) == (10, None)
 
 
-def test_an_epoch_begins_anew_behind_what_was_passed_over() -> None:
+def test_an_epoch_begins_again_behind_what_was_passed_over() -> None:
     """Somebody has moved progress from 2 to 8: what lies between was not read, though its epoch is that of both."""
     batches = made()
     batches.reached[P0] = 8

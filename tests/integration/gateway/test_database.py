@@ -1,4 +1,4 @@
-"""Whoever waits for rows hears of them when they are there for good, and of nothing else."""
+"""A request that waits for rows hears of them when they are there for good, and of nothing else."""
 
 from __future__ import annotations
 
@@ -193,11 +193,11 @@ def test_what_kafka_lost_is_not_committed(table: Table, database: str, tmp_path:
         async with running(config := make_config(tmp_path, database)) as (watcher, _):
             route = config.route[0]
             assert await committed(watcher, route, [OffsetRange(P0, 6, 6)], 20) is Outcome.LOST
-            anew = asyncio.create_task(committed(watcher, route, [OffsetRange(P1, 3, 3)], 20))
+            again = asyncio.create_task(committed(watcher, route, [OffsetRange(P1, 3, 3)], 20))
             # A look has been taken when somebody who came later is answered.
             await committed(watcher, route, [OffsetRange(P0, 6, 6)], 20)
             by_hand.accept(table.connection, OWNER, other, table.positions[P1].epoch)
-            assert await anew is Outcome.LOST
+            assert await again is Outcome.LOST
 
     run(test())
 

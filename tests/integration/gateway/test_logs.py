@@ -122,9 +122,9 @@ def test_a_topic_recreated_meanwhile_is_not_taken_for_the_former(
             assert await logs.acknowledged(before, [Partition(topic, 0)]) is None
             while (look := logs.look(topic)) is None or look.topic_id == before.topic_id:
                 await wait_for_look(logs, topic, look)
-            *_, anew = await send(logs, producer, topic)
-            assert anew is not None
-            assert anew.topic_id == look.topic_id != before.topic_id
+            *_, recreated = await send(logs, producer, topic)
+            assert recreated is not None
+            assert recreated.topic_id == look.topic_id != before.topic_id
 
     run(test())
 

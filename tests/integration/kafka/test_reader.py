@@ -1,4 +1,4 @@
-"""What the worker relies on when it assigns and assigns anew: librdkafka's own promises, put to the test."""
+"""What the worker relies on when it assigns and assigns again: librdkafka's own promises, put to the test."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_describe(admin: topics.Admin, make_topic: MakeTopic, topic_name: str) -
     assert topics.describe(admin, []) == {}
 
 
-def test_topic_made_anew_has_another_id(admin: topics.Admin, make_topic: MakeTopic) -> None:
+def test_topic_recreated_has_another_id(admin: topics.Admin, make_topic: MakeTopic) -> None:
     topic = make_topic(1)
     before = topics.describe(admin, [topic])[topic]
     admin.delete_topics([topic], operation_timeout=10)[topic].result()

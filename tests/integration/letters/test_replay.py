@@ -320,7 +320,7 @@ class TestReplay:
         assert b"route other: table public.other does not exist" in done.stderr
 
     def test_many_at_once_from_several_sides(self, desk: Desk) -> None:
-        """Two replays at the same time: each row once, whoever comes first."""
+        """Two replays at the same time: each row once, whichever comes first."""
         desk.connection.execute(
             """INSERT INTO kbatchd.dead_letters (pipeline, route, topic, partition, "offset", code, message, value)
                SELECT 'kbatchd', 'r', 't', 0, n, 'x', 'y', convert_to('{"id":' || n || '}', 'UTF8')

@@ -94,7 +94,7 @@ def test_a_session_killed_while_it_copies_and_others_run_meanwhile(
 
 
 def test_both_sides_have_much_to_say(transaction: psycopg.Connection) -> None:
-    """A notice for each row, while the rows are being sent: who only wrote would wait for one who only writes."""
+    """A notice for each row, while the rows are being sent: two that only write would wait for each other."""
     transaction.execute("CREATE FUNCTION public.tell() RETURNS trigger LANGUAGE plpgsql AS "
                        "$$ BEGIN RAISE NOTICE '%', NEW.note; RETURN NEW; END $$")  # fmt: skip
     transaction.execute("CREATE TRIGGER tell BEFORE INSERT ON public.t FOR EACH ROW EXECUTE FUNCTION public.tell()")

@@ -44,8 +44,8 @@ def theirs(ours: psycopg.Connection, database: str) -> Iterator[psycopg.Connecti
 
 
 def claim(connection: psycopg.Connection, owner: Owner = OURS, *numbers: int) -> dict[Partition, Position]:
-    positions, anew = claiming.claim(connection, owner, dict.fromkeys(numbers or IDS, "id"))
-    assert not anew
+    positions, recreated = claiming.claim(connection, owner, dict.fromkeys(numbers or IDS, "id"))
+    assert not recreated
     assert {position.topic_id for position in positions.values()} == {"id"}
     return {Partition(TOPIC, number): Position(*position[:2]) for number, position in positions.items()}
 
@@ -63,7 +63,7 @@ class TestRegister:
         }
 
     def test_only_once(self, ours: psycopg.Connection) -> None:
-        """A second start, or a topic that has grown, begins nothing anew."""
+        """A second start, or a topic that has grown, begins nothing again."""
         claiming.register(ours, OURS, "other", {0: 500, 1: 500, 2: 500})
         assert stored(ours, "next_offset, topic_id") == {0: (0, "id"), 1: (10, "id")}
 
@@ -96,17 +96,17 @@ class TestClaim:
         assert claim(ours, OURS, 1, 2) == {P1: Position(1, 10), Partition(TOPIC, 2): Position(1, 0)}
         assert stored(ours, "next_offset, topic_id, target")[2] == (0, "id", OURS.target)
 
-    def test_progress_that_is_gone_is_not_begun_anew(self, ours: psycopg.Connection) -> None:
+    def test_progress_that_is_gone_is_not_begun_again(self, ours: psycopg.Connection) -> None:
         """Somebody deleted it while we ran: starting at 0 would double every row."""
         ours.execute("DELETE FROM kbatchd.progress")
         with pytest.raises(ConfigError, match=r"is gone from kbatchd\.progress"):
             claiming.claim(ours, OURS, IDS)
         assert stored(ours) == {}
 
-    def test_a_topic_made_anew_is_told_and_not_moved(self, ours: psycopg.Connection) -> None:
-        positions, anew = claiming.claim(ours, OURS, {0: "id", 1: "new"})
+    def test_a_topic_recreated_is_told_and_not_moved(self, ours: psycopg.Connection) -> None:
+        positions, recreated = claiming.claim(ours, OURS, {0: "id", 1: "new"})
         assert positions == {0: Position(1, 0, "id"), 1: Position(1, 10, "id")}
-        assert anew == [Gap(P1, GapKind.RECREATED, 10, 10, 0, "id", "new")]
+        assert recreated == [Gap(P1, GapKind.RECREATED, 10, 10, 0, "id", "new")]
         assert stored(ours, "next_offset, topic_id")[1] == (10, "id")
 
     def test_it_is_durable_whatever_the_session_says(self, ours: psycopg.Connection) -> None:
@@ -276,7 +276,7 @@ class TestAccept:
         ledger = ours.execute("SELECT reason, rows, spans FROM kbatchd.batches").fetchall()
         assert ledger == [("gap", 0, {TOPIC: {"1": [10, 25]}})]
 
-    def test_a_topic_made_anew_gets_its_new_id(self, ours: psycopg.Connection) -> None:
+    def test_a_topic_recreated_gets_its_new_id(self, ours: psycopg.Connection) -> None:
         assert claiming.former_ids(ours, OURS) == set()
         _, (gap,) = claiming.claim(ours, OURS, {1: "new"})
         by_hand.accept(ours, OURS, gap, epoch=1)
@@ -367,7 +367,7 @@ class TestDurable:
         assert ours.execute("SHOW synchronous_commit").fetchone() == ("off",)
 
     def test_the_first_progress_outlives_a_crash(self, own_postgres: Postgres, own_database: str) -> None:
-        """`start = "latest"`: begun anew, it would be behind what came meanwhile."""
+        """`start = "latest"`: begun again, it would be behind what came meanwhile."""
         with psycopg.connect(own_database, autocommit=True) as connection:
             connection.execute("SET synchronous_commit = off")
             claiming.register(connection, OURS, "id", {0: 1_000})
@@ -382,7 +382,7 @@ class TestLost:
     """Progress of one partition is gone, and that of its neighbours is there."""
 
     @pytest.mark.parametrize("number", [0, 1, 2])
-    def test_it_is_not_begun_anew(self, ours: psycopg.Connection, number: int) -> None:
+    def test_it_is_not_begun_again(self, ours: psycopg.Connection, number: int) -> None:
         claim(ours, OURS, 1, 2)  # the topic has grown
         ours.execute("DELETE FROM kbatchd.progress WHERE partition = %s", (number,))
         with pytest.raises(ConfigError, match=rf"for partition {number}, .*progress set --config FILE route PARTITION"):
@@ -397,7 +397,7 @@ class TestLost:
         assert claim(ours, OURS, 1) == {P1: Position(1, 10)}
 
     def test_those_that_were_added_start_at_0(self, ours: psycopg.Connection) -> None:
-        """Whoever claims first, and also where he claims none of them but the last."""
+        """Whatever is claimed first, and also where it is none of them but the last."""
         assert claiming.missing(ours, OURS, 6) is None
         assert claim(ours, OURS, 1, 5) == {P1: Position(1, 10), Partition(TOPIC, 5): Position(1, 0)}
         assert claiming.missing(ours, OURS, 6) is None
@@ -414,7 +414,7 @@ class TestLost:
         }  # fmt: skip
 
     def test_partitions_that_the_topic_has_not_any_more(self, ours: psycopg.Connection) -> None:
-        """Made anew with fewer, and somebody has tidied up."""
+        """Recreated with fewer, and somebody has tidied up."""
         ours.execute("DELETE FROM kbatchd.progress WHERE partition = 1")
         assert claiming.missing(ours, OURS, 1) is None
 

@@ -165,7 +165,7 @@ def test_what_the_command_line_must_say(shelf: Shelf) -> None:
 
 
 def test_rights_that_are_missing(shelf: Shelf) -> None:
-    """The daemon's own role has no UPDATE on gaps and ledger: whoever renames is told what to grant."""
+    """The daemon's own role has no UPDATE on gaps and ledger: the operator is told what to grant."""
     shelf.keep("old", "one", "topic-one", ONE)
     role = f"r_{uuid.uuid4().hex[:12]}"
     execute = shelf.connection.execute

@@ -521,7 +521,7 @@ class TestTableChanged:
             route.sink.flush(batch, route.target, route.positions)
         assert route.is_untouched()
 
-    def test_a_table_made_anew(self, make_route: Callable[..., Route]) -> None:
+    def test_a_table_recreated(self, make_route: Callable[..., Route]) -> None:
         route = make_route()
         batch = route.batch(sent([1]))
         route.connection.execute("DROP TABLE target; CREATE TABLE public.target (id bigint NOT NULL)")

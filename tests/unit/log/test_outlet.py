@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LINE = b"x" * 99 + b"\n"
 
 
-@pytest.fixture(params=["pipe", "socket", "pipe that cannot be opened anew"])
+@pytest.fixture(params=["pipe", "socket", "pipe that cannot be opened again"])
 def ends(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, int]]:
     """Two descriptors: one to read from, one to write to."""
     if request.param == "socket":

@@ -216,7 +216,7 @@ class TestEnds:
         assert batches.open is None
 
     def test_no_room_for_an_end(self) -> None:
-        """librdkafka tells of an end once: whoever has it must know to come again."""
+        """librdkafka tells of an end once: its reader must know to come again."""
         batches = make(max_rows=1)
         batches.put(chunk(*sent([0, 1])), EPOCHS, 1.0)
         assert not batches.put_ends({P0: 5}, EPOCHS, 2.0)

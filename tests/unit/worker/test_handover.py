@@ -398,7 +398,7 @@ class TestNews:
 
 
 class TestWakingUp:
-    """The flusher waits for ever here: who does not wake it fails the test by its time limit."""
+    """The flusher waits for ever here: a call that does not wake it fails the test by its time limit."""
 
     def wait_in(self, executor: ThreadPoolExecutor, handover: Handover) -> list[tuple[Lane, Batch] | None]:
         waiting = threading.Event()
