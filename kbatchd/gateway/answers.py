@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import orjson
 
 from kbatchd.encode.internal import INTERNAL
+from kbatchd.gateway import unavailable
 from kbatchd.gateway.database import Outcome
 from kbatchd.gateway.problems import Problem
-from kbatchd.kafka.sending import KafkaAway, RecordTooLarge
+from kbatchd.kafka.sending import RecordTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,9 +31,6 @@ NAMED_ERRORS = 10_000
 
 #: Of so many refused records all faults are named, of the others the first.
 THOROUGH_RECORDS = 100
-
-#: How soon a client shall try again.
-RETRY_AFTER = {b"retry-after": b"1"}
 
 
 def accepted(
@@ -115,18 +113,16 @@ def _dead(letters: Sequence[DeadLetter]) -> Problem:
 
 def not_sent(error: NotSent, records: Records) -> Problem:
     """Make the answer to records of which Kafka has seen none."""
-    detail = f"{error}; nothing was sent"
     if isinstance(error, RecordTooLarge):
-        members = {"line": records.lines[error.index]}
+        detail, members = f"{error}; nothing was sent", {"line": records.lines[error.index]}
         return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "record-too-large", detail, members)
-    kind = "kafka-away" if isinstance(error, KafkaAway) else "queue-full"
-    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, kind, detail, None, RETRY_AFTER)
+    return unavailable.not_sent(error)
 
 
 def not_acknowledged(error: NotAcknowledged) -> Problem:
     """Make the answer to records of which Kafka has not acknowledged all."""
-    known = {"acknowledged": _shown(error.known)}
     if error.certain and not error.known:
-        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "kafka-refused", f"Kafka refused: {error}", known, RETRY_AFTER)
+        return unavailable.kafka_refused(error)
+    known = {"acknowledged": _shown(error.known)}
     what = "some records are not in Kafka" if error.certain else "whether the other records are in Kafka is not known"
     return Problem(HTTPStatus.GATEWAY_TIMEOUT, "not-acknowledged", f"{error}; {what}", known)

@@ -25,7 +25,7 @@ import orjson
 from kbatchd.door.door import Door
 from kbatchd.errors import ConfigError
 from kbatchd.files.bodies import Records
-from kbatchd.gateway import answers, pages
+from kbatchd.gateway import answers, pages, unavailable
 from kbatchd.gateway.contents import Content, Limits, content_of, keys_of, nothing_held, records_of
 from kbatchd.gateway.database import Outcome
 from kbatchd.gateway.memory import Holding
@@ -201,7 +201,7 @@ class App:
         wait_seconds = self._wait_seconds(exchange.query, fields) if exchange.query or b"prefer" in fields else None
         if wait_seconds is not None and self._waiting >= self._gateway.max_waiting_requests:
             detail = "too many requests wait for the table; nothing was sent"
-            raise Problem(HTTPStatus.TOO_MANY_REQUESTS, "too-many-waiting", detail, None, answers.RETRY_AFTER)
+            raise Problem(HTTPStatus.TOO_MANY_REQUESTS, "too-many-waiting", detail, None, unavailable.RETRY_AFTER)
         return _Order(entry, content_of(fields), wait_seconds)
 
     def _check_sender(self, method: str, fields: Fields) -> None:
@@ -259,8 +259,7 @@ class App:
         """Check the records, and find their keys; raise the Problem with them. Touches nothing but its arguments."""
         door = order.entry.door
         if door is None:
-            detail = f"route {order.entry.route.name}: {order.entry.why}"
-            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "table-unknown", detail, None, answers.RETRY_AFTER)
+            raise unavailable.table_unknown(order.entry.route.name, order.entry.why)
         records = records_of(door, order.content, body, self._limits, hold)
         return records, keys_of(door, records, headers.get(b"record-key"))
 

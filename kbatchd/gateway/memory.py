@@ -1,7 +1,7 @@
 """How much a process holds of requests that are unfinished or not yet sent on, and of answers not yet read.
 
 Each connection has limits of its own, but there are thousands. What comes in counts from the moment it is read until
-its answer is written; beyond the bound a connection is told 503, and closed.
+its answer is written; beyond the bound a connection is told 503 (unavailable.py), and closed.
 
 Counted on a gateway's event loop, and by the threads that unpack.
 """
@@ -9,22 +9,15 @@ Counted on a gateway's event loop, and by the threads that unpack.
 from __future__ import annotations
 
 import threading
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Self
 
-from kbatchd.gateway.problems import Problem
+from kbatchd.gateway import unavailable
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 #: So much of a connection is never too much: small requests shall not be refused for others' large ones.
 SMALL_BYTES = 4_096
-
-
-def full() -> Problem:
-    """Make the answer to what there is no room for."""
-    detail = "the gateway holds as much of unfinished requests as it may; nothing of this one was sent"
-    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "memory-full", detail, None, {b"retry-after": b"1"})
 
 
 class Memory:
@@ -58,7 +51,7 @@ class Holding:
         """Count it; raise the Problem that is the answer if that is too much."""
         self._held += size
         if not self._memory.take(size):
-            raise full()
+            raise unavailable.memory_full()
 
     def __enter__(self) -> Self:
         return self

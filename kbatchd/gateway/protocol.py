@@ -14,7 +14,8 @@ from collections import deque
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from kbatchd.gateway.memory import SMALL_BYTES, full
+from kbatchd.gateway import unavailable
+from kbatchd.gateway.memory import SMALL_BYTES
 from kbatchd.gateway.problems import Problem
 from kbatchd.gateway.reader import ANSWER, END, HEAD, IDLE, Reader
 
@@ -61,9 +62,7 @@ class Connection(asyncio.Protocol):
         if excess <= 0:
             return
         if excess <= TOLD_CONNECTIONS:
-            detail = "the gateway has all the connections that it may have"
-            headers = {b"retry-after": b"1"}
-            self._refuse(Problem(HTTPStatus.SERVICE_UNAVAILABLE, "too-many-connections", detail, None, headers))
+            self._refuse(unavailable.too_many_connections())
         else:
             self._cut_off("cut_off")
 
@@ -75,7 +74,7 @@ class Connection(asyncio.Protocol):
         if problem is not None:
             self._refuse(problem)
         elif not self._hold(len(data)):
-            self._refuse(full())
+            self._refuse(unavailable.memory_full())
             self._release(max(0, self._held - len(data)))  # that is dropped; a request before it may still be answered
         elif reader.phase != before:
             self._since = time.monotonic()
