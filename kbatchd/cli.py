@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from kbatchd import __version__, log
 from kbatchd.errors import EX_IOERR, EX_OK, KbatchError
+from kbatchd.manual import DESCRIPTION, MANUAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,66 +32,6 @@ EX_INTERRUPTED = 130
 
 #: What standard output on a full or broken disk says; of its other files a command tells itself.
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-
-_DESCRIPTION = """\
-Moves records from Kafka into PostgreSQL tables in large batches, exactly once.
-Without a command it runs as a daemon until SIGTERM or Ctrl-C.
-"""
-
-_MANUAL = """\
-examples:
-  kbatchd check-config --config kbatchd.toml        all faults of the file at once
-  kbatchd check --config kbatchd.toml               all faults of servers, tables, topics and records, with remedies
-  kbatchd migrate --config kbatchd.toml             make the schema kbatchd, or bring it up to date
-  kbatchd migrate --print | less                    read the SQL first
-  kbatchd create-topic --config kbatchd.toml        make the topics of all routes
-  kbatchd --config kbatchd.toml                     run
-  kbatchd status --config kbatchd.toml --watch      rate, lag and owners, from any host
-  kbatchd status --config kbatchd.toml --exit-code  ... and 1 unless every route is ok, for probes
-  kbatchd progress show --config kbatchd.toml       where each partition stands
-  kbatchd progress set --config kbatchd.toml requests 0 12000
-                                                    read partition 0 of route requests again from offset 12000
-  kbatchd progress accept --config kbatchd.toml requests
-                                                    let the halted partitions of a route go on: behind their gaps, or
-                                                    where the breaker has halted them
-  kbatchd progress rename --config kbatchd.toml api --from-route requests
-                                                    take over what route api has read as requests; also --from-pipeline
-  kbatchd produce --config kbatchd.toml requests requests.ndjson.gz
-                                                    send a file's records; after a crash again with --resume
-  kbatchd infer --config kbatchd.toml requests | psql app
-  kbatchd infer --config kbatchd.toml requests --route >> kbatchd.toml
-                                                    a table for the records that are there, and its route
-  kbatchd dead-letters list --config kbatchd.toml --route requests
-                                                    what was refused, and why
-  kbatchd dead-letters replay --config kbatchd.toml --route requests --code 23514
-                                                    try these again, once the cause is fixed
-  kbatchd dead-letters show --config kbatchd.toml 17
-                                                    all about one, with its bytes
-  kbatchd dead-letters discard --config kbatchd.toml --route requests --until 2026-01-31T08:00:00Z
-                                                    let these go
-  kbatchd demo                                      all of it, on a Kafka and a PostgreSQL of its own
-
-environment:
-  DATABASE_URL             the connection string, where postgres.dsn is not in the file
-  CREDENTIALS_DIRECTORY    set by systemd: the file postgres_password in it holds the password
-
-signals, to the daemon:
-  TERM, INT    stop: flush what has been read, answer what is in flight
-  HUP          read the file and the tokens again; with faults in them all stays as it was
-  USR1         write the state of every worker into the log
-
-exit codes:
-  0    done, or stopped as asked
-  1    with status --exit-code: something is not as it should be
-  2    the command line is wrong
-  65   some records were refused: they are in the failed file, or dead letters still; all others are through
-  69   Kafka or PostgreSQL cannot be reached; trying again later may help
-  70   an internal error, or a flush that failed for good
-  74   standard output could not be written: a full disk
-  78   the file, the tables or the topics are not as they must be, or what was named is not there; trying again
-       does not help
-  130  interrupted with Ctrl-C
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -167,7 +108,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = _Parser(
-        "kbatchd", description=_DESCRIPTION, epilog=_MANUAL, formatter_class=argparse.RawDescriptionHelpFormatter
+        "kbatchd", description=DESCRIPTION, epilog=MANUAL, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"kbatchd {__version__}")
     parser.add_argument("--config", type=Path, metavar="FILE", help="the configuration file (TOML)")
@@ -202,6 +143,8 @@ def _parser() -> argparse.ArgumentParser:
     rename.add_argument("--from-pipeline", metavar="NAME", help="what the pipeline was called; default: the file's")
     rename.add_argument("--from-route", metavar="NAME", help="what the one route was called; default: as it is now")
 
+    _add_route(commands)
+
     text = "show how the pipeline is doing, from PostgreSQL and Kafka; the daemon need not run"
     status = _command(commands, "status", "status:run", text)
     status.add_argument("--json", action="store_true", help="one line of JSON, for programs")
@@ -222,6 +165,15 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--keep", action="store_true", help="stay up until Ctrl-C, to look around")
     demo.set_defaults(command="demo:run", parser=demo)
     return parser
+
+
+def _add_route(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    route = commands.add_parser("route", help="let a route stand still on all hosts, and go on")
+    actions = route.add_subparsers(title="actions", metavar="ACTION", required=True)
+    pause = _command(actions, "pause", "route:pause", "read and write nothing for a route, on any host")
+    resume = _command(actions, "resume", "route:resume", "let a paused route go on where it stands")
+    for action in (pause, resume):
+        action.add_argument("route", metavar="ROUTE", help="a route's name")
 
 
 def _add_produce(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -292,7 +244,7 @@ def _command(
 
 def _examples(command: str) -> str:
     """Return the manual's examples of one command, for its own help."""
-    found = re.findall(rf"^  {re.escape(command)} .*(?:\n {{50}}.*)?(?:\n)", _MANUAL, re.MULTILINE)
+    found = re.findall(rf"^  {re.escape(command)} .*(?:\n {{50}}.*)?(?:\n)", MANUAL, re.MULTILINE)
     return "examples:\n" + "".join(found)
 
 

@@ -25,6 +25,8 @@ BEGIN
     -- Gaps are written and read; DELETE on the others is for ledger_keep_days and dead_letters_keep_days.
     EXECUTE pg_catalog.format('GRANT SELECT, INSERT ON kbatchd.gaps TO %I', role);
     EXECUTE pg_catalog.format('GRANT SELECT, INSERT, DELETE ON kbatchd.batches TO %I', role);
+    -- INSERT and DELETE are for `kbatchd route pause` and `resume`.
+    EXECUTE pg_catalog.format('GRANT SELECT, INSERT, DELETE ON kbatchd.pauses TO %I', role);
     -- UPDATE is for `kbatchd dead-letters`, which notes what became of one.
     EXECUTE pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON kbatchd.dead_letters TO %I', role);
 

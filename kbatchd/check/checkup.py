@@ -20,7 +20,7 @@ from kbatchd.model import GapKind, Partition
 from kbatchd.postgres import catalogue
 from kbatchd.postgres.connection import connect
 from kbatchd.postgres.table import Table
-from kbatchd.schema import by_hand
+from kbatchd.schema import by_hand, pausing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -108,6 +108,9 @@ class Checkup:
             remedy = f"lead postgres.dsn to the primary, or: ALTER ROLE {row[1]} RESET default_transaction_read_only"
             yield Finding(Level.FAULT, "postgres", "the session is read-only: a standby, or a role's setting", remedy)
         try:
+            for name, pause in pausing.read_pauses(connection, self._config.pipeline).items():
+                remedy = f"when it may go on: `kbatchd route resume --config FILE {name}`"
+                yield Finding(Level.WARNING, f"route {name}", f"it is {pause}", remedy)
             for standing in by_hand.show(connection, self._config.pipeline):
                 self._progress.setdefault(standing.route, []).append(standing)
         except psycopg.Error:

@@ -33,6 +33,7 @@ _PRIVILEGES = (
     ("dead_letters", "INSERT"),
     ("gaps", "INSERT"),
     ("batches", "INSERT"),
+    ("pauses", "SELECT"),
 )
 
 #: There is no schema, no table, no right: `server_faults` has said so.

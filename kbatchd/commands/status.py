@@ -27,8 +27,9 @@ from kbatchd.monitor.lag import Oldest, PartitionLag, PartitionState, survey
 from kbatchd.monitor.standing import Word
 from kbatchd.postgres.connection import Connection, Error, connect, explained
 from kbatchd.printable import printable
-from kbatchd.schema import overview
+from kbatchd.schema import overview, pausing
 from kbatchd.schema.migrations import check_version
+from kbatchd.schema.pausing import Pause
 
 #: How long Kafka may take to answer: what PostgreSQL knows is shown without it.
 KAFKA_SECONDS = 5.0
@@ -70,6 +71,8 @@ class Look:
     waits: dict[tuple[str, int], float | None] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
     dead_letters: dict[str, int] = field(default_factory=dict)
+    #: By route, those that are paused.
+    pauses: dict[str, Pause] = field(default_factory=dict)
     #: What the monitor says of its daemon: routes that are on hold, partitions that are halted.
     on_hold: set[str] = field(default_factory=set)
     halted: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -117,6 +120,7 @@ class Lookout:
                 self._connection, self._config.pipeline, look.at - RATE_SECONDS, RATE_SECONDS
             ):
                 look.rates[each.route] = look.rates.get(each.route, 0.0) + each.rows / RATE_SECONDS
+            look.pauses = pausing.read_pauses(self._connection, self._config.pipeline)
             look.refused = overview.read_refusals(self._connection, self._config.pipeline)
             for cause in overview.read_causes(self._connection, self._config.pipeline):
                 look.dead_letters[cause.route] = look.dead_letters.get(cause.route, 0) + cause.count
@@ -201,6 +205,10 @@ def _print(document: dict[str, Any], *, as_json: bool) -> None:
     print(f"pipeline {document['pipeline']}, {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))}")
     for text in (*document["trouble"], *document["warnings"]):
         print(f"! {printable(text)}")
+    for route in document["routes"]:
+        if pause := route["paused"]:
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(pause["since"]))
+            print(printable(f"route {route['route']} is paused since {since} by {pause['by']}"))
     print_table(_ROUTES, [_route_line(route) for route in document["routes"]], _NUMBERS, _SPARE_OF_ROUTES)
     print()
     lines = [_partition_line(each, at) for each in document["partitions"]]
@@ -227,6 +235,7 @@ def _document(config: Config, look: Look) -> dict[str, Any]:
 
 
 def _route(config: Config, name: str, partitions: Sequence[dict[str, Any]], look: Look) -> dict[str, Any]:
+    pause = look.pauses.get(name)
     own = [partition for partition in partitions if partition["route"] == name]
     lags = [partition["lag"] for partition in own if partition["lag"] is not None]
     waits = [partition["lag_seconds"] for partition in own if partition["lag_seconds"] is not None]
@@ -237,6 +246,7 @@ def _route(config: Config, name: str, partitions: Sequence[dict[str, Any]], look
         "lag": sum(lags) if lags else None,
         "lag_seconds": max(waits, default=None),
         "dead_letters": look.dead_letters.get(name, 0),
+        "paused": None if pause is None else {"by": pause.by, "since": pause.at.timestamp()},
         "state": standing.of_route(partition["state"] for partition in own),
     }
 
@@ -250,6 +260,7 @@ def _partition(lag: PartitionLag, look: Look, linger_seconds: float) -> dict[str
         claimed.halted or look.halted.get(key),
         waits,
         linger_seconds,
+        is_paused=claimed.route in look.pauses,
         is_on_hold=key in look.owned and claimed.route in look.on_hold,
         waits_for_postgres=key in look.waiting,
         is_known=key in look.owned,

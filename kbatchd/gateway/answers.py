@@ -15,6 +15,7 @@ from kbatchd.gateway import unavailable
 from kbatchd.gateway.database import Outcome
 from kbatchd.gateway.problems import Problem
 from kbatchd.kafka.sending import RecordTooLarge
+from kbatchd.schema.pausing import Pause
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,7 @@ def accepted(
     head: bytes,
     count: int,
     ranges: Sequence[OffsetRange],
-    outcome: Outcome | list[DeadLetter] | None = None,
+    outcome: Outcome | Pause | list[DeadLetter] | None = None,
     *,
     single: bool,
 ) -> Answer:
@@ -49,10 +50,14 @@ def accepted(
             HTTPStatus.GATEWAY_TIMEOUT, "lost", "Kafka lost records of this request", {"acknowledged": _shown(ranges)}
         )
     status = 200 if outcome is Outcome.COMMITTED else 202
+    why = {"pending": f"the route is {outcome}"} if isinstance(outcome, Pause) else {}
     if single and ranges:  # none: Kafka has the record, and has not said where
         [(partition, offset, _)] = ranges
+        if why:
+            place = {"topic": partition.topic, "partition": partition.number, "offset": offset}
+            return _json(status, orjson.dumps({**place, **why}))
         return one(head, partition.number, offset, status)
-    return _json(status, orjson.dumps({"count": count, "ranges": _shown(ranges)}))
+    return _json(status, orjson.dumps({"count": count, "ranges": _shown(ranges), **why}))
 
 
 def one(head: bytes, number: int, offset: int, status: int = 202) -> Answer:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from kbatchd.kafka.sending import Sending
     from kbatchd.model import OffsetRange
     from kbatchd.schema.arrived import DeadLetter
+    from kbatchd.schema.pausing import Pause
 
     Split = Callable[[bytes, int], Records]
     Fields = dict[bytes, bytes]
@@ -271,7 +272,7 @@ class App:
             records, ranges = await self._send(order, exchange, holding)
         count, single = len(records.values), records.single
         del records  # they may be large, and the wait long
-        outcome: Outcome | list[DeadLetter] | None = None
+        outcome: Outcome | Pause | list[DeadLetter] | None = None
         placed = sum(last - first + 1 for _, first, last in ranges)
         if order.wait_seconds is not None and ranges and placed == count:
             exchange.forget_body()

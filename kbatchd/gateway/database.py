@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from kbatchd.door import tables
 from kbatchd.errors import KbatchError
 from kbatchd.postgres.connection import connect, explained
-from kbatchd.schema import arrived
+from kbatchd.schema import arrived, pausing
 from kbatchd.schema.arrived import CLOCK_SLACK_SECONDS, Arrived, Sought
 
 if TYPE_CHECKING:
@@ -32,11 +32,15 @@ if TYPE_CHECKING:
     from kbatchd.model import OffsetRange
     from kbatchd.postgres.connection import Connection
     from kbatchd.schema.arrived import DeadLetter, Standing
+    from kbatchd.schema.pausing import Pause
 
 log = logging.getLogger(__name__)
 
 #: How often progress is looked at while somebody waits: the query takes 0.2 ms, a flush lingers much longer.
 LOOK_SECONDS = 0.02
+
+#: How often it is looked while somebody waits which routes are paused.
+PAUSES_SECONDS = 0.5
 
 #: How often the tables are compared with what is known of them.
 TABLES_SECONDS = 10.0
@@ -59,7 +63,7 @@ class _Waiter:
 
     route: Route
     ranges: Sequence[OffsetRange]
-    future: asyncio.Future[Outcome | list[DeadLetter]]
+    future: asyncio.Future[Outcome | Pause | list[DeadLetter]]
     #: When the records were sent.
     since: float
     deadline: float
@@ -89,6 +93,8 @@ class Database(threading.Thread):
         self._waiters: list[_Waiter] = []
         self._tables: Tables = {}
         self._tables_at = 0.0
+        self._pauses: dict[str, Pause] = {}
+        self._pauses_at = 0.0
         self._away = False
 
     async def committed(
@@ -98,13 +104,14 @@ class Database(threading.Thread):
         timeout_seconds: float,
         since: float,
         log: Awaitable[Log | None],
-    ) -> Outcome | list[DeadLetter]:
+    ) -> Outcome | Pause | list[DeadLetter]:
         """Wait until all these records are in the table, and durably so; or return those that became dead letters.
 
+        Nobody waits for a route that is paused.
         They were sent after `since`; `log` will say which log they are in. As long as that is not known they are not
         known to be in the table either.
         """
-        future: asyncio.Future[Outcome | list[DeadLetter]] = self._loop.create_future()
+        future: asyncio.Future[Outcome | Pause | list[DeadLetter]] = self._loop.create_future()
         waiter = _Waiter(route, ranges, future, since, time.monotonic() + timeout_seconds)
         naming = asyncio.ensure_future(self._find_log(waiter, log))
         with self._wake:
@@ -160,7 +167,7 @@ class Database(threading.Thread):
 
     def _serve(self, connection: Connection) -> None:
         """Do the work, on a new connection: perhaps to a server that has crashed and lost what was seen."""
-        self._tables_at = 0.0
+        self._tables_at = self._pauses_at = 0.0
         for waiter in self._waiters:
             waiter.seen_at = None
         while not self._stopping:
@@ -169,6 +176,7 @@ class Database(threading.Thread):
             self._take_arrivals()
             if self._waiters:
                 self._look_at_progress(connection)
+                self._look_at_pauses(connection)
             self._pause(LOOK_SECONDS if self._waiters else max(0.0, self._tables_at - time.monotonic()))
 
     def _pause(self, seconds: float) -> None:
@@ -218,6 +226,15 @@ class Database(threading.Thread):
         for index, waiter in enumerate(there):
             self._call(_settle, waiter, Outcome.LOST if index in lost else dead.get(index) or Outcome.COMMITTED)
 
+    def _look_at_pauses(self, connection: Connection) -> None:
+        """Settle those whose records are not there yet, and whose route is paused."""
+        if time.monotonic() >= self._pauses_at:
+            self._pauses = pausing.read_pauses(connection, self._config.pipeline)
+            self._pauses_at = time.monotonic() + PAUSES_SECONDS
+        for waiter in self._waiters:
+            if waiter.route.name in self._pauses:
+                self._call(_settle, waiter, self._pauses[waiter.route.name])
+
     def _has_arrived(self, waiter: _Waiter, log: Log, standing: Standing) -> bool:
         for (_, number), first, last in waiter.ranges:
             at = standing.partitions.get((waiter.route.name, waiter.route.topic, number))
@@ -252,7 +269,7 @@ class Database(threading.Thread):
             self._loop.call_soon_threadsafe(function, *arguments)
 
 
-def _settle(waiter: _Waiter, outcome: Outcome | list[DeadLetter]) -> None:
+def _settle(waiter: _Waiter, outcome: Outcome | Pause | list[DeadLetter]) -> None:
     if not waiter.future.done():  # it may have run out of time, or its client may have hung up
         waiter.future.set_result(outcome)
 

@@ -82,17 +82,23 @@ _STRING: Final = {"type": "string"}
 _NAME_OR_NULL: Final = {"type": ["string", "null"]}
 
 
-def _object(properties: Schema) -> Schema:
-    return {"type": "object", "required": list(properties), "properties": properties}
+def _object(properties: Schema, optional: Schema | None = None) -> Schema:
+    return {"type": "object", "required": list(properties), "properties": {**properties, **(optional or {})}}
 
 
 _COLUMN: Final = {**_NAME_OR_NULL, "description": "The column, if one is the reason."}
+_PENDING: Final = {
+    "pending": {
+        "type": "string",
+        "description": "With ack=db: why nobody has waited for the table: the route is paused.",
+    }
+}
 _RANGES: Final = {"type": "array", "items": {"$ref": "#/components/schemas/OffsetRange"}}
 
 _SCHEMAS: Final[dict[str, Schema]] = {
-    "Place": _object({"topic": _STRING, "partition": _INTEGER, "offset": _INTEGER}),
+    "Place": _object({"topic": _STRING, "partition": _INTEGER, "offset": _INTEGER}, _PENDING),
     "Places": {
-        **_object({"count": _INTEGER, "ranges": _RANGES}),
+        **_object({"count": _INTEGER, "ranges": _RANGES}, _PENDING),
         "description": "A record that is in no range is in Kafka as well, which has not said where.",
     },
     "OffsetRange": _object(

@@ -24,14 +24,15 @@ class Word(StrEnum):
     ON_HOLD = "on hold"  # the route waits for its table
     WAITING = "waits for PostgreSQL"
     NO_OWNER = "no owner"
+    PAUSED = "paused"  # by an operator, until somebody lets it go on
     STILL = "stands still"  # records wait, and progress does not move
     NONE_YET = "no progress yet"
     STOPPED = "stopped"  # no partition of the route has an owner
     PARTLY = "partly stopped"  # some have none
 
 
-#: What needs nobody.
-FINE: Final = {Word.OK, Word.NO_FAULT}
+#: What needs nobody, and what is as it was said.
+FINE: Final = {Word.OK, Word.NO_FAULT, Word.PAUSED}
 
 #: All of so many of a route's last records were refused: a warning, also where there is no lag.
 REFUSED_IN_A_ROW = 10
@@ -43,6 +44,7 @@ def of_partition(
     waits: float | None,
     linger_seconds: float,
     *,
+    is_paused: bool = False,
     is_on_hold: bool = False,
     waits_for_postgres: bool = False,
     is_known: bool = True,
@@ -54,10 +56,11 @@ def of_partition(
         told = lag.state not in {PartitionState.OK, PartitionState.UNKNOWN}
         return f"{Word.HALTED}: {lag.state}" if told else Word.HALTED
     holds = (
-        (Word.ON_HOLD, is_on_hold),
+        (Word.ON_HOLD, is_on_hold and not is_paused),
         (Word.WAITING, waits_for_postgres),
         (Word.NO_OWNER, lag.state in {PartitionState.OK, PartitionState.UNKNOWN} and not lag.progress.is_held),
         (lag.state, lag.state is not PartitionState.OK),
+        (Word.PAUSED, is_paused),
         (Word.STILL, lag.stands_still(waits, linger_seconds)),
         (Word.NO_FAULT, not is_known),
     )
@@ -71,9 +74,9 @@ def of_route(words: Iterable[str]) -> str:
         return Word.NONE_YET
     without = words.count(Word.NO_OWNER)
     activity = [] if not without else [Word.STOPPED if without == len(words) else Word.PARTLY]
-    faults = sorted(set(words) - FINE - {Word.NO_OWNER})
-    if activity or faults:
-        return ", ".join([*activity, *faults])
+    others = sorted(set(words) - {Word.OK, Word.NO_FAULT, Word.NO_OWNER})
+    if activity or others:
+        return ", ".join([*activity, *others])
     return Word.NO_FAULT if Word.NO_FAULT in words else Word.OK
 
 

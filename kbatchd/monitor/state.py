@@ -122,7 +122,7 @@ class Daemon:
                 for kind in ("worker", "gateway", "monitor")
                 for index, slot in enumerate(self.slots.of(kind))
             ],
-            "routes": [self._route(route.name, partitions) for route in self.config.route],
+            "routes": [self._route(route.name, partitions, view) for route in self.config.route],
             "partitions": partitions,
             "dead_letters": [_cause(cause, show=self._shows_records) for cause in view.causes],
             "gaps": [
@@ -155,6 +155,7 @@ class Daemon:
             halt,
             waits,
             self.config.batch.linger_seconds,
+            is_paused=lag.progress.route in view.pauses,
             is_on_hold=route is not None and route.on_hold,
             waits_for_postgres=not view.postgres.is_up or (slot is not None and slot[Field.POSTGRES_WAIT_SINCE] > 0),
             is_known=slot is not None,
@@ -165,8 +166,9 @@ class Daemon:
     def _shows_records(self) -> bool:
         return self.config.monitor is None or self.config.monitor.show_records
 
-    def _route(self, name: str, partitions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def _route(self, name: str, partitions: Sequence[dict[str, Any]], view: View) -> dict[str, Any]:
         route = next(route for route in self.config.route if route.name == name)
+        pause = view.pauses.get(name)
         numbers = [slot.routes[name] for slot in self.slots.of("worker")]
         own = [partition for partition in partitions if partition["route"] == name]
         lags = [partition["lag"] for partition in own if partition["lag"] is not None]
@@ -175,6 +177,7 @@ class Daemon:
             "name": name,
             "topic": route.topic,
             "table": route.table,
+            "paused": None if pause is None else {"by": pause.by, "since": _seconds(pause.at)},
             "rows": sum(each[Count.ROWS] for each in numbers),
             "records": sum(each[Count.RECORDS] for each in numbers),
             "dead_letters": sum(sum(each.dead_letters.values()) for each in numbers),

@@ -18,7 +18,7 @@ from kbatchd.kafka import topics
 from kbatchd.monitor.history import DAY_BIN_SECONDS, DAY_SECONDS, RECENT_SECONDS, SAMPLE_SECONDS, History
 from kbatchd.monitor.lag import Oldest, PartitionLag, survey
 from kbatchd.postgres.connection import Connection, Error, connect
-from kbatchd.schema import overview
+from kbatchd.schema import overview, pausing
 from kbatchd.stats.slots import Count
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kbatchd.config import Config
     from kbatchd.model import Partition
     from kbatchd.schema.overview import Cause, Claimed, RecordedGap
+    from kbatchd.schema.pausing import Pause
     from kbatchd.stats.slots import Slots
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ class View:
     #: Routes whose every record is refused, and for how many records.
     refused: Mapping[str, int] = field(default_factory=dict)
     gaps: Sequence[RecordedGap] = ()
+    #: By route, those that are paused.
+    pauses: Mapping[str, Pause] = field(default_factory=dict)
 
 
 class Watcher(threading.Thread):
@@ -126,7 +129,8 @@ class Watcher(threading.Thread):
             self._read_ledger(connection)
             self._ledger_at = now + LEDGER_SECONDS
         claimed = overview.read_claimed(connection, pipeline)
-        self.view = replace(self.view, claimed=claimed, postgres=Contact(time.time()))
+        pauses = pausing.read_pauses(connection, pipeline)
+        self.view = replace(self.view, claimed=claimed, pauses=pauses, postgres=Contact(time.time()))
         if now >= self._causes_at:
             causes, refused = overview.read_causes(connection, pipeline), overview.read_refusals(connection, pipeline)
             gaps = overview.read_gaps(connection, pipeline)

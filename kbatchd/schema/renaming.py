@@ -32,6 +32,8 @@ PRIVILEGES = (
     ("batches", "SELECT"),
     ("batches", "INSERT"),
     ("batches", "UPDATE"),
+    ("pauses", "SELECT"),
+    ("pauses", "UPDATE"),
 )
 
 #: The number under which claiming.register takes its lock: of a route and topic as a whole.
@@ -124,6 +126,7 @@ def _rename(connection: Connection, former: Owner, owner: Owner) -> Moved:
             "name that table in the route"
         )
     dead_letters, gaps, batches = (connection.execute(query.encode(), names).rowcount for query in _KEPT_SQL)
+    connection.execute(_PAUSE_SQL, names)
     stands = {Partition(owner.topic, number): (offset, offset) for _, number, offset in rows if offset is not None}
     ledger.write_ledger(connection, owner, "rename", stands)
     return Moved(len(rows), dead_letters, gaps, batches)
@@ -136,6 +139,15 @@ SET pipeline = %(pipeline)s, route = %(route)s, epoch = epoch OPERATOR(pg_catalo
 WHERE pipeline OPERATOR(pg_catalog.=) %(former_pipeline)s AND route OPERATOR(pg_catalog.=) %(former_route)s
   AND topic OPERATOR(pg_catalog.=) %(topic)s
 RETURNING target, partition, next_offset
+"""
+
+#: A pause of the new name that is there already holds.
+_PAUSE_SQL = """
+UPDATE kbatchd.pauses SET pipeline = %(pipeline)s, route = %(route)s
+WHERE pipeline OPERATOR(pg_catalog.=) %(former_pipeline)s AND route OPERATOR(pg_catalog.=) %(former_route)s
+  AND NOT EXISTS (
+      SELECT FROM kbatchd.pauses AS own
+      WHERE own.pipeline OPERATOR(pg_catalog.=) %(pipeline)s AND own.route OPERATOR(pg_catalog.=) %(route)s)
 """
 
 _KEPT_SQL = [

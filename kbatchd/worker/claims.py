@@ -18,7 +18,7 @@ from kbatchd.encode.rows import RowEncoder
 from kbatchd.errors import Fenced
 from kbatchd.model import Gap, Partition, Position
 from kbatchd.postgres import catalogue
-from kbatchd.schema import by_hand, claiming, halting
+from kbatchd.schema import by_hand, claiming, halting, pausing
 from kbatchd.schema.halting import Halt
 from kbatchd.schema.progress import Owner
 from kbatchd.sink.targets import build_target
@@ -137,6 +137,7 @@ class Claims:
     def sweep(self) -> None:
         """Claim what waits and may be tried, and look whether an operator has moved something."""
         self._notice_another_topic()
+        self._heed_pause()
         now = time.monotonic()
         due = [partition for partition, not_before in self._waiting.items() if not_before <= now]
         if due:
@@ -298,6 +299,15 @@ class Claims:
         """Read nothing on of a topic that is another one now; the claim finds what that means."""
         topic_id = self._ids.settled(self._route.topic)
         if topic_id is not None and any(self.positions[p].topic_id != topic_id for p in self._lane.epochs):
+            self.revoke()
+
+    def _heed_pause(self) -> None:
+        """Keep the partitions of a paused route, and read nothing of them; what no flush has taken is dropped."""
+        pause = pausing.find(self._session()[0], self._pipeline, self._route.name)
+        if (pause is not None) != self._lane.paused:
+            what = "route goes on" if pause is None else f"route is {pause}"
+            log.info(what, extra={"action": "resume" if pause is None else "pause", "route": self._route.name})
+            self._handover.pause(self._lane, paused=pause is not None)
             self.revoke()
 
     def _notice_moves(self) -> None:

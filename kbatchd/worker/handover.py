@@ -64,7 +64,7 @@ class Handover:
             self._encoders = {
                 name: (lane.generation, lane.encoder)
                 for name, lane in self.lanes.items()
-                if lane.encoder is not None and lane.epochs and not lane.parked
+                if lane.encoder is not None and lane.is_read
             }
             return Turn(self._encoders, readings)
 
@@ -117,7 +117,7 @@ class Handover:
     def positions(self, partition: Partition) -> dict[str, Position]:
         """Return under which claim each route reads a partition, and which offset it wants next; of those that do."""
         with self.changed:
-            lanes = [lane for lane in self.lanes_of(partition.topic) if partition in lane.epochs]
+            lanes = [lane for lane in self.lanes_of(partition.topic) if partition in lane.epochs and not lane.paused]
             return {
                 lane.route.name: lane.claimed[partition]._replace(
                     next_offset=max(lane.batches.reached[partition], lane.committed[partition]),
@@ -145,7 +145,7 @@ class Handover:
         offsets: dict[Partition, int] = {}
         with self.changed:
             for lane in self.lanes.values():
-                if not lane.parked:
+                if lane.is_read:
                     for partition in lane.epochs:
                         offsets[partition] = max(lane.batches.reached[partition], offsets.get(partition, 0))
         return offsets
@@ -244,6 +244,11 @@ class Handover:
                 lane.batches.lineages[partition] = position.lineage
             self._moved.add(lane.route.topic)
             self.changed.notify_all()
+
+    def pause(self, lane: Lane, *, paused: bool) -> None:
+        """Let what is granted to a lane not be read from its next revocation on; or be read again."""
+        with self.changed:
+            lane.paused = paused
 
     def revoke(self, lane: Lane) -> list[Partition]:
         """Take a lane back, with all it holds; return its partitions. What it held will be read again."""

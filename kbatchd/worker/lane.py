@@ -42,6 +42,13 @@ class Lane:
     not_before: float = 0.0
     #: It found no room for long: its topic is read for the other lanes alone, until it has room again.
     parked: bool = False
+    #: An operator has paused the route: what is granted to it is not read.
+    paused: bool = False
+
+    @property
+    def is_read(self) -> bool:
+        """Whether anything is read for it."""
+        return bool(self.epochs) and not self.parked and not self.paused
 
 
 class Reading(NamedTuple):
@@ -72,7 +79,7 @@ NOT_OURS = 2**63
 
 def reading_of(lanes: Iterable[Lane]) -> Reading:
     """Return how to read a topic that feeds these lanes."""
-    lanes = [lane for lane in lanes if lane.epochs and not lane.parked]
+    lanes = [lane for lane in lanes if lane.is_read]
     starts: dict[Partition, int] = {}
     epochs: dict[Partition, int] = {}
     for lane in lanes:

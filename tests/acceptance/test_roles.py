@@ -123,6 +123,8 @@ def test_the_daemon_runs_with_just_that_role(
         ("progress", "show"),
         ("dead-letters", "list"),
         ("dead-letters", "discard", "--yes", "--code", "23514"),
+        ("route", "pause", "requests"),
+        ("route", "resume", "requests"),
     ):
         done = daemon.command(*command)
         assert done.returncode == 0, done.stderr
@@ -148,6 +150,7 @@ def test_the_role_has_no_other_right(database: str, role: str) -> None:
             "kbatchd.dead_letters": ["DELETE", "INSERT", "SELECT", "UPDATE"],
             "kbatchd.gaps": ["INSERT", "SELECT"],
             "kbatchd.migrations": ["SELECT"],
+            "kbatchd.pauses": ["DELETE", "INSERT", "SELECT"],
             "kbatchd.progress": ["INSERT", "SELECT", "UPDATE"],
             "shop.latest": ["DELETE", "INSERT", "SELECT", "UPDATE"],
             "shop.requests": ["INSERT"],

@@ -59,7 +59,7 @@ FLOORS: dict[int, dict[str, set[str]]] = {
 }  # fmt: skip
 
 #: The modules beside the packages: the ground, under all floors, which imports nothing but itself, and the roof.
-GROUND = {"", "errors", "lineage", "model", "paths", "printable", "shipped", "systemd"}
+GROUND = {"", "errors", "lineage", "manual", "model", "paths", "printable", "shipped", "systemd"}
 ROOF = {"__main__": {"cli"}, "cli": {"log"}}
 
 #: Who may import a library, type-checking imports included.

@@ -19,7 +19,8 @@ from kbatchd.gateway import database as module
 from kbatchd.gateway.database import Database, Outcome
 from kbatchd.gateway.logs import Log
 from kbatchd.model import Gap, GapKind, OffsetRange, Partition, Position
-from kbatchd.schema import by_hand, claiming, progress
+from kbatchd.schema import by_hand, claiming, pausing, progress
+from kbatchd.schema.pausing import Pause
 from kbatchd.schema.progress import Owner
 from tests.fix_http import free_port
 
@@ -70,7 +71,7 @@ async def committed(
     ranges: list[OffsetRange],
     seconds: float,
     log: Log | None = Log("id", {0: 0, 1: 0}),  # noqa: B008 - it does not change
-) -> Outcome | list[DeadLetter]:
+) -> Outcome | Pause | list[DeadLetter]:
     """Wait for records that have been sent just now, into this log."""
     known: asyncio.Future[Log | None] = asyncio.get_running_loop().create_future()
     known.set_result(log)
@@ -142,6 +143,20 @@ def test_a_wait_runs_out(database: str, tmp_path: Path) -> None:
             watcher.give_up()
             assert await waiting is Outcome.PENDING
         assert await committed(watcher, config.route[0], [OffsetRange(P0, 0, 0)], 20) is Outcome.PENDING, "it has ended"
+
+    run(test())
+
+
+def test_nobody_waits_for_a_paused_route(table: Table, database: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(config := make_config(tmp_path, database)) as (watcher, _):
+            waiting = asyncio.create_task(committed(watcher, config.route[0], [OffsetRange(P0, 0, 0)], 600))
+            assert pausing.pause(table.connection, "kbatchd", config.route[0].name, "ops@host")
+            assert isinstance(pause := await asyncio.wait_for(waiting, 60), Pause)
+            assert pause.by == "ops@host"
+            # What is in the table is there, all the same.
+            table.advance(P0, 1)
+            assert await committed(watcher, config.route[0], [OffsetRange(P0, 0, 0)], 60) is Outcome.COMMITTED
 
     run(test())
 
