@@ -227,12 +227,12 @@ class Database(threading.Thread):
             self._call(_settle, waiter, Outcome.LOST if index in lost else dead.get(index) or Outcome.COMMITTED)
 
     def _look_at_pauses(self, connection: Connection) -> None:
-        """Settle those whose records are not there yet, and whose route is paused."""
+        """Settle those whose records are known not to be there yet, and whose route is paused."""
         if time.monotonic() >= self._pauses_at:
             self._pauses = pausing.read_pauses(connection, self._config.pipeline)
             self._pauses_at = time.monotonic() + PAUSES_SECONDS
         for waiter in self._waiters:
-            if waiter.route.name in self._pauses:
+            if waiter.route.name in self._pauses and waiter.log and waiter.seen_at is None:
                 self._call(_settle, waiter, self._pauses[waiter.route.name])
 
     def _has_arrived(self, waiter: _Waiter, log: Log, standing: Standing) -> bool:
