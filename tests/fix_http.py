@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+import psycopg
 import pytest
 
 from kbatchd.devstack.process import free_ports
@@ -17,6 +18,8 @@ from tests.fix_daemon import Daemon, MakeDaemon, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
+
+    from tests.fix_kafka import MakeTopic
 
 
 def free_port() -> int:
@@ -108,3 +111,18 @@ def make_gateway(make_daemon: MakeDaemon) -> Iterator[MakeGateway]:
             return daemon, clients.enter_context(Client(port))
 
         yield make
+
+
+@pytest.fixture
+def orders_topic(database: str, make_topic: MakeTopic) -> str:
+    """A topic for the table public.orders."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("CREATE TABLE public.orders (id bigint NOT NULL)")
+    return make_topic(1)
+
+
+@pytest.fixture
+def orders(orders_topic: str, make_gateway: MakeGateway) -> Client:
+    """A client of a gateway with the route `orders` and no other key."""
+    _, client = make_gateway({"topic": orders_topic, "table": "public.orders", "name": "orders"})
+    return client

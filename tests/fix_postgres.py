@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import uuid
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from tests.fix_daemon import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +75,20 @@ def own_database(own_postgres: Postgres) -> Iterator[str]:
     """The DSN of a migrated database on the server of one's own."""
     with database_on(own_postgres) as dsn:
         yield dsn
+
+
+@contextmanager
+def more_locales(directory: Path, *names: str) -> Iterator[None]:
+    """Let servers that start within the block know these locales too."""
+    for name in names:
+        # It warns, with exit status 1, of what glibc's own definition lacks.
+        command = ["localedef", "-i", name, "-f", "UTF-8", str(directory / f"{name}.UTF-8")]
+        subprocess.run(command, check=False, capture_output=True)
+    for each in (directory, *list(directory.parents)[:3]):  # the server has a user of its own
+        each.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCPATH", str(directory))
+        yield
 
 
 @contextmanager

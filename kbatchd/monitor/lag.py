@@ -139,12 +139,13 @@ def _compare(
     topic = described.known[row.topic]
     if topic is None or row.partition >= topic.partitions:
         return PartitionLag(row, PartitionState.MISSING, None, None)
-    if partition not in marks:
-        silent = PartitionState.NOT_BEGUN if row.next_offset is None else PartitionState.UNKNOWN
-        return PartitionLag(row, PartitionState.NO_LEADER if row.partition in topic.leaderless else silent, None, None)
-    low, high = marks[partition]
+    if row.partition in topic.leaderless:
+        return PartitionLag(row, PartitionState.NO_LEADER, None, None)
+    low, high = marks.get(partition, (None, None))
     if row.next_offset is None:
         return PartitionLag(row, PartitionState.NOT_BEGUN, low, high)
+    if low is None or high is None:
+        return PartitionLag(row, PartitionState.UNKNOWN, None, None)
     gap = judge(partition, row.next_offset, row.topic_id, topic.topic_id, low, high)
     return PartitionLag(row, _STATES[gap.kind] if gap else PartitionState.OK, low, high)
 

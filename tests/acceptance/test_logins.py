@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from kbatchd.errors import EX_CONFIG
 from kbatchd.schema.migrations import migrate
 from tests.fix_daemon import wait_until
 from tests.fix_load import new_delivery
+from tests.fix_postgres import more_locales
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ TRANSLATED = [
 ]  # fmt: skip
 
 
-def asking(server: Postgres) -> str:
+def make_asked_role(server: Postgres) -> str:
     """Make a role that is asked for its password; return its DSN."""
     with psycopg.connect(server.dsn, autocommit=True) as connection:
         migrate(connection)
@@ -48,23 +48,15 @@ def german(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     """A server whose messages are German from the first word on."""
     if not TRANSLATED:
         pytest.skip("not run: there is no PostgreSQL with translated messages on this machine")
-    locales = tmp_path_factory.mktemp("locales")
-    # It warns, with exit status 1, of what glibc's own definition lacks.
-    subprocess.run(
-        ["localedef", "-i", "de_DE", "-f", "UTF-8", locales / "de_DE.UTF-8"], check=False, capture_output=True
-    )
-    for directory in (locales, *list(locales.parents)[:3]):  # the server has a user of its own
-        directory.chmod(0o755)
     server = Postgres()
     server._programs = TRANSLATED[0]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCPATH", str(locales))
-        with server:
-            with (server.data / "postgresql.conf").open("a") as file:
-                file.write("lc_messages = 'de_DE.UTF-8'\n")
-            server.stop()
-            server.start()
-            yield server
+    with more_locales(tmp_path_factory.mktemp("locales"), "de_DE"), server:
+        with (server.data / "postgresql.conf").open("a") as file:
+            file.write("lc_messages = 'de_DE.UTF-8'\n")
+        server.stop()
+        server.start()
+        make_asked_role(server)
+        yield server
 
 
 class TestInAnotherLanguage:
@@ -86,7 +78,6 @@ class TestInAnotherLanguage:
         said: str,
         remedy: str,
     ) -> None:
-        asking_once(german)
         postgres = {"dsn": make_conninfo(german.dsn, **{k: v for k, v in change.items() if k != "password"})}
         if "password" in change:
             secret = tmp_path / "password"
@@ -110,13 +101,6 @@ class TestInAnotherLanguage:
             german.start()
 
 
-def asking_once(server: Postgres) -> None:
-    with psycopg.connect(server.dsn) as connection:
-        known = connection.execute("SELECT FROM pg_roles WHERE rolname = %s", (ROLE,)).rowcount
-    if not known:
-        asking(server)
-
-
 @pytest.mark.parametrize("source", ["command", "file"])
 def test_a_password_that_changes(
     source: str,
@@ -130,7 +114,7 @@ def test_a_password_that_changes(
     secret.write_text(PASSWORD)
     secret.chmod(0o600)
     with Postgres() as server:
-        dsn = asking(server)
+        dsn = make_asked_role(server)
         delivery = new_delivery(kafka.bootstrap_servers, make_topic(2), 2, server.dsn)
         where = {"password_file": str(secret)} if source == "file" else {"password_command": ["cat", str(secret)]}
         daemon = make_daemon(delivery.route, postgres={"dsn": dsn, **where}).start()

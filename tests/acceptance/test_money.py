@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -13,6 +12,7 @@ from psycopg.conninfo import make_conninfo
 from kbatchd.devstack.postgres import Postgres
 from kbatchd.schema.migrations import migrate
 from tests.fix_daemon import wait_until
+from tests.fix_postgres import more_locales
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,17 +27,8 @@ NUMBERS = ("12.34", "-0.005", "1e3", "1234567.895", "0", "7", "1e-400", "0e10000
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     """A server that knows a locale with a comma, and one without a fraction."""
-    locales = tmp_path_factory.mktemp("locales")
-    for name in ("de_DE", "vi_VN"):
-        # It warns, with exit status 1, of what glibc's own definition lacks.
-        command = ["localedef", "-i", name, "-f", "UTF-8", locales / f"{name}.UTF-8"]
-        subprocess.run(command, check=False, capture_output=True)
-    for directory in (locales, *list(locales.parents)[:3]):  # the server has a user of its own
-        directory.chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCPATH", str(locales))
-        with Postgres() as started:
-            yield started
+    with more_locales(tmp_path_factory.mktemp("locales"), "de_DE", "vi_VN"), Postgres() as started:
+        yield started
 
 
 @pytest.mark.parametrize("locale", ["C", "de_DE.UTF-8", "vi_VN.UTF-8"])

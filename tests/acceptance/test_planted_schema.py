@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from kbatchd.schema.migrations import migrate
-from tests.acceptance.test_roles import OLD, roles_sql
+from tests.acceptance.test_roles import OLD, roles_sql, tables_of_role
 from tests.fix_daemon import Daemon, MakeDaemon, wait_until
 from tests.fix_http import Client, free_port, wait_listening
 
@@ -135,9 +135,6 @@ def test_what_others_have_planted_does_not_run(  # noqa: PLR0915 - one life of a
     topic = make_topic(2)
     with psycopg.connect(database) as connection:
         connection.execute(OLD)
-    password = tmp_path / "password"
-    password.write_text("of-a-role\n")
-    password.chmod(0o600)
     ports = {"gateway": free_port(), "monitor": free_port()}
     deletes = {"field": "op", "equals": "d"}
 
@@ -151,12 +148,7 @@ def test_what_others_have_planted_does_not_run(  # noqa: PLR0915 - one life of a
         ]
 
     def make(append: str) -> Daemon:
-        return make_daemon(
-            *routes(append),
-            postgres={"dsn": role, "password_file": str(password)},
-            gateway={"listen": f"127.0.0.1:{ports['gateway']}"},
-            monitor={"listen": f"127.0.0.1:{ports['monitor']}"},
-        )
+        return make_daemon(*routes(append), **tables_of_role(role, ports, tmp_path))  # type: ignore[arg-type]
 
     daemon = make("requests")
     producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})

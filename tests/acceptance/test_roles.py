@@ -17,7 +17,7 @@ from tests.fix_daemon import MakeDaemon, wait_until
 from tests.fix_http import Client, free_port, wait_listening
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from kbatchd.devstack.kafka import GivenKafka, Kafka
     from tests.fix_kafka import MakeTopic
@@ -55,6 +55,15 @@ def roles_sql(role: str, append: str, upsert: str) -> str:
     return text
 
 
+def tables_of_role(role: str, ports: Mapping[str, int], directory: Path) -> dict[str, Mapping[str, object]]:
+    """Return the tables of a file for the role with this DSN; its password is in another file."""
+    password = directory / "password"
+    password.write_text("of-a-role\n")
+    password.chmod(0o600)
+    listening = {name: {"listen": f"127.0.0.1:{port}"} for name, port in ports.items()}
+    return {"postgres": {"dsn": role, "password_file": str(password)}, **listening}
+
+
 @pytest.fixture
 def role(database: str) -> Iterator[str]:
     """Make the role, in a database that gives nothing to everybody; return its DSN."""
@@ -76,15 +85,11 @@ def test_the_daemon_runs_with_just_that_role(
     topic = make_topic(2)
     with psycopg.connect(database) as connection:
         connection.execute(OLD)
-    password = tmp_path / "password"
-    password.write_text("of-a-role\n")
-    password.chmod(0o600)
     ports = {"gateway": free_port(), "monitor": free_port()}
     daemon = make_daemon(
         {"topic": topic, "table": "shop.requests", "name": "requests"},
         {"topic": topic, "table": "shop.latest", "name": "latest", "mode": "upsert", "key": ["id"]},
-        postgres={"dsn": role, "password_file": str(password)},
-        **{name: {"listen": f"127.0.0.1:{port}"} for name, port in ports.items()},  # type: ignore[arg-type]
+        **tables_of_role(role, ports, tmp_path),  # type: ignore[arg-type]
     ).start()
     daemon.wait_ready()
     with psycopg.connect(database, autocommit=True) as connection:

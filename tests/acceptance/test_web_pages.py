@@ -8,7 +8,6 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
 
 from kbatchd.gateway.origins import Origins
@@ -18,25 +17,11 @@ from tests.serving import read_answers
 if TYPE_CHECKING:
     from kbatchd.devstack.kafka import GivenKafka, Kafka
     from tests.fix_http import Client, MakeGateway
-    from tests.fix_kafka import MakeTopic
     from tests.fix_load import Delivery
     from tests.fix_monitor import MakeMonitored
 
 LISTED = "https://app.example.com"
 RECORD = b'{"id":1}'
-
-
-@pytest.fixture
-def topic(database: str, make_topic: MakeTopic) -> str:
-    with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute("CREATE TABLE public.orders (id bigint NOT NULL)")
-    return make_topic(1)
-
-
-@pytest.fixture
-def client(topic: str, make_gateway: MakeGateway) -> Client:
-    _, client = make_gateway({"topic": topic, "table": "public.orders", "name": "orders"})
-    return client
 
 
 def own(client: Client) -> str:
@@ -70,33 +55,33 @@ SENDERS: list[tuple[dict[str, str], bool]] = [
 
 
 def test_only_our_own_pages_may_send(
-    client: Client, topic: str, kafka: Kafka | GivenKafka, subtests: pytest.Subtests
+    orders: Client, orders_topic: str, kafka: Kafka | GivenKafka, subtests: pytest.Subtests
 ) -> None:
     taken = 0
     for given, allowed in SENDERS:
-        headers = {name: value.replace("OWN", own(client)) for name, value in given.items()}
+        headers = {name: value.replace("OWN", own(orders)) for name, value in given.items()}
         with subtests.test(**headers):
             for kind in ("application/json", "text/plain"):
-                reply = client.post("/v1/orders", RECORD, content_type=kind, **headers)
+                reply = orders.post("/v1/orders", RECORD, content_type=kind, **headers)
                 expected = (415 if kind == "text/plain" else 202) if allowed else 403
                 assert reply.status == expected
-            reply = client.request("POST", "/v1/orders", RECORD, **headers)  # without a type, as sendBeacon does
+            reply = orders.request("POST", "/v1/orders", RECORD, **headers)  # without a type, as sendBeacon does
             assert reply.status == (202 if allowed else 403)
             assert allowed or reply.json["type"] == "/problems/foreign-origin"
             for method, path in (("PUT", "/v1/orders"), ("DELETE", "/v1/orders"), ("POST", "/docs"), ("POST", "/none")):
-                reply = client.request(method, path, b"", **headers)
+                reply = orders.request(method, path, b"", **headers)
                 assert (reply.status == 403) is not allowed
             for path in ("/docs", "/openapi.json"):
-                assert client.request("GET", path, None, **headers).status == 200, "another site may link to a page"
-            asked = client.request("OPTIONS", "/v1/orders", None, access_control_request_method="POST", **headers)
+                assert orders.request("GET", path, None, **headers).status == 200, "another site may link to a page"
+            asked = orders.request("OPTIONS", "/v1/orders", None, access_control_request_method="POST", **headers)
             assert not {name for name in asked.headers if name.startswith("access-control-")}
             taken += 2 * allowed
-    assert len(read_topic(kafka.bootstrap_servers, topic)) == taken
+    assert len(read_topic(kafka.bootstrap_servers, orders_topic)) == taken
 
 
-def test_listed_pages_may_send(topic: str, make_gateway: MakeGateway) -> None:
+def test_listed_pages_may_send(orders_topic: str, make_gateway: MakeGateway) -> None:
     _, client = make_gateway(
-        {"topic": topic, "table": "public.orders", "name": "orders"}, gateway={"cors_origins": [LISTED]}
+        {"topic": orders_topic, "table": "public.orders", "name": "orders"}, gateway={"cors_origins": [LISTED]}
     )
     for origin, status in ((LISTED, 202), (f"{LISTED}.evil.example", 403), ("http://app.example.com", 403)):
         reply = client.post("/v1/orders", RECORD, origin=origin, sec_fetch_site="cross-site")
@@ -104,7 +89,7 @@ def test_listed_pages_may_send(topic: str, make_gateway: MakeGateway) -> None:
         assert reply.headers.get("access-control-allow-origin") == (origin if status == 202 else None)
 
 
-def test_each_of_pipelined_requests_is_looked_at(client: Client, topic: str, kafka: Kafka | GivenKafka) -> None:
+def test_each_of_pipelined_requests_is_looked_at(orders: Client, orders_topic: str, kafka: Kafka | GivenKafka) -> None:
     def request(*headers: str) -> bytes:
         fields = "".join(f"{header}\r\n" for header in headers)
         return f"POST /v1/orders HTTP/1.1\r\n{fields}Content-Length: 8\r\n\r\n".encode() + RECORD
@@ -113,34 +98,34 @@ def test_each_of_pipelined_requests_is_looked_at(client: Client, topic: str, kaf
         request("Host: localhost"),
         request("Host: localhost", "Origin: https://evil.example"),
         request("Host: evil.example"),
-        request("Host: localhost", f"Origin: http://localhost:{client.port}"),
-        request(f"Host: localhost:{client.port}", f"Origin: http://localhost:{client.port}"),
+        request("Host: localhost", f"Origin: http://localhost:{orders.port}"),
+        request(f"Host: localhost:{orders.port}", f"Origin: http://localhost:{orders.port}"),
         request("Host: localhost", "Origin: http://localhost", "Origin: https://evil.example"),
     ]
-    with socket.create_connection(("127.0.0.1", client.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", orders.port), timeout=20) as connection:
         connection.sendall(b"".join(sent))
         found = [answer.status for answer in read_answers(connection, len(sent))]
     assert found == [202, 403, 403, 403, 202, 400]
-    assert len(read_topic(kafka.bootstrap_servers, topic)) == 2
+    assert len(read_topic(kafka.bootstrap_servers, orders_topic)) == 2
 
 
-def test_a_foreign_name_is_refused_on_loopback(client: Client, topic: str, kafka: Kafka | GivenKafka) -> None:
+def test_a_foreign_name_is_refused_on_loopback(orders: Client, orders_topic: str, kafka: Kafka | GivenKafka) -> None:
     """A page whose name has been resolved to this host passes for the gateway's own, but for that name."""
-    evil = f"attacker.example:{client.port}"
+    evil = f"attacker.example:{orders.port}"
     for method, path in (("POST", "/v1/orders"), ("GET", "/docs"), ("GET", "/openapi.json"), ("OPTIONS", "/v1/orders")):
         for origin in ({}, {"origin": f"http://{evil}"}):
-            reply = client.request(method, path, RECORD if method == "POST" else None, host=evil, **origin)
+            reply = orders.request(method, path, RECORD if method == "POST" else None, host=evil, **origin)
             assert (reply.status, reply.json["type"]) == (403, "/problems/foreign-host")
     for host in ("localhost", "LOCALHOST:8080", "127.0.0.1", "127.1.2.3:80", "[::1]", "[::1]:8080", ""):
-        assert client.post("/v1/orders", RECORD, host=host).status == 202
+        assert orders.post("/v1/orders", RECORD, host=host).status == 202
     for host in ("127.0.0.1.evil.example", "localhost.evil.example", "10.0.0.1", "[::2]", "0.0.0.0"):
-        assert client.post("/v1/orders", RECORD, host=host).status == 403
-    assert len(read_topic(kafka.bootstrap_servers, topic)) == 7
+        assert orders.post("/v1/orders", RECORD, host=host).status == 403
+    assert len(read_topic(kafka.bootstrap_servers, orders_topic)) == 7
 
 
-def test_names_of_a_proxy_are_listed(topic: str, make_gateway: MakeGateway) -> None:
+def test_names_of_a_proxy_are_listed(orders_topic: str, make_gateway: MakeGateway) -> None:
     _, client = make_gateway(
-        {"topic": topic, "table": "public.orders", "name": "orders"}, gateway={"hosts": ["Api.example.com"]}
+        {"topic": orders_topic, "table": "public.orders", "name": "orders"}, gateway={"hosts": ["Api.example.com"]}
     )
     for host, status in (
         ("api.example.com", 202),

@@ -7,7 +7,6 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
 
 from tests.fix_load import read_topic
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
 
     from kbatchd.devstack.kafka import GivenKafka, Kafka
     from tests.fix_browser import Browser
-    from tests.fix_http import Client, MakeGateway
-    from tests.fix_kafka import MakeTopic
+    from tests.fix_http import Client
 
 pytestmark = pytest.mark.browser
 
@@ -65,19 +63,6 @@ def elsewhere() -> Iterator[str]:
         thread.join()
 
 
-@pytest.fixture
-def topic(database: str, make_topic: MakeTopic) -> str:
-    with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute("CREATE TABLE public.orders (id bigint NOT NULL)")
-    return make_topic(1)
-
-
-@pytest.fixture
-def client(topic: str, make_gateway: MakeGateway) -> Client:
-    _, client = make_gateway({"topic": topic, "table": "public.orders", "name": "orders"})
-    return client
-
-
 def send(browser: Browser, url: str, how: str) -> None:
     browser.run(
         f"(async () => {{ const url = {json.dumps(url)}, record = {json.dumps(RECORD)}; "
@@ -86,18 +71,23 @@ def send(browser: Browser, url: str, how: str) -> None:
 
 
 def test_a_page_from_elsewhere_sends_nothing(
-    browser: Browser, elsewhere: str, client: Client, topic: str, kafka: Kafka | GivenKafka, subtests: pytest.Subtests
+    browser: Browser,
+    elsewhere: str,
+    orders: Client,
+    orders_topic: str,
+    kafka: Kafka | GivenKafka,
+    subtests: pytest.Subtests,
 ) -> None:
-    url = f"http://127.0.0.1:{client.port}/v1/orders"
-    rebound = f"http://attacker.rebound.example:{client.port}/docs"
+    url = f"http://127.0.0.1:{orders.port}/v1/orders"
+    rebound = f"http://attacker.rebound.example:{orders.port}/docs"
     # Another port of this host, another name of it, and a name that has been resolved to it: then it is one origin.
     for page in (elsewhere, elsewhere.replace("127.0.0.1", "localhost"), rebound):
         browser.open(page)
         for how in SENDING:
             with subtests.test(page=page, how=how):
                 send(browser, page.replace("/docs", "/v1/orders") if page == rebound else url, how)
-                assert not read_topic(kafka.bootstrap_servers, topic)
+                assert not read_topic(kafka.bootstrap_servers, orders_topic)
     # The same from the gateway's own page.
-    browser.open(f"http://127.0.0.1:{client.port}/docs")
+    browser.open(f"http://127.0.0.1:{orders.port}/docs")
     send(browser, url, "an untyped blob")
-    assert len(read_topic(kafka.bootstrap_servers, topic)) == 1
+    assert len(read_topic(kafka.bootstrap_servers, orders_topic)) == 1

@@ -38,13 +38,8 @@ IMPATIENT = {"librdkafka.socket.timeout.ms": 3_000}
 
 def at_a_first_start(stage: Stage, kind: Api, way: str) -> None:
     """Records are there before anybody has read any."""
-    oracle = stage.oracle()
-    stage.send(oracle, 1_000)
-    rule = stage.wire.add(WAYS[way](kind))
-    daemon = stage.daemon(kafka=IMPATIENT).start()
-    rule.wait()
-    stage.settle(daemon)
-    stage.check()
+    stage.send(stage.oracle(), 1_000)
+    start_through(stage, stage.daemon(kafka=IMPATIENT), WAYS[way](kind))
 
 
 def at_a_restart(stage: Stage, kind: Api, way: str) -> None:
@@ -52,11 +47,7 @@ def at_a_restart(stage: Stage, kind: Api, way: str) -> None:
     oracle = stage.oracle()
     daemon = half_read(stage)
     stage.send(oracle, 500)
-    rule = stage.wire.add(WAYS[way](kind))
-    daemon.start()
-    rule.wait()
-    stage.settle(daemon)
-    stage.check()
+    start_through(stage, daemon, WAYS[way](kind))
 
 
 def at_a_claim(stage: Stage, kind: Api, way: str) -> None:
@@ -164,6 +155,15 @@ def a_byte_altered_on_the_way(stage: Stage) -> None:
     stage.send(oracle, 100)
     rule = altered_once(stage)
     daemon = stage.daemon(kafka=IMPATIENT).start()
+    rule.wait()
+    stage.settle(daemon)
+    stage.check()
+
+
+def start_through(stage: Stage, daemon: Daemon, rule: Rule) -> None:
+    """Start a daemon while the rule holds, and let it read all there is."""
+    rule = stage.wire.add(rule)
+    daemon.start()
     rule.wait()
     stage.settle(daemon)
     stage.check()

@@ -383,6 +383,11 @@ class TestUpsert:
         desk.connection.execute("INSERT INTO public.target VALUES (1, 'newer')")
         return desk
 
+    def route(self, topic: str) -> dict[str, object]:
+        """Return a route in which a record may delete the row of its key."""
+        upsert = {"topic": topic, "table": "public.target", "mode": "upsert", "key": ["id"]}
+        return upsert | {"columns": {"id": {"source": "key"}}, "delete_when": {"field": "op", "equals": "d"}}
+
     def rows(self, desk: Desk) -> list[tuple[Any, ...]]:
         return desk.query("SELECT id, name FROM public.target ORDER BY id")
 
@@ -432,9 +437,7 @@ class TestUpsert:
         with psycopg.connect(database, autocommit=True) as connection:
             connection.execute("CREATE TABLE public.target (id bigint PRIMARY KEY, name text)")
             connection.execute("ALTER TABLE public.target ADD CONSTRAINT fine CHECK (name <> 'bad')")
-            route: dict[str, object] = {"topic": topic, "table": "public.target", "mode": "upsert", "key": ["id"]}
-            route |= {"columns": {"id": {"source": "key"}}, "delete_when": {"field": "op", "equals": "d"}}
-            daemon = make_daemon(route, batch={"linger_seconds": 0.05}).start()
+            daemon = make_daemon(self.route(topic), batch={"linger_seconds": 0.05}).start()
             producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
             bad, deletes = b'{"name":"bad"}', b'{"op":"d"}'
             records: list[tuple[int, bytes | None]] = [
@@ -475,9 +478,7 @@ class TestUpsert:
         with psycopg.connect(database, autocommit=True) as connection:
             connection.execute("CREATE TABLE public.target (id bigint PRIMARY KEY, name text)")
             connection.execute("ALTER TABLE public.target ADD CONSTRAINT fine CHECK (name <> 'bad')")
-            route: dict[str, object] = {"topic": topic, "table": "public.target", "mode": "upsert", "key": ["id"]}
-            route |= {"columns": {"id": {"source": "key"}}, "delete_when": {"field": "op", "equals": "d"}}
-            daemon = make_daemon(route, batch={"linger_seconds": 0.05}).start()
+            daemon = make_daemon(self.route(topic), batch={"linger_seconds": 0.05}).start()
             producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
             producer.produce(topic, b'{"name":"bad"}', key=b"1")
             assert producer.flush(30) == 0
