@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rich.console import Console
 from rich.table import Table
 
+from bench.accounting import cpu_seconds
 from bench.load import Load, ask, client, run_load, write_requests
-from bench.rig import Rig, cpu_seconds, rig
+from bench.rig import Rig, rig
 from kbatchd.devstack.process import free_ports, is_listening, tail
 from kbatchd.devstack.requests import generate
 
@@ -110,9 +111,9 @@ class Served:
 
     def measure(self, servers: Rig, requests: Path, records: int, connections: int, seconds: int) -> Figures:
         """Put it under load with that many records a request."""
-        before, broker_before = cpu_seconds(self.process.pid), servers.broker_cpu_seconds()
+        before, broker_before = cpu_seconds(self.process.pid), servers.accounts.broker_cpu_seconds()
         load = run_load(self.address, requests, connections, seconds)
-        after, broker_after = cpu_seconds(self.process.pid), servers.broker_cpu_seconds()
+        after, broker_after = cpu_seconds(self.process.pid), servers.accounts.broker_cpu_seconds()
         self.taken += load.answers * records
         self.unknown += load.unanswered * records
         broker = None if broker_before is None or broker_after is None else broker_after - broker_before

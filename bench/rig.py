@@ -1,7 +1,7 @@
 """The rig: the servers, filled topics, the raw COPY limit, and one drain by the real daemon, with what it cost.
 
 drain.py and poison.py build on it, and http.py in part. The daemon runs as a process of its own, as it does in
-production; this process only fills topics, looks at the ledger and reads the kernel's accounts of everybody's CPU time.
+production; this process only fills topics, looks at the ledger and at the kernel's accounts (accounting.py).
 
 What is counted:
 
@@ -35,6 +35,7 @@ from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from bench.accounting import Accounts, children, listener, peak_rss_bytes
 from kbatchd.config import RouteMapping
 from kbatchd.devstack.kafka import Kafka, kafka_server
 from kbatchd.devstack.postgres import postgres_server
@@ -60,17 +61,6 @@ LOOK_SECONDS = 0.02
 DRAIN_SECONDS = 300.0
 
 REQUESTS_SQL = Path(__file__).resolve().parent.parent / "sql/examples/requests.sql"
-
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-
-
-@dataclass(frozen=True, slots=True)
-class Cpu:
-    """CPU seconds used so far; None where the server is not on this machine."""
-
-    workers: float
-    postgres: float | None
-    broker: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +103,7 @@ class Rig:
         self.dsn = dsn
         self.connection = psycopg.connect(dsn, autocommit=True)
         self._admin = AdminClient({"bootstrap.servers": bootstrap_servers})
-        self._broker = broker
-        self._postmaster = _postmaster(self.connection)
+        self.accounts = Accounts(self.connection, broker)
         self.directory = directory
         #: What gives every measurement the same start.
         self.start_sql: Sequence[str] = ["TRUNCATE requests, kbatchd.dead_letters"]
@@ -171,11 +160,11 @@ class Rig:
         pipeline = f"bench-{uuid.uuid4().hex[:12]}"  # a fresh one: it reads the topic from its beginning
         with self._daemon(pipeline, topic, workers, route) as daemon:
             self._wait(daemon, lambda: self._all_claimed(pipeline))
-            processes = [psutil.Process(pid) for pid in self._workers(daemon.pid)]
-            before = self._cpu(processes)
+            pids = self._workers(daemon.pid)
+            before = self.accounts.cpu(pids)
             self._wait(daemon, lambda: self.records_in(pipeline) >= records)
-            after = self._cpu(processes)
-            rss = max(_peak_rss_bytes(process.pid) for process in processes)
+            after = self.accounts.cpu(pids)
+            rss = max(map(peak_rss_bytes, pids))
         self._verify(records - dead_letters if rows is None else rows, dead_letters)
         return Drained(
             self._rate(pipeline),
@@ -184,10 +173,6 @@ class Rig:
             _microseconds(before.broker, after.broker, records),
             rss,
         )
-
-    def broker_cpu_seconds(self) -> float | None:
-        """Return what the broker has used; None where it is not on this machine."""
-        return None if self._broker is None else cpu_seconds(self._broker.pid)
 
     def close(self) -> None:
         """Delete the topics and leave."""
@@ -233,7 +218,7 @@ class Rig:
     def _workers(self, daemon: int) -> list[int]:
         """Return the workers' pids: a monitor is a child as well."""
         started = re.findall(r"action=worker_started .*pid=(\d+)", (self.directory / "kbatchd.log").read_text())
-        return [pid for pid in _children(daemon) if str(pid) in started]
+        return [pid for pid in children(daemon) if str(pid) in started]
 
     def _wait(self, daemon: subprocess.Popen[bytes], is_true: Callable[[], bool]) -> None:
         deadline = time.monotonic() + DRAIN_SECONDS
@@ -298,19 +283,6 @@ class Rig:
         row = self.connection.execute(query.encode(), (pipeline,)).fetchone()
         return row[0] if row else 0
 
-    def _cpu(self, workers: Iterable[psutil.Process]) -> Cpu:
-        postgres = None
-        if self._postmaster is not None:
-            # What ended meanwhile is in its parent's account of its children: nothing is lost or counted twice.
-            own = self.connection.info.backend_pid
-            backends = sum(cpu_seconds(pid) for pid in _children(self._postmaster) if pid != own)
-            postgres = cpu_seconds(self._postmaster, children=True) + backends
-        return Cpu(
-            sum(cpu_seconds(worker.pid) for worker in workers),
-            postgres,
-            self.broker_cpu_seconds(),
-        )
-
 
 @contextmanager
 def rig() -> Iterator[Rig]:
@@ -324,7 +296,7 @@ def rig() -> Iterator[Rig]:
     ):
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         try:
-            broker = psutil.Process(kafka.pid) if isinstance(kafka, Kafka) else _listener(kafka.bootstrap_servers)
+            broker = psutil.Process(kafka.pid) if isinstance(kafka, Kafka) else listener(kafka.bootstrap_servers)
             made = Rig(kafka.bootstrap_servers, broker, make_conninfo(postgres.dsn, dbname=name), Path(directory))
             with contextlib.closing(made):
                 yield made
@@ -346,45 +318,3 @@ def encode_blocks(encoder: RowEncoder, values: Sequence[bytes]) -> list[bytes]:
 
 def _microseconds(before: float | None, after: float | None, records: int) -> float | None:
     return None if before is None or after is None else (after - before) * 1e6 / records
-
-
-def _postmaster(connection: psycopg.Connection) -> int | None:
-    """Return the parent of our backend, if PostgreSQL runs on this machine."""
-    try:
-        backend = psutil.Process(connection.info.backend_pid)
-        parent = backend.parent()
-    except psutil.NoSuchProcess:
-        return None
-    return parent.pid if parent is not None and "postgres" in backend.name() else None
-
-
-def _listener(address: str) -> psutil.Process | None:
-    """Return the process of this machine that listens on a `host:port`, if we may see it."""
-    port = int(address.partition(",")[0].rpartition(":")[2])
-    with contextlib.suppress(psutil.AccessDenied):
-        for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,) and connection.pid:
-                return psutil.Process(connection.pid)
-    return None
-
-
-def _children(pid: int) -> list[int]:
-    return [child.pid for child in psutil.Process(pid).children()]
-
-
-def cpu_seconds(pid: int, *, children: bool = False) -> float:
-    """Return user and system time of a process, all its threads; with `children` of those it has waited for as well.
-
-    Fields 14 to 17 of proc(5)'s stat, after the name in brackets. 0 for a process that has ended meanwhile: its parent
-    has the time by then.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return sum(map(int, fields[11 : 15 if children else 13])) / TICKS_PER_SECOND
-
-
-def _peak_rss_bytes(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split(maxsplit=1)[0]) * 1024
