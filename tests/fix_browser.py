@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from base64 import b64decode
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
@@ -18,7 +19,6 @@ from tests.fix_daemon import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -115,6 +115,12 @@ class Browser:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def keep_picture(name: str, picture: bytes) -> None:
+    """Write a picture of the documentation, where it is asked for: `KBATCHD_PICTURES=docs`."""
+    if directory := os.environ.get("KBATCHD_PICTURES"):
+        Path(directory, f"{name}.png").write_bytes(picture)
 
 
 @pytest.fixture

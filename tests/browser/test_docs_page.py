@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
 from tests.acceptance.test_docs_page import TOKEN, client
+from tests.fix_browser import keep_picture
 from tests.fix_http import Client
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["client"]
 
 pytestmark = pytest.mark.browser
+
+REQUESTS = Path(__file__).parents[2] / "sql/examples/requests.sql"
 
 
 @pytest.fixture
@@ -53,6 +57,22 @@ def test_record_is_sent_from_the_page(page: Browser, database: str) -> None:
     assert '"column": "id"' in answer
     assert '"field": "id"' in answer
     assert page.run("faults") == []
+
+
+def test_picture(browser: Browser, database: str, make_topic: MakeTopic, make_gateway: MakeGateway) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(REQUESTS.read_bytes())
+    route = {"name": "requests", "topic": make_topic(4, "requests"), "table": "public.requests", "key_field": "user_id"}
+    _, client = make_gateway(route)
+    browser.screen(1100, 1180)
+    browser.open(f"http://127.0.0.1:{client.port}/docs")
+    browser.wait_for("document.querySelector('form')")
+    browser.run("document.querySelector('form').requestSubmit()")
+    answer = browser.wait_for("document.querySelector('.good') && document.querySelector('.answer').innerText")
+    assert answer.startswith("202 Accepted")
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+    assert browser.run("violations") == []
+    keep_picture("gateway-docs", browser.shoot())
 
 
 MAPPED = """

@@ -1,24 +1,25 @@
 """The monitor's status page in a real browser: what it shows is what PostgreSQL and Kafka say, as they change.
 
-With KBATCHD_PICTURES=docs the pictures of the documentation are made as well.
+With KBATCHD_PICTURES=docs the pictures of the documentation are made as well, here and in test_docs_page.py.
 """
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 from confluent_kafka import Producer
 
+from tests.fix_browser import keep_picture
 from tests.fix_daemon import wait_until
-from tests.fix_load import Delivery
+from tests.fix_load import Delivery, new_delivery
 
 if TYPE_CHECKING:
+    from kbatchd.devstack.kafka import GivenKafka, Kafka
     from tests.fix_browser import Browser
-    from tests.fix_load import MakeDelivery
+    from tests.fix_kafka import MakeTopic
     from tests.fix_monitor import MakeMonitored, Monitor
 
 pytestmark = pytest.mark.browser
@@ -159,17 +160,20 @@ def test_worker_that_is_away_is_seen(browser: Browser, delivery: Delivery, make_
 )
 def test_pictures(
     browser: Browser,
-    make_delivery: MakeDelivery,
+    kafka: Kafka | GivenKafka,
+    database: str,
+    make_topic: MakeTopic,
     make_monitored: MakeMonitored,
     name: str,
     width: int,
     *,
     dark: bool,
 ) -> None:
-    orders = make_delivery(2, "public.orders")
-    requests = make_delivery(4, "public.requests")
-    routes: list[dict[str, Any]] = [{**requests.route, "name": "requests"}, {**orders.route, "name": "orders"}]
-    _, monitor = make_monitored(*routes)
+    requests, orders = (
+        new_delivery(kafka.bootstrap_servers, make_topic(partitions, table), partitions, database, f"public.{table}")
+        for table, partitions in (("requests", 4), ("orders", 2))
+    )
+    _, monitor = make_monitored(requests.route, orders.route)
     browser.screen(width, 900 if width > 400 else 844, dark=dark, mobile=width < 400)
     browser.open(f"http://127.0.0.1:{monitor.port}/")
     with requests.load(3_000), orders.load(1_100):
@@ -183,5 +187,4 @@ def test_pictures(
     assert browser.run("violations") == []
     picture = browser.shoot()
     assert picture.startswith(b"\x89PNG")
-    if directory := os.environ.get("KBATCHD_PICTURES"):
-        Path(directory, f"status-{name}.png").write_bytes(picture)
+    keep_picture(f"status-{name}", picture)
