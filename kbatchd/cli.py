@@ -244,7 +244,7 @@ def _command(
 
 def _examples(command: str) -> str:
     """Return the manual's examples of one command, for its own help."""
-    found = re.findall(rf"^  {re.escape(command)} .*(?:\n {{50}}.*)?(?:\n)", MANUAL, re.MULTILINE)
+    found = re.findall(rf"^  {re.escape(command)} .*(?:\n {{50}}.*)*\n", MANUAL, re.MULTILINE)
     return "examples:\n" + "".join(found)
 
 

@@ -1,4 +1,4 @@
-"""The processes that the supervisor keeps running: started, watched, replaced, stopped.
+"""The processes that the supervisor keeps running: started, watched (a silent one is killed), replaced, stopped.
 
 A plan's processes are `present`; those of a former plan, until they have ended, `former`. At a reload they change over
 group by group, one process at a time: a worker ends before the next one of its place begins, a gateway after. Called by

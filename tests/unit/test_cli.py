@@ -45,6 +45,12 @@ def test_help_is_a_manual(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"\n  {code} " in manual
 
 
+def test_help_of_a_command_has_its_examples_to_their_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["progress", "accept", "--help"])
+    assert capsys.readouterr().out.endswith("behind their gaps, or\n" + 52 * " " + "where the breaker has halted them\n")
+
+
 def test_starts_without_the_heavy_libraries() -> None:
     script = "import sys, kbatchd.cli; print(*{'pydantic', 'psycopg', 'confluent_kafka', 'rich'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
