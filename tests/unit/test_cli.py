@@ -48,7 +48,8 @@ def test_help_is_a_manual(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_of_a_command_has_its_examples_to_their_ends(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["progress", "accept", "--help"])
-    assert capsys.readouterr().out.endswith("behind their gaps, or\n" + 52 * " " + "where the breaker has halted them\n")
+    last = "where the breaker has halted them\n"
+    assert capsys.readouterr().out.endswith(f"behind their gaps, or\n{' ' * 52}{last}")
 
 
 def test_starts_without_the_heavy_libraries() -> None:
