@@ -151,6 +151,13 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--exit-code", action="store_true", help="for probes: 1 unless every route is ok")
     status.add_argument("--watch", action="store_true", help="look again every two seconds, until Ctrl-C")
 
+    text = "compare Kafka, progress, the ledger, dead letters, gaps and tables; the daemon may run"
+    verify = _command(commands, "verify", "verify:run", text)
+    verify.add_argument("route", nargs="*", metavar="ROUTE", help="a route's name (all of them by default)")
+    since = "only what was written then or later: 2026-01-31T08:00:00Z"
+    verify.add_argument("--since", metavar="TIME", type=_time, help=since)
+    verify.add_argument("--json", action="store_true", help="one line of JSON, for programs")
+
     _add_produce(commands)
     _add_dead_letters(commands)
 

@@ -22,6 +22,8 @@ from kbatchd.model import Partition
 
 #: Exit codes, from sysexits.h.
 EX_OK = 0
+#: Of `kbatchd verify` alone: a record is not where it should be, or is there twice.
+EX_DIFFERENT = 3
 EX_DATA = 65
 EX_UNAVAILABLE = 69
 EX_SOFTWARE = 70

@@ -32,6 +32,9 @@ examples:
                                                     read and write nothing for the route, on any host
   kbatchd route resume --config kbatchd.toml requests
                                                     let it go on
+  kbatchd verify --config kbatchd.toml              compare Kafka, progress, ledger, dead letters and tables
+  kbatchd verify --config kbatchd.toml --since 2026-01-31T08:00:00Z requests
+                                                    ... of one route, and of what was written since then
   kbatchd produce --config kbatchd.toml requests requests.ndjson.gz
                                                     send a file's records; after a crash again with --resume
   kbatchd infer --config kbatchd.toml requests | psql app
@@ -60,6 +63,7 @@ exit codes:
   0    done, or stopped as asked
   1    with status --exit-code: something is not as it should be
   2    the command line is wrong
+  3    with verify: a record is missing, or is there twice
   65   some records were refused: they are in the failed file, or dead letters still; all others are through
   69   Kafka or PostgreSQL cannot be reached; trying again later may help
   70   an internal error, or a flush that failed for good

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import psycopg
 
 
+#: The reason of a line that has moved nothing: of a range that was read again by hand.
+READ_AGAIN = "replay"
+
+
 class Flushed(NamedTuple):
     """What a transaction has written, for the ledger."""
 

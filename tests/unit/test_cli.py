@@ -41,7 +41,7 @@ def test_help_is_a_manual(capsys: pytest.CaptureFixture[str]) -> None:
     manual = capsys.readouterr().out
     for word in ("migrate", "create-topic", "check-config", "progress", "demo", "DATABASE_URL", "examples:"):
         assert word in manual
-    for code in (0, 2, 65, 69, 70, 74, 78, 130):
+    for code in (0, 2, 3, 65, 69, 70, 74, 78, 130):
         assert f"\n  {code} " in manual
 
 

@@ -17,7 +17,7 @@ import kbatchd
 FLOORS: dict[int, dict[str, set[str]]] = {
     9: {
         "commands": {
-            "daemon", "monitor", "check", "gateway", "produce", "worker", "letters", "kafka", "door", "shapes",
+            "audit", "daemon", "monitor", "check", "gateway", "produce", "worker", "letters", "kafka", "door", "shapes",
             "schema", "postgres", "config", "log", "stats", "devstack",
         },
     },
@@ -31,6 +31,7 @@ FLOORS: dict[int, dict[str, set[str]]] = {
     },
     6: {
         "worker": {"kafka", "sink", "encode", "schema", "postgres", "config", "log", "stats"},
+        "audit": {"kafka", "encode", "schema", "postgres", "config"},
         "letters": {"kafka", "sink", "encode", "schema", "postgres", "config"},
         "produce": {"files", "kafka", "door", "shapes", "encode", "postgres", "config", "log"},
     },
@@ -65,7 +66,7 @@ ROOF = {"__main__": {"cli"}, "cli": {"log"}}
 #: Who may import a library, type-checking imports included.
 OWNERS = {
     "confluent_kafka": {"kafka", "produce", "check", "devstack"},
-    "psycopg": {"postgres", "schema", "sink", "letters", "check", "config", "devstack", "commands"},
+    "psycopg": {"audit", "postgres", "schema", "sink", "letters", "check", "config", "devstack", "commands"},
     "pydantic": {"config"},
     "pydantic_core": {"config"},
     "tomli": {"config"},
