@@ -58,7 +58,8 @@ def parse(path: Path, text: str) -> dict[str, Any]:
     try:
         data = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}: {error}") from error
+        remedy = "; a text stands in quotes" if error.msg == "Invalid value" else ""
+        raise ConfigError(f"{path}:{error.lineno}: is not TOML: {error}{remedy}") from error
     except RecursionError as error:
         raise ConfigError(_too_deep(path)) from error
     except ValueError as error:

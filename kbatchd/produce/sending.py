@@ -107,14 +107,14 @@ class Sending:
         failed = self.bookmark.failed - self._begin.bookmark.failed
         context.failed += failed
         refused = f", {failed:,} failed (see {self._failed_file.path})" if failed else ""
-        context.tell(f"{self._name}: {acknowledged.count:,} records acknowledged{refused}")
+        context.tell(f"{self._name}: {_records(acknowledged.count)} acknowledged{refused}")
         if self._unfed is not None:
             count, line, explanation = self._unfed
             what = f"{count:,} records feed no column of {context.route.table}, the first on line {line:,}"
             log.complain([f"{self._name}: warning: {what}: {explanation}"])
         for number, (first, last, count) in sorted(acknowledged.partitions.items()):
             partition = Partition(context.route.topic, number)
-            context.tell(f"  {partition}: {count:,} records, offsets {first} to {last}")
+            context.tell(f"  {partition}: {_records(count)}, offsets {first} to {last}")
 
     def _keep_pace(self) -> None:
         pace = self._context.pace
@@ -158,3 +158,7 @@ class Sending:
 
     def _done(self) -> int:
         return self._cursor.records if self._source is None else self._source.read_bytes
+
+
+def _records(count: int) -> str:
+    return "1 record" if count == 1 else f"{count:,} records"

@@ -169,7 +169,7 @@ def test_a_terminal_obeys_no_files_name(loose: Producing) -> None:
             shown += part
     os.close(leader)
     assert process.wait() == 0, shown
-    assert b"a[bold]\\x1b[31m[red].ndjson: 1 records acknowledged" in shown
+    assert b"a[bold]\\x1b[31m[red].ndjson: 1 record acknowledged" in shown
     assert b"\x1b[31m[red].ndjson" not in shown
 
 

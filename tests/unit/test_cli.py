@@ -118,7 +118,8 @@ def test_broken_toml(file: Path) -> None:
     file.write_text("a = 1\nb = = 2\n", encoding="utf-8")
     done = _kbatchd("check-config", "--config", file)
     assert (done.returncode, done.stdout) == (78, "")
-    assert done.stderr == f"kbatchd: {file}:2: Invalid value (at line 2, column 5)\n"
+    fault = "is not TOML: Invalid value (at line 2, column 5); a text stands in quotes"
+    assert done.stderr == f"kbatchd: {file}:2: {fault}\n"
 
 
 def test_librdkafka_judges_its_own_properties(file: Path) -> None:

@@ -367,13 +367,13 @@ class TestFile:
     @pytest.mark.parametrize(
         ("text", "line", "message"),
         [
-            ("a = 1\nb = = 2\n", 2, "Invalid value (at line 2, column 5)"),
+            ("a = 1\nb = = 2\n", 2, "Invalid value (at line 2, column 5); a text stands in quotes"),
             ("a = 1\na = 2\n", 2, "Cannot overwrite a value (at line 2, column 6)"),
             ('a = "', 1, "Unterminated string (at end of document)"),
         ],
     )
     def test_broken_toml(self, text: str, line: int, message: str, file: Path) -> None:
-        assert _faults(file, text) == [f"{line}: {message}"]
+        assert _faults(file, text) == [f"{line}: is not TOML: {message}"]
 
 
 class TestPassword:
