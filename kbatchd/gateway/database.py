@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kbatchd.gateway.logs import Log
     from kbatchd.model import OffsetRange
     from kbatchd.postgres.connection import Connection
-    from kbatchd.schema.arrived import DeadLetter, Standing
+    from kbatchd.schema.arrived import DeadLetter, Snapshot
     from kbatchd.schema.pausing import Pause
 
 log = logging.getLogger(__name__)
@@ -208,12 +208,12 @@ class Database(threading.Thread):
     def _look_at_progress(self, connection: Connection) -> None:
         """Settle all whose records have arrived, and durably so."""
         pipeline = self._config.pipeline
-        standing = arrived.standing(connection, pipeline)
-        there = [waiter for waiter in self._waiters if waiter.log and self._has_arrived(waiter, waiter.log, standing)]
+        snapshot = arrived.snapshot(connection, pipeline)
+        there = [waiter for waiter in self._waiters if waiter.log and self._has_arrived(waiter, waiter.log, snapshot)]
         sought = [
             Sought(
                 index, waiter.route.name, waiter.route.topic, waiter.log.topic_id, at.number, first, last,
-                waiter.since + standing.clock - CLOCK_SLACK_SECONDS,
+                waiter.since + snapshot.clock - CLOCK_SLACK_SECONDS,
             )
             for index, waiter in enumerate(there)
             for at, first, last in waiter.ranges
@@ -235,9 +235,9 @@ class Database(threading.Thread):
             if waiter.route.name in self._pauses and waiter.log and waiter.seen_at is None:
                 self._call(_settle, waiter, self._pauses[waiter.route.name])
 
-    def _has_arrived(self, waiter: _Waiter, log: Log, standing: Standing) -> bool:
+    def _has_arrived(self, waiter: _Waiter, log: Log, snapshot: Snapshot) -> bool:
         for (_, number), first, last in waiter.ranges:
-            at = standing.partitions.get((waiter.route.name, waiter.route.topic, number))
+            at = snapshot.partitions.get((waiter.route.name, waiter.route.topic, number))
             if at is None:
                 return False
             if at.topic_id != log.topic_id:
@@ -252,8 +252,8 @@ class Database(threading.Thread):
                 waiter.seen_at = None  # a crash may have moved progress back
                 return False
         if waiter.seen_at is None:
-            waiter.seen_at = standing.wal_end
-        return standing.wal_flushed >= waiter.seen_at
+            waiter.seen_at = snapshot.wal_end
+        return snapshot.wal_flushed >= waiter.seen_at
 
     def _note_away(self, error: Exception | None) -> None:
         """Tell once that PostgreSQL went away, and once that it is back."""

@@ -29,20 +29,20 @@ _MICROSECONDS: Final = 1_000_000
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 
 
-class Record(NamedTuple):
-    """What a route takes."""
+class RecordSchema(NamedTuple):
+    """What a route takes, as a JSON schema, and an example."""
 
     schema: Schema
     example: object
 
 
-def describe(route: Route, columns: Sequence[Column] | None) -> Record:
+def describe(route: Route, columns: Sequence[Column] | None) -> RecordSchema:
     """Describe the records of a route; of a table that is not known, any object."""
     if columns is None:
         description = f"A row of {route.table}, whose columns are not known now."
-        return Record({"type": "object", "description": description}, {})
+        return RecordSchema({"type": "object", "description": description}, {})
     if route.format == "raw":
-        return Record({"description": f"A row of {route.table}: the record as it is, in one column."}, {})
+        return RecordSchema({"description": f"A row of {route.table}: the record as it is, in one column."}, {})
     feeds = resolve_feeds(columns, route)
     shape = of_value(feeds, route)
     closed = shape.inner if route.unknown_fields == "reject" else None
@@ -55,7 +55,7 @@ def describe(route: Route, columns: Sequence[Column] | None) -> Record:
     if route.key_field and shape.root is not closed and route.key_field not in shape.root.within:
         key = {"type": ["string", "integer", "null"], "description": "The record's key."}
         schema["properties"] = {**schema.get("properties", {}), route.key_field: key}
-    return Record(schema, samples.example(feeds, route))
+    return RecordSchema(schema, samples.example(feeds, route))
 
 
 def _schema(node: Node, closed: Node | None) -> Schema:

@@ -29,7 +29,7 @@ from kbatchd.produce.context import Context
 from kbatchd.produce.file_run import FileRun
 from kbatchd.produce.heads import read_head
 from kbatchd.produce.plain_producer import PlainProducer
-from kbatchd.produce.sending import Sending, at_beginning
+from kbatchd.produce.transfer import Transfer, at_beginning
 from kbatchd.shapes import samples
 
 if TYPE_CHECKING:
@@ -144,5 +144,5 @@ def _send_plainly(
     producer = PlainProducer(
         config.kafka, context.route.topic, config.startup_timeout_seconds, context.patience, labels
     )
-    with closing(Sending(context, source, producer, failed_file, name, at_beginning(pieces, name))) as sending:
-        sending.send()
+    with closing(Transfer(context, source, producer, failed_file, name, at_beginning(pieces, name))) as transfer:
+        transfer.send()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
 
     from kbatchd import config
+    from kbatchd.files.streams import Stop
     from kbatchd.produce.bookmark import Bookmark
 
     Headers = list[tuple[str, str | bytes | None]]
@@ -70,13 +71,6 @@ REFUSED: Final = {
     KafkaError.SASL_AUTHENTICATION_FAILED: "check kafka.sasl_username and its password",
     KafkaError._AUTHENTICATION: "check kafka.sasl_username and its password",  # noqa: SLF001
 }
-
-
-class Stop(Protocol):
-    """Tells whether somebody wants the end."""
-
-    def is_set(self) -> bool:
-        """Look."""
 
 
 class Patience:

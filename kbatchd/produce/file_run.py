@@ -18,7 +18,7 @@ from kbatchd.files.files import Cursor
 from kbatchd.files.streams import Stopped
 from kbatchd.produce.file_producer import FileProducer, TakenOver
 from kbatchd.produce.heads import read_head
-from kbatchd.produce.sending import Begin, Sending, at_beginning
+from kbatchd.produce.transfer import Begin, Transfer, at_beginning
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,14 +66,14 @@ class FileRun:
             # This tells the other run, should it still live, that the file is ours now.
             producer.commit(begin.bookmark)
             failed_file.cut_back(begin.entry, begin.bookmark.records)
-            sending = Sending(context, self._source, producer, failed_file, self._source.name, begin)
+            transfer = Transfer(context, self._source, producer, failed_file, self._source.name, begin)
             try:
-                with closing(sending):
-                    sending.send()
+                with closing(transfer):
+                    transfer.send()
             except TakenOver:
                 raise
             except (KbatchError, Stopped):
-                line = sending.bookmark.lines + 1
+                line = transfer.bookmark.lines + 1
                 context.tell(f"{self._source.name}: is not sent to its end; --resume goes on at line {line:,}")
                 raise
 

@@ -40,8 +40,8 @@ class Arrived(Enum):
     NEVER = auto()  # the log was truncated before them, and something else stands there now
 
 
-class Stand(NamedTuple):
-    """Where progress of a partition stands."""
+class PartitionProgress(NamedTuple):
+    """Where progress of a partition stands, and how it came there."""
 
     topic_id: str
     #: None: nobody knows yet where it begins.
@@ -66,10 +66,10 @@ class Stand(NamedTuple):
         return Arrived.YES if read == {epoch} else Arrived.NOT_YET
 
 
-class Standing(NamedTuple):
+class Snapshot(NamedTuple):
     """Where a pipeline's partitions stand, by route, topic and number, and how far the WAL is written and flushed."""
 
-    partitions: dict[tuple[str, str, int], Stand]
+    partitions: dict[tuple[str, str, int], PartitionProgress]
     wal_end: int
     wal_flushed: int
     #: What to add to our monotonic clock for the server's time in seconds since 1970; at most that.
@@ -99,7 +99,7 @@ class DeadLetter(NamedTuple):
     column: str | None
 
 
-def standing(connection: psycopg.Connection, pipeline: str) -> Standing:
+def snapshot(connection: psycopg.Connection, pipeline: str) -> Snapshot:
     """Read where all partitions stand. What is seen is durable once the WAL is flushed up to `wal_end`.
 
     With synchronous_commit off a commit can be seen before it is on disk. Its record lies in the WAL below whatever
@@ -121,11 +121,13 @@ def standing(connection: psycopg.Connection, pipeline: str) -> Standing:
     ).fetchone()
     assert server is not None
     partitions = {
-        (route, topic, number): Stand(topic_id, offset, [first for _, first in read], [epoch for epoch, _ in read], end)
+        (route, topic, number): PartitionProgress(
+            topic_id, offset, [first for _, first in read], [epoch for epoch, _ in read], end
+        )
         for route, topic, number, topic_id, offset, read, end in rows
     }
     wal_end, wal_flushed, now = server
-    return Standing(partitions, wal_end, wal_flushed, now - time.monotonic())
+    return Snapshot(partitions, wal_end, wal_flushed, now - time.monotonic())
 
 
 def lost_among(connection: psycopg.Connection, sought: Sequence[Sought], pipeline: str) -> set[int]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from kbatchd.lineage import KEPT_EPOCHS, Lineage
 from kbatchd.model import Partition
-from kbatchd.schema.arrived import Arrived, Stand
+from kbatchd.schema.arrived import Arrived, PartitionProgress
 from kbatchd.sink.batch import RouteBatches
 from kbatchd.sink.buffers import BufferPool
 from tests.records import TOPIC, Sent, chunk
@@ -101,5 +101,5 @@ def test_an_epoch_begins_again_behind_what_was_passed_over() -> None:
     batches.lineages[P0] = Lineage(((3, 0),), 2).below(8).unknown()
     batches.put(chunk(*records(Sent, range(8, 10), 3)), {P0: 1}, 0.0)
     assert batches.lineages[P0] == Lineage(((3, 0), (3, 8)), 10)
-    stand = Stand("id", 10, [first for _, first in batches.lineages[P0].epochs], [3, 3], 10)
+    stand = PartitionProgress("id", 10, [first for _, first in batches.lineages[P0].epochs], [3, 3], 10)
     assert [stand.past(3, offset, offset) for offset in (5, 8)] == [Arrived.NOT_YET, Arrived.YES]

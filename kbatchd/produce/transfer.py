@@ -53,7 +53,7 @@ def at_beginning(pieces: Iterator[Piece], entry: str) -> Begin:
     return Begin(bookmark, sha, pieces, entry)
 
 
-class Sending:
+class Transfer:
     """One input on its way: checks its pieces, sends them, and counts."""
 
     def __init__(
