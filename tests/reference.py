@@ -24,7 +24,7 @@ HEAD = """\
 <!-- Made from the models by `make docs`; do not edit. -->
 
 One TOML file, named with `--config FILE`. Every key has a default but the addresses and the routes. Unknown keys are
-refused, and all faults are told at once, each with its line: `kbatchd check-config --config FILE`. Durations are in
+refused, and all faults are reported at once, each with its line: `kbatchd check-config --config FILE`. Durations are in
 seconds, sizes in bytes. A relative path is taken from the directory of the file.
 [config/kbatchd.toml](../config/kbatchd.toml) is the same as a file to start from.
 
