@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import uuid
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -19,7 +21,6 @@ from tests.fix_daemon import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture(scope="session")
@@ -78,16 +79,16 @@ def own_database(own_postgres: Postgres) -> Iterator[str]:
 
 
 @contextmanager
-def more_locales(directory: Path, *names: str) -> Iterator[None]:
+def more_locales(*names: str) -> Iterator[None]:
     """Let servers that start within the block know these locales too."""
-    for name in names:
-        # It warns, with exit status 1, of what glibc's own definition lacks.
-        command = ["localedef", "-i", name, "-f", "UTF-8", str(directory / f"{name}.UTF-8")]
-        subprocess.run(command, check=False, capture_output=True)
-    for each in (directory, *list(directory.parents)[:3]):  # the server has a user of its own
-        each.chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCPATH", str(directory))
+    with tempfile.TemporaryDirectory(prefix="kbatchd-locales-") as name, pytest.MonkeyPatch.context() as patch:
+        directory = Path(name)
+        directory.chmod(0o755)  # the server has a user of its own
+        for locale in names:
+            # It warns, with exit status 1, of what glibc's own definition lacks.
+            command = ["localedef", "-i", locale, "-f", "UTF-8", str(directory / f"{locale}.UTF-8")]
+            subprocess.run(command, check=False, capture_output=True)
+        patch.setenv("LOCPATH", name)
         yield
 
 

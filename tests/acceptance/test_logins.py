@@ -44,13 +44,13 @@ def make_asked_role(server: Postgres) -> str:
 
 
 @pytest.fixture(scope="module")
-def german(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def german() -> Iterator[Postgres]:
     """A server whose messages are German from the first word on."""
     if not TRANSLATED:
         pytest.skip("not run: there is no PostgreSQL with translated messages on this machine")
     server = Postgres()
     server._programs = TRANSLATED[0]
-    with more_locales(tmp_path_factory.mktemp("locales"), "de_DE"), server:
+    with more_locales("de_DE"), server:
         with (server.data / "postgresql.conf").open("a") as file:
             file.write("lc_messages = 'de_DE.UTF-8'\n")
         server.stop()

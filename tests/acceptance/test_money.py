@@ -25,9 +25,9 @@ NUMBERS = ("12.34", "-0.005", "1e3", "1234567.895", "0", "7", "1e-400", "0e10000
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def server() -> Iterator[Postgres]:
     """A server that knows a locale with a comma, and one without a fraction."""
-    with more_locales(tmp_path_factory.mktemp("locales"), "de_DE", "vi_VN"), Postgres() as started:
+    with more_locales("de_DE", "vi_VN"), Postgres() as started:
         yield started
 
 
