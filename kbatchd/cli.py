@@ -151,13 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--exit-code", action="store_true", help="for probes: 1 unless every route is ok")
     status.add_argument("--watch", action="store_true", help="look again every two seconds, until Ctrl-C")
 
-    text = "compare Kafka, progress, the ledger, dead letters, gaps and tables; the daemon may run"
-    verify = _command(commands, "verify", "verify:run", text)
-    verify.add_argument("route", nargs="*", metavar="ROUTE", help="a route's name (all of them by default)")
-    since = "only what was written then or later: 2026-01-31T08:00:00Z"
-    verify.add_argument("--since", metavar="TIME", type=_time, help=since)
-    verify.add_argument("--json", action="store_true", help="one line of JSON, for programs")
-
+    _add_audit(commands)
     _add_produce(commands)
     _add_dead_letters(commands)
 
@@ -181,6 +175,23 @@ def _add_route(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     resume = _command(actions, "resume", "route:resume", "let a paused route go on where it stands")
     for action in (pause, resume):
         action.add_argument("route", metavar="ROUTE", help="a route's name")
+
+
+def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "compare Kafka, progress, the ledger, dead letters, gaps and tables; the daemon may run"
+    verify = _command(commands, "verify", "verify:run", text)
+    verify.add_argument("route", nargs="*", metavar="ROUTE", help="a route's name (all of them by default)")
+    since = "only what was written then or later: 2026-01-31T08:00:00Z"
+    verify.add_argument("--since", metavar="TIME", type=_time, help=since)
+    verify.add_argument("--json", action="store_true", help="one line of JSON, for programs")
+
+    text = "read a range of offsets again, in place of the rows that it has; for append routes"
+    again = _command(commands, "replay-range", "replay_range:run", text)
+    again.add_argument("--route", metavar="ROUTE", required=True, help="a route's name")
+    again.add_argument("--partition", metavar="N", type=_whole_number, required=True, help="a partition's number")
+    again.add_argument("--from", metavar="A", type=_whole_number, required=True, dest="first", help="the first offset")
+    end = "the offset behind the last one"
+    again.add_argument("--to", metavar="B", type=_whole_number, required=True, dest="end", help=end)
 
 
 def _add_produce(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -35,6 +35,8 @@ examples:
   kbatchd verify --config kbatchd.toml              compare Kafka, progress, ledger, dead letters and tables
   kbatchd verify --config kbatchd.toml --since 2026-01-31T08:00:00Z requests
                                                     ... of one route, and of what was written since then
+  kbatchd replay-range --config kbatchd.toml --route requests --partition 0 --from 1200 --to 1300
+                                                    replace the rows of offsets 1200 to 1299: read them again
   kbatchd produce --config kbatchd.toml requests requests.ndjson.gz
                                                     send a file's records; after a crash again with --resume
   kbatchd infer --config kbatchd.toml requests | psql app

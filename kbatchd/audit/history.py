@@ -14,6 +14,7 @@ from kbatchd.model import FlushReason
 from kbatchd.schema.ledger import READ_AGAIN
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     import psycopg
@@ -141,15 +142,8 @@ class History:
 def read(connection: psycopg.Connection, owner: Owner, since: datetime | None) -> tuple[dict[int, History], list[Line]]:
     """Read the ledger and the gaps of a route."""
     names = {"pipeline": owner.pipeline, "route": owner.route, "topic": owner.topic, "since": since}
-    histories: dict[int, History] = {}
-    kinds: dict[tuple[int, datetime], set[str]] = {}
-    for number, kind, first, last, at in connection.execute(_GAPS, names):
-        history = histories.setdefault(number, History())
-        kinds.setdefault((number, at), set()).add(kind)  # its line of the ledger has the time of the same transaction
-        if kind == "recreated":
-            history.former.append((0, first))
-        elif kind == "truncation":
-            history.former.append((first, last))
+    recreated, former = _gaps(connection, names)
+    histories = {number: History(former=ranges) for number, ranges in former.items()}
     lines: dict[int, Line] = {}
     with connection.cursor(name="ledger") as cursor:
         for id_, reason, rows, dead, skipped, at, number, first, end in cursor.execute(_LINES, names):
@@ -159,8 +153,32 @@ def read(connection: psycopg.Connection, owner: Owner, since: datetime | None) -
                 history.flushed(number, line, first, end)
             elif reason == READ_AGAIN:
                 history.again.append((first, end))
-            elif "recreated" in kinds.get((number, at), ()):
+            elif (number, at) in recreated:
                 history.begin_anew(end)
             else:
                 history.moved(first, end)
     return histories, list(lines.values())
+
+
+def former_offsets(connection: psycopg.Connection, owner: Owner) -> dict[int, list[Range]]:
+    """Return, by partition number, the offsets that a former topic of the name, or a truncated log, had as well."""
+    names = {"pipeline": owner.pipeline, "route": owner.route, "topic": owner.topic}
+    return _gaps(connection, names)[1]
+
+
+def _gaps(
+    connection: psycopg.Connection, names: Mapping[str, object]
+) -> tuple[set[tuple[int, datetime]], dict[int, list[Range]]]:
+    """Read where and when the topic was met as another one, and which offsets rows of former ones have.
+
+    The line of the ledger has the same time: that of the transaction.
+    """
+    recreated: set[tuple[int, datetime]] = set()
+    former: dict[int, list[Range]] = {}
+    for number, kind, first, last, at in connection.execute(_GAPS, names):
+        if kind == "recreated":
+            recreated.add((number, at))
+            former.setdefault(number, []).append((0, first))
+        elif kind == "truncation":
+            former.setdefault(number, []).append((first, last))
+    return recreated, former

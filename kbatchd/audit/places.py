@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from kbatchd.config import Route
+    from kbatchd.model import Partition
     from kbatchd.postgres.table import Table
 
 _INTEGERS = frozenset({"int2", "int4", "int8", "numeric"})
@@ -42,6 +43,7 @@ DELETE FROM {}.{}
 WHERE {}::pg_catalog.text OPERATOR(pg_catalog.=) %(topic)s
   AND {}::int OPERATOR(pg_catalog.=) %(partition)s
   AND {}::bigint OPERATOR(pg_catalog.>=) %(first)s AND {}::bigint OPERATOR(pg_catalog.<) %(end)s
+RETURNING {}::bigint
 """)
 
 #: Rows are fetched so many at a time.
@@ -66,11 +68,12 @@ class Places(NamedTuple):
             cursor.itersize = _PAGE
             yield from cursor.execute(query, values)
 
-    def delete(self, connection: psycopg.Connection, topic: str, partition: int, first: int, end: int) -> int:
-        """Delete the rows of these offsets; return how many they were."""
-        query = _DELETE.format(*self._table, self.topic, self.partition, self.offset, self.offset)
-        values = {"topic": topic, "partition": partition, "first": first, "end": end}
-        return connection.execute(query, values).rowcount
+    def delete(self, connection: psycopg.Connection, partition: Partition, first: int, end: int) -> list[int]:
+        """Delete the rows of [first, end); return the offset of each."""
+        columns = (self.topic, self.partition, self.offset, self.offset, self.offset)
+        values = {"topic": partition.topic, "partition": partition.number, "first": first, "end": end}
+        rows = connection.execute(_DELETE.format(*self._table, *columns), values)
+        return [offset for (offset,) in rows]
 
     @property
     def _table(self) -> tuple[sql.Identifier, sql.Identifier]:

@@ -13,7 +13,7 @@ from kbatchd.errors import ServerUnavailable, SourceError
 from kbatchd.kafka.reader import TopicReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from kbatchd import config
     from kbatchd.model import Partition, Record
@@ -32,21 +32,18 @@ class SpanReader:
         """Connect in the background; the group is the command's own, and nobody joins it."""
         self._reader = TopicReader(kafka.model_copy(update={"group_id": f"{kafka.group_id}-{name}"}), name, [topic])
 
-    def read(
-        self, partition: Partition, first: int, end: int, epochs: Mapping[Partition, int] | None = None
-    ) -> Iterator[list[Record]]:
+    def read(self, partition: Partition, first: int, end: int) -> Iterator[list[Record]]:
         """Yield the committed records from `first` on and below `end`, in their order, some at a time.
 
-        `epochs` has the leader epoch of the record before, where the log is to be compared with the one that was read.
         Raises SourceError where Kafka does not have all of it, ServerUnavailable where it is silent.
         """
         if first >= end:
             return
-        self._reader.read(partition.topic, {partition: first}, epochs or {})
+        self._reader.read(partition.topic, {partition: first})
         reached, quiet_at = first, time.monotonic() + QUIET_SECONDS
         while reached < end:
             polled = self._reader.poll(_POLL_RECORDS, _POLL_SECONDS)
-            if partition in polled.out_of_range or partition in polled.ended or polled.unknown_topics:
+            if partition in polled.out_of_range or polled.unknown_topics:
                 raise SourceError(f"{partition}: offset {reached} is not in the topic any more")
             if partition in polled.unreadable:
                 raise SourceError(f"{partition}: offset {reached} cannot be read: {polled.unreadable[partition]}")

@@ -8,6 +8,7 @@ hand has left no trace.
 from __future__ import annotations
 
 from base64 import b64encode
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,7 +25,7 @@ from kbatchd.sink.insertion import Insertion, Memory, Outcome
 from kbatchd.sink.upsert import Staging
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from kbatchd.model import Partition, Position, Record, Refusal
     from kbatchd.schema.progress import Owner
@@ -173,18 +174,25 @@ class _Flush(Insertion):
     def _write_dead_letters(self, dead: Mapping[int, Refusal]) -> None:
         records, owner = self.batch.records, self.target.owner
         topic_ids = {partition.number: position.topic_id for partition, position in self.positions.items()}
-        cursor = self.connection.cursor()
-        with cursor.copy(_DEAD_LETTERS, writer=Writer(cursor)) as copy:
+        with copying_letters(self.connection, len(dead)) as write:
             for index in sorted(dead):
                 topic_id = topic_ids[records[index].partition() or 0]
                 self.at_letter(owner.route, records[index])
-                letter = _dead_letter(owner, topic_id, records[index], dead[index])
+                letter = dead_letter(owner, topic_id, records[index], dead[index])
                 self.at_letter(owner.route, None)
-                copy.write_row(letter)
-        agree("dead letters written", len(dead), cursor.rowcount)
+                write(letter)
 
 
-def _dead_letter(owner: Owner, topic_id: str, record: Record, why: Refusal) -> Sequence[object]:
+@contextmanager
+def copying_letters(connection: psycopg.Connection, count: int) -> Iterator[Callable[[Sequence[object]], None]]:
+    """Copy dead letters in the caller's transaction, made by `dead_letter`; Unbalanced unless so many are in."""
+    cursor = connection.cursor()
+    with cursor.copy(_DEAD_LETTERS, writer=Writer(cursor)) as copy:
+        yield copy.write_row
+    agree("dead letters written", count, cursor.rowcount)
+
+
+def dead_letter(owner: Owner, topic_id: str, record: Record, why: Refusal) -> Sequence[object]:
     """Make the line of one dead letter, of what can be read of its record; what cannot is named in the message."""
     unread: list[str] = []
     topic, partition, offset = record.topic(), record.partition(), record.offset()

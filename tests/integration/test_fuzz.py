@@ -30,7 +30,7 @@ from kbatchd.postgres.catalogue import read_table
 from kbatchd.postgres.table import Column, Table
 from kbatchd.schema.progress import Owner
 from kbatchd.shapes.inference import infer
-from kbatchd.sink.sink import _dead_letter
+from kbatchd.sink.sink import dead_letter
 from tests.fix_encoders import ENCODERS
 from tests.integration.encode.test_near_misses import SEEDS, mutated
 from tests.integration.encode.test_types import HEADER, TRAILER
@@ -219,7 +219,7 @@ class Fuzz:
         (first, rows), *others = made
         for index, why in first.refused:
             assert why.code != INTERNAL, (mapping, columns, values[index], why)
-            _dead_letter(OWNER, "id", records[index], why)
+            dead_letter(OWNER, "id", records[index], why)
         uses_now = any(said.source == "now" for said in mapping.columns.values())
         for encoded, other_rows in others:
             assert _codes(encoded) == _codes(first), (mapping, columns, values)

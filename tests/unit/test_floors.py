@@ -31,7 +31,7 @@ FLOORS: dict[int, dict[str, set[str]]] = {
     },
     6: {
         "worker": {"kafka", "sink", "encode", "schema", "postgres", "config", "log", "stats"},
-        "audit": {"kafka", "encode", "schema", "postgres", "config"},
+        "audit": {"kafka", "sink", "encode", "schema", "postgres", "config"},
         "letters": {"kafka", "sink", "encode", "schema", "postgres", "config"},
         "produce": {"files", "kafka", "door", "shapes", "encode", "postgres", "config", "log"},
     },
