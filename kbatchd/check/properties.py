@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, libversion
 from confluent_kafka.admin import AdminClient
 
 from kbatchd.kafka import producer, reader, topics
@@ -23,12 +23,19 @@ if TYPE_CHECKING:
     from kbatchd.config import Config, Where
 
 _TABLE = ("kafka", "librdkafka")
+
+#: Since 2.15 a member of such a group behaves as one of a classic group does.
+_KNOWS_CONSUMER_GROUPS = libversion()[1] >= 0x020F0000
+
 _BROKERS = {"bootstrap.servers", "metadata.broker.list"}
 
 
 def judge(config: Config) -> dict[Where, str]:
     """Return what is wrong, by key. Connects to nothing."""
     faults = check_librdkafka(config.kafka.librdkafka)
+    if config.kafka.assignment == "group" and config.kafka.group_protocol == "consumer" and not _KNOWS_CONSUMER_GROUPS:
+        needs = f'"consumer" needs librdkafka 2.15 or later, and this is {libversion()[0]}; upgrade confluent-kafka'
+        faults["kafka", "group_protocol"] = needs
     if faults or not config.kafka.librdkafka:
         return faults
     properties = {name: value for name, value in config.kafka.client.items() if name not in _BROKERS}
@@ -41,7 +48,7 @@ def judge(config: Config) -> dict[Where, str]:
 
 def _clients(config: Config) -> Iterator[tuple[Callable[..., object], Settings]]:
     """Say what is made: workers, those who ask about topics, `kbatchd produce`, gateways."""
-    yield Consumer, reader.settings("check", "check")
+    yield Consumer, reader.settings(config.kafka, "check")
     yield AdminClient, Settings(topics.OURS)
     yield Producer, plain_producer.settings(config.startup_timeout_seconds)
     yield Producer, file_producer.sending_settings("check")

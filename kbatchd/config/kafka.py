@@ -40,6 +40,7 @@ _IMPOSSIBLE = {
     "`kbatchd produce` has one of its own for each file",
     "group.instance.id": "each member of a group needs one of its own; all workers would have the same, and the "
     "brokers would throw out all but one",
+    "group.protocol": "it is group_protocol, in [kafka] itself",
 }
 
 #: librdkafka's own default, which is the brokers' as well, less what a record's frame may take.
@@ -62,6 +63,11 @@ class Kafka(Table):
     assignment: Literal["pinned", "group"] = Field(
         default="pinned",
         description='"pinned": worker i of N owns its partitions; "group": Kafka shares them among all daemons.',
+    )
+    group_protocol: Literal["classic", "consumer"] = Field(
+        default="classic",
+        description='How a group shares them: "classic", any Kafka; "consumer", Kafka 4.0 and later: its timeouts are '
+        "the brokers'.",
     )
     group_id: Name = Field(
         default="", description="Consumer group; offsets go there for display. Default: the pipeline."

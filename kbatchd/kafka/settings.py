@@ -23,9 +23,6 @@ Properties = dict[str, str | int | float | bool]
 #: What librdkafka, and Python's side of it, raise for settings that they do not take.
 NOT_TAKEN = (KafkaException, AttributeError, TypeError, ValueError)
 
-#: With the newer group protocol the broker shares partitions out: librdkafka then refuses to hear of a strategy.
-_OF_CLASSIC_GROUPS = {"partition.assignment.strategy"}
-
 _Client = TypeVar("_Client")
 
 
@@ -61,12 +58,9 @@ class Settings:
         return [{name: value for name, value in self.defaults.items() if name != left} for left in ours_alone] + [{}]
 
     def _together(self, given: Mapping[str, str | int | float | bool], defaults: Properties) -> Properties:
-        ours = self.ours
-        if str(given.get("group.protocol", "")).lower() == "consumer":
-            ours = {name: value for name, value in ours.items() if name not in _OF_CLASSIC_GROUPS}
         # Ours stand last, not where the file has them: librdkafka obeys the last of a property and its aliases.
-        theirs = {name: value for name, value in {**defaults, **given}.items() if name not in ours}
-        return {**theirs, **ours}
+        theirs = {name: value for name, value in {**defaults, **given}.items() if name not in self.ours}
+        return {**theirs, **self.ours}
 
 
 def _make(kind: Callable[..., _Client], properties: Properties, callbacks: Mapping[str, object]) -> _Client:

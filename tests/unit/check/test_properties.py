@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import Consumer, Producer
 
 from kbatchd.cli import main
-from kbatchd.config import Gateway, load
+from kbatchd.config import Gateway, Kafka, load
 from kbatchd.errors import EX_CONFIG, EX_OK
 from kbatchd.kafka import producer, reader
 from kbatchd.produce import delivery, file_producer, plain_producer
@@ -56,6 +56,21 @@ def test_what_contradicts_is_found_at_its_line(
     assert any(each in said for each in why.split("|"))
 
 
+def test_the_timeouts_of_the_newer_group_protocol_are_the_brokers(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = MINIMAL.replace("[kafka]\n", '[kafka]\ngroup_protocol = "consumer"\n')
+    file.write_text(text)
+    made = reader.settings(load(file).kafka, "c")
+    theirs = {"partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"}
+    assert theirs.isdisjoint({**made.defaults, **made.ours})
+    made.make(Consumer, {}).close()
+    for name in ("session.timeout.ms", "heartbeat.interval.ms"):
+        file.write_text(f'{text}[kafka.librdkafka]\n"{name}" = 7_000\n')
+        assert main(["check-config", "--config", str(file)]) == EX_CONFIG
+        assert "It is defined broker side" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("value", ["0x100000", "2e6", "x", "2000000 bytes", 2e6, True])
 def test_the_largest_record_is_a_whole_number(file: Path, value: object, capsys: pytest.CaptureFixture[str]) -> None:
     write(file, message_max_bytes=value)
@@ -92,6 +107,7 @@ def test_the_brokers_are_those_of_the_file_s_own_key(file: Path) -> None:
     [
         ("transactional_id", "sends nothing outside of transactions"),
         ("group_instance_id", "all workers would have the same"),
+        ("group_protocol", "it is group_protocol, in [kafka] itself"),
     ],
 )
 def test_what_kbatchd_cannot_run_with_is_refused_with_the_reason(
@@ -108,8 +124,7 @@ def test_what_kbatchd_cannot_run_with_is_refused_with_the_reason(
         {"reconnect_backoff_ms": 2_000},
         {"socket_timeout_ms": 300_000},
         {"reconnect_backoff_ms": 1_000, "retry_backoff_ms": 50},
-        {"group_protocol": "consumer"},
-        {"group_protocol": "CONSUMER", "group_remote_assignor": "uniform"},
+        {"session_timeout_ms": 45_000, "heartbeat_interval_ms": 3_000},
         {"max_partition_fetch_bytes": 2_097_152},
         {"fetch_max_bytes": 1_500_000, "message_max_bytes": 1_400_000},
         {"acks": 1, "request_required_acks": "1", "enable_auto_commit": True, "auto_offset_reset": "latest"},
@@ -121,7 +136,7 @@ def test_what_kbatchd_merely_prefers_gives_way(file: Path, properties: dict[str,
     assert main(["check-config", "--config", str(file)]) == EX_OK
     kafka = load(file).kafka
     given = {**kafka.client, "bootstrap.servers": ""}
-    reader.settings("g", "c").make(Consumer, given).close()
+    reader.settings(kafka, "c").make(Consumer, given).close()
     producer.settings(Gateway(), "c").make(Producer, given)
     delivery.SETTINGS.make(Producer, given)
 
@@ -134,7 +149,7 @@ def test_only_what_contradicts_gives_way() -> None:
         made.append(properties)
         return consumer
 
-    reader.settings("g", "c").make(make, {"reconnect.backoff.ms": 2_000}).close()
+    reader.settings(Kafka(bootstrap_servers="b:1", group_id="g"), "c").make(make, {"reconnect.backoff.ms": 2_000}).close()
     [properties] = made
     assert "reconnect.backoff.max.ms" not in properties
     assert properties["fetch.queue.backoff.ms"] == 5
