@@ -32,9 +32,10 @@ from kbatchd.postgres import catalogue
 from kbatchd.postgres.table import Table
 from kbatchd.schema import by_hand, claiming, migrations
 from kbatchd.schema.progress import Owner
-from kbatchd.sink.batch import Batch, Chunk, RouteBatches
+from kbatchd.sink.batch import Batch, RouteBatches
 from kbatchd.sink.batch_copy import Target
 from kbatchd.sink.buffers import BufferPool
+from kbatchd.sink.chunk import Chunk
 from kbatchd.sink.sink import Sink
 from kbatchd.worker.worker import RECORDS_PER_POLL
 

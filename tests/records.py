@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kbatchd.model import Refusal
-from kbatchd.sink.batch import Chunk
+from kbatchd.sink.chunk import Chunk
 
 TOPIC = "requests"
 

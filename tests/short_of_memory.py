@@ -20,9 +20,10 @@ from kbatchd.model import FlushReason, Partition
 from kbatchd.postgres import catalogue
 from kbatchd.schema import claiming
 from kbatchd.schema.progress import Owner
-from kbatchd.sink.batch import Chunk, RouteBatches
+from kbatchd.sink.batch import RouteBatches
 from kbatchd.sink.batch_copy import Target
 from kbatchd.sink.buffers import BufferPool
+from kbatchd.sink.chunk import Chunk
 from kbatchd.sink.sink import Sink
 from tests.records import TOPIC, Sent
 

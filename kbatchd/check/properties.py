@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, libversion
 from confluent_kafka.admin import AdminClient
 
-from kbatchd.kafka import producer, reader, topics
+from kbatchd.kafka import producer, reader_settings, topics
 from kbatchd.kafka.client_log import rdkafka_log
 from kbatchd.kafka.errors import text_of
 from kbatchd.kafka.settings import NOT_TAKEN, Settings
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _TABLE = ("kafka", "librdkafka")
 
-#: Since 2.15 a member of such a group behaves as one of a classic group does.
-_KNOWS_CONSUMER_GROUPS = libversion()[1] >= 0x020F0000
+#: librdkafka 2.15, since which a member of such a group behaves as one of a classic group does.
+_CONSUMER_GROUPS_SINCE = 0x020F0000
 
 _BROKERS = {"bootstrap.servers", "metadata.broker.list"}
 
@@ -33,8 +33,9 @@ _BROKERS = {"bootstrap.servers", "metadata.broker.list"}
 def judge(config: Config) -> dict[Where, str]:
     """Return what is wrong, by key. Connects to nothing."""
     faults = check_librdkafka(config.kafka.librdkafka)
-    if config.kafka.assignment == "group" and config.kafka.group_protocol == "consumer" and not _KNOWS_CONSUMER_GROUPS:
-        needs = f'"consumer" needs librdkafka 2.15 or later, and this is {libversion()[0]}; upgrade confluent-kafka'
+    version, number = libversion()
+    if config.kafka.group_protocol == "consumer" and number < _CONSUMER_GROUPS_SINCE:
+        needs = f'"consumer" needs librdkafka 2.15 or later, and this is {version}; upgrade confluent-kafka'
         faults["kafka", "group_protocol"] = needs
     if faults or not config.kafka.librdkafka:
         return faults
@@ -48,7 +49,7 @@ def judge(config: Config) -> dict[Where, str]:
 
 def _clients(config: Config) -> Iterator[tuple[Callable[..., object], Settings]]:
     """Say what is made: workers, those who ask about topics, `kbatchd produce`, gateways."""
-    yield Consumer, reader.settings(config.kafka, "check")
+    yield Consumer, reader_settings.settings(config.kafka, "check")
     yield AdminClient, Settings(topics.OURS)
     yield Producer, plain_producer.settings(config.startup_timeout_seconds)
     yield Producer, file_producer.sending_settings("check")

@@ -1,8 +1,9 @@
 """The reader: one Kafka consumer, and the only code that knows it.
 
 The worker's poll loop owns it and calls everything here from its own thread, after the fork: librdkafka's clients do
-not survive one. Where to read is never asked of Kafka: `assign` starts at the offset that progress names, and offsets
-are committed to Kafka for its tools to display, nothing else.
+not survive one. Where to read is never asked of Kafka: `assign` starts at the offset that progress names, given with
+the assignment; the seek behind it, to the same offset, only brings the leader epoch. Offsets are committed to Kafka for
+its tools to display, nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from kbatchd.errors import SourceError
 from kbatchd.kafka.offsets import Offset
 from kbatchd.kafka.outage import Outage
-from kbatchd.kafka.settings import Settings
+from kbatchd.kafka.reader_settings import settings
 from kbatchd.model import Partition, Record
 
 if TYPE_CHECKING:
@@ -28,70 +29,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: What kbatchd needs of librdkafka; the file's [kafka.librdkafka] cannot change these.
-_OURS: dict[str, str | int | float | bool] = {
-    "enable.auto.commit": False,
-    "enable.auto.offset.store": False,
-    # Never a silent jump: a gap is reported once, and then the partition stands still until it is assigned again.
-    "auto.offset.reset": "error",
-    "isolation.level": "read_committed",
-    # The end of a transactional topic lies behind markers that are no records: progress must move over them.
-    "enable.partition.eof": True,
-    "allow.auto.create.topics": False,
-    # A byte altered on the broker's disk or on the way would be an altered value. Of 200 bytes a record takes 0.45 to
-    # 0.63 us with it, 0.45 to 0.71 without.
-    "check.crcs": True,
-}
-
-#: What it would like; the file may say otherwise.
-_DEFAULTS: dict[str, str | int | float | bool] = {
-    # librdkafka's 1,000 ms once its queue is full drained 120,000 rows/s, 5 ms 225,000.
-    "fetch.queue.backoff.ms": 5,
-    # Bounds a worker's memory: the default of 64 MB is for each of its partitions together, on top of the batches.
-    "queued.max.messages.kbytes": 32_768,
-    # What the poll loop encodes in 40 ms, many times a fetch's round trip. 50,000, with fetches of 4 MB, drained no
-    # faster and took 50 MB more.
-    "queued.min.messages": 10_000,
-    "fetch.message.max.bytes": 1_048_576,
-    # A broker that comes back is found within a second, not ten.
-    "reconnect.backoff.max.ms": 1_000,
-    "socket.keepalive.enable": True,
-    # Connected to all brokers, not just to those it has something to ask. Else a question for a topic's leaders may go
-    # to the group's coordinator, which has no address any more after an outage: of some 250 consumers 2 read nothing
-    # then, of 240 that are connected to all none (brokers away for 14 to 22 s, librdkafka 2.16). See also `standstill`.
-    "enable.sparse.connections": False,
-    # A new leader, and a topic that is gone, are noticed sooner than in five minutes.
-    "topic.metadata.refresh.interval.ms": 10_000,
-    "log.connection.close": False,
-}
-
-#: Of a member of a group: by "classic" the members share the partitions out themselves, and only what moves is given up;
-#: by "consumer" (KIP-848) the brokers do, which will not hear of a strategy.
-_MEMBER: dict[str, dict[str, str | int | float | bool]] = {
-    "classic": {"partition.assignment.strategy": "cooperative-sticky"},
-    "consumer": {"group.protocol": "consumer"},
-}
-
-#: How soon a member that is gone is noticed, and how soon the others hear of a change. 6 s is the shortest that brokers
-#: allow by default. With 45 and 3, librdkafka's own, a host that died was missed for 47 s, and one that came for 4.
-#: With "consumer" only the brokers' settings count.
-_MEMBER_DEFAULTS: dict[str, dict[str, str | int | float | bool]] = {
-    "classic": {"session.timeout.ms": 6_000, "heartbeat.interval.ms": 1_000},
-    "consumer": {},
-}
-
 #: What brokers say that are there, and do not have the topic (any more).
 _UNKNOWN = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})  # noqa: SLF001
 
 #: What another member has done to this one for good.
 _FATAL = frozenset({KafkaError._FATAL, KafkaError._FENCED, KafkaError.FENCED_INSTANCE_ID})  # noqa: SLF001
-
-
-def settings(kafka: config.Kafka, client_id: str) -> Settings:
-    """Say what a consumer is made with."""
-    names = {"group.id": kafka.group_id, "client.id": client_id}
-    how = kafka.group_protocol
-    return Settings({**_OURS, **_MEMBER[how], **names}, {**_DEFAULTS, **_MEMBER_DEFAULTS[how]})
 
 
 #: What librdkafka says of a batch of records that it cannot read; it leaves it out, and would read on behind it.
@@ -164,6 +106,8 @@ class TopicReader:
         #: What no client recovers from; told by the next poll.
         self._fatal: KafkaError | None = None
         self.assigned: set[Partition] = set()
+        #: Whether partitions were taken from us while a poll went on: what it brings may be of these.
+        self._were_taken = False
         #: What was assigned, and has not begun: librdkafka stops a partition first, and waits for offsets under way to
         #: a coordinator that may be away. Where it is to begin, and the leader epoch there.
         self._beginning: dict[Partition, tuple[int, int]] = {}
@@ -178,6 +122,8 @@ class TopicReader:
         """Join the group; `rebalance` is told, from within `poll`, what to read. Nothing is read before `assign`."""
 
         def assigned(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            # First of all: where the callback has assigned nothing, the client assigns all of it, to be read from the
+            # offsets that Kafka has, whether we have claimed it or not.
             consumer.incremental_assign([])
             rebalance.on_assigned(_partitions(partitions))
 
@@ -193,9 +139,14 @@ class TopicReader:
 
         self._consumer.subscribe(list(topics), on_assign=assigned, on_revoke=revoked, on_lost=lost)
 
-    def read(self, topic: str, starts: Mapping[Partition, int], epochs: Mapping[Partition, int] = _NO_EPOCHS) -> None:
-        """Read these partitions of the topic from these offsets on, and no others of it; see `assign`."""
-        self.unassign([p for p in self.assigned if p.topic == topic and p not in starts])
+    def read(
+        self,
+        moved: Iterable[Partition],
+        starts: Mapping[Partition, int],
+        epochs: Mapping[Partition, int] = _NO_EPOCHS,
+    ) -> None:
+        """Of the partitions that moved read these on from these offsets, and no others; see `assign`."""
+        self.unassign([partition for partition in moved if partition not in starts])
         if starts:
             self.assign(starts, epochs)
 
@@ -228,6 +179,7 @@ class TopicReader:
     def unassign(self, partitions: Iterable[Partition]) -> None:
         """Stop reading these; what librdkafka holds of them is dropped."""
         ours = self.assigned.intersection(partitions)
+        self._were_taken = True
         for partition in ours:
             self._beginning.pop(partition, None)
         if ours:
@@ -244,11 +196,12 @@ class TopicReader:
         if self._beginning:
             self._begin()
             timeout_seconds = min(timeout_seconds, _BEGIN_SECONDS) if self._beginning else timeout_seconds
+        self._were_taken = False
         messages: Sequence[Message] = self._consumer.consume(max_records, timeout_seconds)
         if self._fatal is not None:
             raise SourceError(f"the consumer cannot go on: {self._fatal.str()}; another worker takes over")
-        if self._beginning:
-            messages = [message for message in messages if not self._is_too_soon(message)]
+        if self._beginning or self._were_taken:
+            messages = list(filter(self._is_wanted, messages))
         if not messages:
             return polled
         if any(map(Message.error, messages)):
@@ -264,11 +217,13 @@ class TopicReader:
         polled.records.update(by_topic)
         return polled
 
-    def _is_too_soon(self, message: Message) -> bool:
-        """Tell whether it is a record or an end of a partition that has not begun where it shall."""
+    def _is_wanted(self, message: Message) -> bool:
+        """Tell whether it is no record, and no end, of a partition that is not ours or has not begun where it shall."""
         error = message.error()
-        is_read = error is None or error.code() == KafkaError._PARTITION_EOF  # noqa: SLF001
-        return is_read and Partition(message.topic() or "", message.partition() or 0) in self._beginning
+        if error is not None and error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001
+            return True
+        partition = Partition(message.topic() or "", message.partition() or 0)
+        return partition in self.assigned and partition not in self._beginning
 
     def known_end(self, partition: Partition) -> Offset | None:
         """Return the partition's end, as the last answer to a fetch gave it; None before the first."""

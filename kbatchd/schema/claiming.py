@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import psycopg
 
 
+#: pg_locks has the two halves of a key apart.
+_LOW = 0xFFFF_FFFF
+
 #: How many partitions are known, of a route's topic: more than are there where some were lost. NULL: none.
 _KNOWN: LiteralString = f"""
     SELECT pg_catalog.max(greatest(partition OPERATOR(pg_catalog.+) 1, partitions))
@@ -127,8 +130,47 @@ def lock(connection: psycopg.Connection, owner: Owner, partitions: Iterable[int]
     return {keys[key] for (key,) in cursor}
 
 
+def end_silent(connection: psycopg.Connection, owner: Owner, partitions: Iterable[int], seconds: float) -> list[int]:
+    """End the sessions that hold locks of these, and whose daemon has asked nothing for so long; return their pids.
+
+    A daemon that is frozen as a whole, or whose host is gone, would keep its locks, and what its transaction has
+    written. One that works asks something every second.
+    """
+    keys = [_lock_key(owner, partition) for partition in partitions]
+    cursor = connection.execute(
+        """
+        SELECT pid FROM (
+            SELECT DISTINCT a.pid FROM pg_catalog.pg_stat_activity AS a
+            JOIN pg_catalog.pg_locks AS l ON l.pid OPERATOR(pg_catalog.=) a.pid AND l.granted
+                AND l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.objsubid::int OPERATOR(pg_catalog.=) 1
+            JOIN ROWS FROM (
+                pg_catalog.unnest(%(high)s::bigint[]), pg_catalog.unnest(%(low)s::bigint[])
+            ) AS k(high, low) ON l.classid::bigint OPERATOR(pg_catalog.=) k.high
+                AND l.objid::bigint OPERATOR(pg_catalog.=) k.low
+            WHERE a.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+                AND a.usename OPERATOR(pg_catalog.=) current_user
+                AND a.wait_event OPERATOR(pg_catalog.=) 'ClientRead'
+                AND a.state_change OPERATOR(pg_catalog.<) (
+                    pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => %(seconds)s))
+        ) AS silent WHERE pg_catalog.pg_terminate_backend(pid)
+        """,
+        {"high": [key >> 32 & _LOW for key in keys], "low": [key & _LOW for key in keys], "seconds": seconds},
+    )
+    return [pid for (pid,) in cursor]
+
+
 def unlock(connection: psycopg.Connection, owner: Owner, partitions: Iterable[int]) -> None:
-    """Give the advisory locks back, so that those who wait may have them."""
+    """Give partitions back, so that those who wait may have them: until then they are nobody's."""
+    partitions = list(partitions)
+    connection.execute(
+        f"""
+        UPDATE kbatchd.progress SET backend_pid = NULL
+        WHERE {OURS}
+          AND partition OPERATOR(pg_catalog.=) ANY(%(partitions)s::int[])
+          AND backend_pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()
+        """,  # noqa: S608 - a constant
+        {**keys_of(owner), "partitions": partitions},
+    )
     keys = [_lock_key(owner, partition) for partition in partitions]
     connection.execute(
         "SELECT pg_catalog.pg_advisory_unlock(key) FROM pg_catalog.unnest(%s::bigint[]) AS k(key)", (keys,)

@@ -20,7 +20,7 @@ from kbatchd.encode.internal import describe, tell
 from kbatchd.postgres.books import agree, agree_on_offsets
 from kbatchd.postgres.copying import Writer
 from kbatchd.schema import ledger, progress
-from kbatchd.sink.batch import Chunk
+from kbatchd.sink.chunk import Chunk
 from kbatchd.sink.insertion import Insertion, Memory, Outcome
 from kbatchd.sink.upsert import Staging
 

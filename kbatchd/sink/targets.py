@@ -12,8 +12,9 @@ from kbatchd.encode.mapping import Deletes, row_columns
 from kbatchd.encode.rows import build_encoder
 from kbatchd.paths import parse_path
 from kbatchd.schema.progress import Owner
-from kbatchd.sink.batch import Batch, Chunk
+from kbatchd.sink.batch import Batch
 from kbatchd.sink.batch_copy import Target
+from kbatchd.sink.chunk import Chunk
 from kbatchd.sink.upsert import build_merge
 
 if TYPE_CHECKING:

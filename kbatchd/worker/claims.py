@@ -18,11 +18,12 @@ from kbatchd.encode.rows import RowEncoder
 from kbatchd.errors import Fenced
 from kbatchd.model import Gap, Partition, Position
 from kbatchd.postgres import catalogue
-from kbatchd.schema import by_hand, claiming, halting, pausing
+from kbatchd.schema import by_hand, claiming, pausing
 from kbatchd.schema.halting import Halt
 from kbatchd.schema.progress import Owner
 from kbatchd.sink.targets import build_target
 from kbatchd.stats.slots import Count
+from kbatchd.worker.halts import Halts
 from kbatchd.worker.starting import Starting
 
 if TYPE_CHECKING:
@@ -40,6 +41,13 @@ log = logging.getLogger(__name__)
 
 #: How often the locks of others' partitions are tried, and how long a fenced one is left alone.
 SWEEP_SECONDS = 1.0
+
+
+#: In a group, how long the session of a partition's former owner may ask nothing before it is ended: see `_end_silent`.
+SILENT_SECONDS = 3.0
+
+#: How soon the lock is tried again that it held.
+ENDED_SECONDS = 0.1
 
 
 class Counts(NamedTuple):
@@ -63,7 +71,10 @@ class Claims:
         numbers: RouteSlot,
         admin: Admin,
         ids: TopicIds,
+        *,
+        in_group: bool = False,
     ) -> None:
+        self._in_group = in_group
         self._pipeline = pipeline
         self._worker = worker
         self._handover = handover
@@ -78,11 +89,7 @@ class Claims:
         self._locked: set[Partition] = set()
         #: The id of a recreated topic, when a first claim has met it: a second one shall confirm.
         self._met: str | None = None
-        #: Partitions that stand still, with the epoch that an operator has to move; those that the breaker has halted;
-        #: and those of which that is yet to be written down.
-        self._halted: dict[Partition, int] = {}
-        self._tripped: set[Partition] = set()
-        self._unmarked: dict[Partition, Halt] = {}
+        self._halts = Halts()
         self._made: tuple[Target, RowEncoder] | None = None
         #: Where each claimed partition stands; the sink moves it.
         self.positions: dict[Partition, Position] = {}
@@ -110,7 +117,7 @@ class Claims:
     @property
     def _waiting(self) -> dict[Partition, float]:
         """The partitions to claim, with the time to try."""
-        return {p: at for p, at in self._wanted.items() if p not in self._lane.epochs and p not in self._halted}
+        return {p: at for p, at in self._wanted.items() if p not in self._lane.epochs and p not in self._halts.epochs}
 
     def want(self, partitions: Iterable[Partition]) -> None:
         """Queue partitions for a claim; other topics are for other routes."""
@@ -118,13 +125,16 @@ class Claims:
         self.sweep_at = 0.0
 
     def release(self, partitions: Iterable[Partition]) -> None:
-        """Give partitions up for good; what their lane held is read again, by us or by the next owner."""
+        """Give partitions up for good; the lane's others go on, unless something of these is still in a batch.
+
+        That is read again, by the next owner, and what was read with it by us.
+        """
         ours = {partition for partition in partitions if partition.topic == self._route.topic}
-        if ours:
+        if ours and not self._handover.give_up(self._lane, ours):
             self.revoke()
         for partition in ours:
             self._wanted.pop(partition, None)
-            self._forget_halt(partition)
+            self._halts.forget(partition)
             self.positions.pop(partition, None)
 
     def unlock(self, partitions: Iterable[Partition]) -> None:
@@ -143,7 +153,7 @@ class Claims:
         if due:
             self._claim(due)
         self._notice_moves()
-        self._mark_halts()
+        self._halts.mark(*self._session())
 
     def revoke(self, not_before: float = 0.0) -> None:
         """Empty the lane and queue its partitions for a new claim, but for those that are halted."""
@@ -168,9 +178,7 @@ class Claims:
 
     def halt(self, partitions: Collection[Partition], why: Halt) -> None:
         """Stop reading these until an operator moves their epoch; the others of the lane are claimed again."""
-        self._halted.update({partition: self.positions[partition].epoch for partition in partitions})
-        self._tripped = (self._tripped - set(partitions)) | (set(partitions) if why is Halt.BREAKER else set())
-        self._unmarked.update(dict.fromkeys(partitions, why))
+        self._halts.add({partition: self.positions[partition].epoch for partition in partitions}, why)
         self.revoke()
 
     def topic_id(self, partitions: Iterable[Partition]) -> str:
@@ -198,15 +206,15 @@ class Claims:
         """Tell how many partitions are in which state."""
         return Counts(
             granted=len(self._lane.epochs),
-            halted=len(self._halted),
+            halted=len(self._halts.epochs),
             standing_by=any(at == 0.0 and p not in self._locked for p, at in self._waiting.items()),
             on_hold=any(at > 0.0 for at in self._waiting.values()),
         )
 
     def show(self) -> None:
         """Tell the monitor which partitions are ours: those whose lock we hold, and those that stand still."""
-        halted = {partition.number for partition in self._halted}
-        tripped = {partition.number for partition in self._tripped}
+        halted = {partition.number for partition in self._halts.epochs}
+        tripped = {partition.number for partition in self._halts.tripped}
         owned = {partition.number for partition in self._locked} | halted
         self._numbers.show_partitions(owned, halted, tripped, on_hold=any(at > 0.0 for at in self._waiting.values()))
 
@@ -220,6 +228,8 @@ class Claims:
         got = claiming.lock(connection, owner, unlocked) if unlocked else set()
         self._locked.update(Partition(self._route.topic, number) for number in got)
         ours = [p for p in partitions if p in self._locked]
+        if self._in_group and len(ours) < len(partitions):
+            self._end_silent([p.number for p in partitions if p not in self._locked])
         self._wanted.update(dict.fromkeys(partitions, 0.0))
         if not ours:
             return
@@ -238,6 +248,13 @@ class Claims:
         if recreated and self._is_confirmed(topic_id, {gap.topic_id for gap in recreated}):
             for gap in recreated:
                 self._record_or_halt(gap)
+
+    def _end_silent(self, numbers: list[int]) -> None:
+        """Take the locks from a daemon that is frozen, or gone with its host: the group has given us its partitions."""
+        for pid in claiming.end_silent(*self._session(), numbers, SILENT_SECONDS):
+            what = "the group gave us partitions whose former owner is silent; its session was ended"
+            log.warning(what, extra={"action": "silent_owner", "route": self._route.name, "backend_pid": pid})
+            self.sweep_at = time.monotonic() + ENDED_SECONDS
 
     def _is_confirmed(self, topic_id: str, before: set[str]) -> bool:
         """Tell whether a topic may be taken for recreated: this id is none that it had before.
@@ -312,31 +329,18 @@ class Claims:
 
     def _notice_moves(self) -> None:
         """Claim again what others have moved: a halted partition, or one without traffic, whose flush would notice."""
-        epochs = {p.number: epoch for p, epoch in self._halted.items()}
+        epochs = {p.number: epoch for p, epoch in self._halts.epochs.items()}
         epochs |= {partition.number: epoch for partition, epoch in self._lane.epochs.items()}
         if not epochs:
             return
         moved = {Partition(self._route.topic, n) for n in claiming.moved_by_others(*self._session(), epochs)}
-        for partition in moved & self._halted.keys():
-            self._forget_halt(partition)
+        for partition in moved & self._halts.epochs.keys():
+            self._halts.forget(partition)
             self._wanted[partition] = 0.0
             self.sweep_at = 0.0
         granted = moved & self._lane.epochs.keys()
         if granted:
             self.be_fenced(Fenced(sorted(granted)))
-
-    def _forget_halt(self, partition: Partition) -> None:
-        self._halted.pop(partition, None)
-        self._tripped.discard(partition)
-        self._unmarked.pop(partition, None)
-
-    def _mark_halts(self) -> None:
-        """Write down what has halted since: for `kbatchd status` on any host, and for `kbatchd progress accept`."""
-        for why in Halt:
-            epochs = {p.number: self._halted[p] for p, reason in self._unmarked.items() if reason is why}
-            if epochs:
-                halting.mark(*self._session(), epochs, why)
-        self._unmarked.clear()
 
     def _session(self) -> tuple[Connection, Owner]:
         assert self._connection is not None

@@ -85,8 +85,9 @@ class Flusher(threading.Thread):
         self._handover = handover
         self._slot = slot
         self._max_rows = config.batch.max_rows
+        in_group = config.kafka.assignment == "group"
         self._claims = {
-            name: Claims(config.pipeline, worker, handover, lane, slot.routes[name], admin, ids)
+            name: Claims(config.pipeline, worker, handover, lane, slot.routes[name], admin, ids, in_group=in_group)
             for name, lane in handover.lanes.items()
         }
         self._connection: Connection | None = None
@@ -200,6 +201,7 @@ class Flusher(threading.Thread):
             for claims in self._claims.values():
                 claims.unlock(released)
         finally:  # giving locks back may fail, and news is told once
+            self._handover.note_released()
             if wanted is not None:
                 self._asked = True
                 for claims in self._claims.values():

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from kbatchd.model import FlushReason, Gap, Partition
-from kbatchd.sink.batch import Batch, Chunk, RouteBatches
+from kbatchd.sink.batch import Batch, RouteBatches
 from kbatchd.sink.buffers import BufferPool
+from kbatchd.sink.chunk import Chunk
 from kbatchd.worker.lane import Lane, Turn, describe_lane, reading_of
 
 if TYPE_CHECKING:
@@ -35,11 +36,12 @@ class Handover:
         self._linger_seconds = batch.linger_seconds
         self._pool = BufferPool(buffer_bytes, batch.max_bytes)
         self.lanes = {route.name: Lane(route, RouteBatches(self._pool, batch.max_rows)) for route in routes}
-        #: Topics whose lanes have changed since the poll loop's last turn.
-        self._moved: set[str] = set()
+        #: Partitions that have come to a lane, or left one, since the poll loop's last turn; the others are read on.
+        self._moved: set[Partition] = set()
         self._encoders: dict[str, tuple[int, RowEncoder]] = {}
         self._wanted: set[Partition] | None = None
         self._released: list[Partition] = []
+        self._releasing = False
         self._gaps: list[tuple[Lane, Gap, int]] = []
         self._committed: dict[Partition, int] = {}
         self._stopping = False
@@ -56,10 +58,13 @@ class Handover:
             for lane in self.lanes.values():
                 if lane.parked and lane.batches.has_room():
                     lane.parked = False
-                    self._moved.add(lane.route.topic)
+                    self._moved.update(lane.epochs)
             if not self._moved:
                 return Turn(self._encoders, {})
-            readings = {topic: reading_of(self.lanes_of(topic)) for topic in self._moved}
+            by_topic: dict[str, set[Partition]] = {}
+            for partition in self._moved:
+                by_topic.setdefault(partition.topic, set()).add(partition)
+            readings = {topic: reading_of(self.lanes_of(topic), frozenset(p)) for topic, p in by_topic.items()}
             self._moved.clear()
             self._encoders = {
                 name: (lane.generation, lane.encoder)
@@ -107,12 +112,12 @@ class Handover:
         with self.changed:
             lane.parked = True
             lane.generation += 1
-            self._moved.add(lane.route.topic)
+            self._moved.update(lane.epochs)
 
-    def read_again(self, topic: str) -> None:
-        """Read the topic again from where its lanes stand, with the next turn."""
+    def read_again(self, partition: Partition) -> None:
+        """Read the partition again from where its lanes stand, with the next turn."""
         with self.changed:
-            self._moved.add(topic)
+            self._moved.add(partition)
 
     def positions(self, partition: Partition) -> dict[str, Position]:
         """Return under which claim each route reads a partition, and which offset it wants next; of those that do."""
@@ -138,7 +143,7 @@ class Handover:
             for lane in self.lanes_of(partition.topic):
                 if partition in lane.epochs:
                     lane.batches.forget_log(partition, lane.committed[partition])
-            self._moved.add(partition.topic)
+            self._moved.add(partition)
 
     def furthest(self) -> dict[Partition, int]:
         """Return the partitions that are read, with the offset that is wanted next: of several lanes the furthest."""
@@ -157,12 +162,21 @@ class Handover:
             self.changed.notify_all()
 
     def release(self, partitions: Iterable[Partition]) -> None:
-        """Give partitions up: what was not flushed is dropped, and others may claim them."""
+        """Give partitions up, of which nothing more is put: what was not flushed is dropped, and others may claim them.
+
+        See `wait_released`.
+        """
         with self.changed:
             for partition in partitions:
                 (self._wanted or set()).discard(partition)
                 self._released.append(partition)
+            self._releasing = bool(self._released)
             self.changed.notify_all()
+
+    def wait_released(self, seconds: float) -> bool:
+        """Wait until the flusher has given up what was released, or not that long; tell whether it has."""
+        with self.changed:
+            return self.changed.wait_for(lambda: not self._releasing, seconds)
 
     def report(self, route: str, gap: Gap, epoch: int) -> None:
         """Tell of a gap, found under this claim; the flusher halts the route's partition, or records it and goes on."""
@@ -223,6 +237,12 @@ class Handover:
             self._wanted, self._released, self._gaps = None, [], []
             return news
 
+    def note_released(self) -> None:
+        """Tell the poll loop that others may have what it released, unless there is more of it."""
+        with self.changed:
+            self._releasing = bool(self._released)
+            self.changed.notify_all()
+
     def buffer_bytes(self) -> tuple[int, int]:
         """Return how much of the buffers is in use, and how much there is."""
         with self.changed:
@@ -237,12 +257,8 @@ class Handover:
         """Let the poll loop read these partitions from where progress stands."""
         with self.changed:
             lane.encoder = encoder
-            for partition, position in positions.items():
-                lane.epochs[partition] = position.epoch
-                lane.claimed[partition] = position
-                lane.committed[partition] = lane.batches.reached[partition] = position.next_offset
-                lane.batches.lineages[partition] = position.lineage
-            self._moved.add(lane.route.topic)
+            lane.grant(positions)
+            self._moved.update(positions)
             self.changed.notify_all()
 
     def pause(self, lane: Lane, *, paused: bool) -> None:
@@ -250,17 +266,22 @@ class Handover:
         with self.changed:
             lane.paused = paused
 
+    def give_up(self, lane: Lane, partitions: Collection[Partition]) -> bool:
+        """Take these back, and leave the lane's others alone; False: its batches hold something of these."""
+        with self.changed:
+            if lane.batches.hold(partitions):
+                return False
+            self._moved.update(lane.give_up(partitions))
+            for partition in partitions:
+                self._committed.pop(partition, None)
+            self.changed.notify_all()
+            return True
+
     def revoke(self, lane: Lane) -> list[Partition]:
         """Take a lane back, with all it holds; return its partitions. What it held will be read again."""
         with self.changed:
-            partitions = list(lane.epochs)
-            lane.batches.clear()
-            lane.epochs = {}
-            lane.claimed = {}
-            lane.committed = {}
-            lane.generation += 1
-            lane.parked = False
-            self._moved.add(lane.route.topic)
+            partitions = lane.revoke()
+            self._moved.update(partitions)
             self.changed.notify_all()
             return partitions
 

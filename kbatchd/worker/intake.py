@@ -11,12 +11,12 @@ import time
 from typing import TYPE_CHECKING
 
 from kbatchd.model import Partition
-from kbatchd.sink.batch import Chunk
+from kbatchd.sink.chunk import Chunk
 from kbatchd.worker.handover import Handover
-from kbatchd.worker.lane import NOT_OURS
+from kbatchd.worker.lane import NOT_OURS, Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from kbatchd.encode.rows import RowEncoder
     from kbatchd.lineage import Lineage
@@ -34,8 +34,8 @@ class Intake:
         #: By partition number: what lies below this offset is not for this route.
         self._floors: dict[int, int] = {}
         #: Of which log what lies below them was read, and the partitions whose log is another one now.
-        self._topic = ""
-        self._lineages: Mapping[int, Lineage] = {}
+        self._topic = handover.lanes[route].route.topic
+        self._lineages: dict[int, Lineage] = {}
         self.parted: set[Partition] = set()
         #: What found no room: the chunk, its generation, since when.
         self._waiting: tuple[int, Chunk, float] | None = None
@@ -52,17 +52,22 @@ class Intake:
         """How long it has been waiting."""
         return 0.0 if self._waiting is None else time.monotonic() - self._waiting[2]
 
-    def begin(self, topic: str, floors: Mapping[int, int], lineages: Mapping[int, Lineage]) -> None:
-        """Forget what waits: the topic is read again, and what lies below these offsets is not for this route.
+    def begin(self, reading: Reading) -> None:
+        """Forget what waits of partitions that moved: they are read again, or no more.
 
-        `lineages` tell of which log this route has read that.
+        What lies below the reading's floors is not for this route; its lineages tell of which log this route has it.
         """
-        self._topic = topic
-        self._floors = dict(floors)
-        self._lineages = lineages
-        self.parted = set()
-        self._waiting = None
-        self._ends.clear()
+        for partition in reading.moved:
+            self._floors.pop(partition.number, None)
+            self._lineages.pop(partition.number, None)
+            self._ends.pop(partition, None)
+        self._floors.update(reading.floors.get(self.route, {}))
+        self._lineages.update(reading.lineages.get(self.route, {}))
+        self.parted -= reading.moved
+        if self._waiting is not None:
+            generation, chunk, since = self._waiting
+            rest = chunk.without({partition.number for partition in reading.moved})
+            self._waiting = (generation, rest, since) if rest.records else None
 
     def take(self, records: Sequence[Record], generation: int, encoder: RowEncoder) -> None:
         """Turn records into rows and put them into the lane's batch.

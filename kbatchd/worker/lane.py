@@ -13,7 +13,7 @@ from kbatchd.model import Partition
 from kbatchd.sink.batch import RouteBatches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from kbatchd import config
     from kbatchd.encode.rows import RowEncoder
@@ -50,11 +50,36 @@ class Lane:
         """Whether anything is read for it."""
         return bool(self.epochs) and not self.parked and not self.paused
 
+    def grant(self, positions: Mapping[Partition, Position]) -> None:
+        """Take these partitions in, from where progress stands."""
+        for partition, position in positions.items():
+            self.epochs[partition] = position.epoch
+            self.claimed[partition] = position
+            self.committed[partition] = self.batches.reached[partition] = position.next_offset
+            self.batches.lineages[partition] = position.lineage
+
+    def give_up(self, partitions: Collection[Partition]) -> set[Partition]:
+        """Take these out, of which no batch holds anything; return those that were in."""
+        ours = self.epochs.keys() & set(partitions)
+        for partition in ours:
+            del self.epochs[partition], self.claimed[partition], self.committed[partition]
+            self.batches.forget(partition)
+        return ours
+
+    def revoke(self) -> list[Partition]:
+        """Take everything out, and drop what the batches hold; return the partitions."""
+        partitions = list(self.epochs)
+        self.batches.clear()
+        self.epochs, self.claimed, self.committed = {}, {}, {}
+        self.generation += 1
+        self.parked = False
+        return partitions
+
 
 class Reading(NamedTuple):
-    """How to read a topic from now on."""
+    """What of a topic is read otherwise from now on. Its other partitions go on as they are."""
 
-    #: Where to begin in each partition: the lowest offset that one of the lanes wants. No others are read.
+    #: Where to begin in each partition that moved: the lowest offset that one of the lanes wants.
     starts: dict[Partition, int]
     #: By route and partition number: what lies below this offset is not for that route.
     floors: dict[str, dict[int, int]]
@@ -62,6 +87,8 @@ class Reading(NamedTuple):
     epochs: dict[Partition, int]
     #: By route and partition number, where there is a floor: of which log the records below it were read.
     lineages: dict[str, dict[int, Lineage]]
+    #: Those that are read again, or not any more.
+    moved: frozenset[Partition]
 
 
 class Turn(NamedTuple):
@@ -69,7 +96,7 @@ class Turn(NamedTuple):
 
     #: The encoder of each route that is read, with the generation that its chunks will belong to.
     encoders: Mapping[str, tuple[int, RowEncoder]]
-    #: The topics whose lanes have changed since the last turn: each is read again.
+    #: The topics of which partitions have moved since the last turn.
     readings: Mapping[str, Reading]
 
 
@@ -77,13 +104,13 @@ class Turn(NamedTuple):
 NOT_OURS = 2**63
 
 
-def reading_of(lanes: Iterable[Lane]) -> Reading:
-    """Return how to read a topic that feeds these lanes."""
+def reading_of(lanes: Iterable[Lane], moved: frozenset[Partition]) -> Reading:
+    """Return how to read those partitions from now on that moved, of a topic that feeds these lanes."""
     lanes = [lane for lane in lanes if lane.is_read]
     starts: dict[Partition, int] = {}
     epochs: dict[Partition, int] = {}
     for lane in lanes:
-        for partition in lane.epochs:
+        for partition in moved & lane.epochs.keys():
             reached, epoch = lane.batches.begin(partition)
             if reached < starts.get(partition, NOT_OURS):
                 starts[partition] = reached
@@ -91,16 +118,15 @@ def reading_of(lanes: Iterable[Lane]) -> Reading:
             if epoch is not None and reached == starts[partition]:
                 # Of two that differ one is of another log than this one, and that is the lower one.
                 epochs[partition] = min(epoch, epochs.get(partition, epoch))
-    floors = {
-        lane.route.name: {
-            partition.number: lane.batches.reached.get(partition, NOT_OURS)
-            for partition, start in starts.items()
-            if lane.batches.reached.get(partition, NOT_OURS) > start
-        }
-        for lane in lanes
-    }
-    lineages = {lane.route.name: {p.number: lineage for p, lineage in lane.batches.lineages.items()} for lane in lanes}
-    return Reading(starts, floors, epochs, {route: lineages[route] for route, floor in floors.items() if floor})
+    read = {partition for lane in lanes for partition in lane.epochs}
+    floors = {lane.route.name: {p.number: NOT_OURS for p in read - lane.epochs.keys()} for lane in lanes}
+    lineages: dict[str, dict[int, Lineage]] = {}
+    for lane in lanes:
+        behind = {p for p in moved & lane.epochs.keys() if lane.batches.reached[p] > starts[p]}
+        floors[lane.route.name] |= {p.number: lane.batches.reached[p] for p in behind}
+        if behind:
+            lineages[lane.route.name] = {p.number: lane.batches.lineages[p] for p in behind}
+    return Reading(starts, floors, epochs, lineages, moved)
 
 
 def describe_lane(lane: Lane, now: float) -> dict[str, object]:

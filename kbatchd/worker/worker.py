@@ -162,10 +162,10 @@ class Worker:
         """Do what the flusher decided: stop reading what is lost, read what is claimed."""
         turn = self._handover.turn()
         for topic, reading in turn.readings.items():
-            self._reader.read(topic, reading.starts, reading.epochs)
+            self._reader.read(reading.moved, reading.starts, reading.epochs)
             for intake in self._intakes[topic]:
-                intake.begin(topic, reading.floors.get(intake.route, {}), reading.lineages.get(intake.route, {}))
-            self._undiagnosed = {partition for partition in self._undiagnosed if partition.topic != topic}
+                intake.begin(reading)
+            self._undiagnosed -= reading.moved
             self._watch.suspect()  # who did not fetch for a while may have missed that the topic was recreated
         return turn.encoders
 
@@ -202,9 +202,11 @@ class Worker:
 
     def _forget_gone(self) -> None:
         """Give up partitions that a recreated topic does not have any more."""
-        gone = [partition for partition in self._wanted if self._is_gone(partition)]
+        waiting = {topic for topic, intakes in self._intakes.items() if any(intake.is_waiting for intake in intakes)}
+        gone = [p for p in self._wanted if p.topic not in waiting and self._is_gone(p)]
         if gone:
             log.error("partitions are gone", extra={"action": "partitions_gone", "partitions": list(map(str, gone))})
+            self._reader.unassign(gone)
             self.on_lost(gone)
 
     def _is_gone(self, partition: Partition) -> bool:
@@ -261,7 +263,7 @@ class Worker:
         if nothing_to_compare:
             self._handover.forget_log(partition)
         elif not gaps:
-            self._handover.read_again(partition.topic)
+            self._handover.read_again(partition)
         return [(route, gap, positions[route].epoch) for route, gap in gaps.items()]
 
     def _report(self, gaps: Collection[tuple[str, Gap, int]]) -> None:
@@ -330,10 +332,14 @@ class Worker:
         self._want(partitions)
 
     def on_revoked(self, partitions: Sequence[Partition]) -> None:
-        """Flush what these partitions' lanes hold, then let the next owner claim."""
-        topics = {partition.topic for partition in partitions}
-        self._flush_out(FlushReason.REVOKE, time.monotonic() + self._config.workers.grace_seconds, topics)
+        """Flush what these partitions' lanes hold, then let the next owner claim: it waits until this returns."""
+        deadline = time.monotonic() + self._config.workers.grace_seconds
+        self._flush_out(FlushReason.REVOKE, deadline, {partition.topic for partition in partitions})
         self.on_lost(partitions)
+        while self._flusher.is_alive() and not self._handover.wait_released(TURN_SECONDS):
+            self._slot.beat()
+            if time.monotonic() >= deadline:
+                break
 
     def on_lost(self, partitions: Sequence[Partition]) -> None:
         """Forget these partitions: another member has them already."""

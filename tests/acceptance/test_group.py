@@ -34,7 +34,7 @@ def test_two_daemons_of_a_group_share_and_take_over(delivery: Delivery, make_dae
 
 
 def test_the_newer_group_protocol(delivery: Delivery, make_daemon: MakeDaemon) -> None:
-    kafka = {"assignment": "group", "librdkafka.group.protocol": "consumer"}
+    kafka = {"assignment": "group", "group_protocol": "consumer"}
     first = make_daemon(delivery.route, kafka=kafka).start()
     second = make_daemon(config=first.config).start()
     with delivery.load(per_second=2_000):

@@ -71,7 +71,8 @@ DEFECTS = {
         (Change("kbatchd.model", "if self.next_topic_id is not None and self.resume_at:", "if False:"),),
     ),
     "checksums are not looked at": Defect(
-        "a byte altered on the way", (Change("kbatchd.kafka.reader", '"check.crcs": True', '"check.crcs": False'),)
+        "a byte altered on the way",
+        (Change("kbatchd.kafka.reader_settings", '"check.crcs": True', '"check.crcs": False'),),
     ),
     # Which topic, which log
     "a flush does not ask which topic it is of": Defect(

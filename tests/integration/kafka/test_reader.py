@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import random
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from kbatchd import config
 from kbatchd.errors import SourceError
 from kbatchd.kafka.reader import EpochEnd, TopicReader
-from kbatchd.model import Partition
+from kbatchd.model import Partition, Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -80,11 +81,11 @@ def test_a_topic_is_read_as_told_and_the_others_go_on(reader: TopicReader, parti
     reader.assign(offsets)
     read(reader, offsets)
     topic = partitions[0].topic
-    reader.read(topic, {partitions[1]: 7})
+    reader.read(partitions[:2], {partitions[1]: 7})
     offsets[partitions[1]] = 7
     del offsets[partitions[0]]
     read(reader, offsets, until=partitions[1:2])
-    reader.read(topic, {})
+    reader.read([partitions[1]], {})
     for _ in range(5):
         assert topic not in reader.poll(500, 0.05).records
 
@@ -159,6 +160,43 @@ def test_a_log_that_ends_before_what_was_read_is_told_with_where_it_ends(
         assert told == {second: EpochEnd(RECORDS, 0)}
 
 
+@pytest.mark.parametrize("without", [False, True], ids=["", "without the empty assignment"])
+def test_a_member_of_a_group_reads_nothing_that_it_was_not_told_to(
+    kafka: Kafka | GivenKafka, partitions: list[Partition], monkeypatch: pytest.MonkeyPatch, without: bool
+) -> None:
+    """Where the callback assigns nothing, the client assigns it all, at the offsets that Kafka has."""
+
+    class Forgetful(Consumer):
+        def incremental_assign(self, partitions: list[TopicPartition]) -> None:
+            if partitions:
+                super().incremental_assign(partitions)
+
+    if without:
+        monkeypatch.setattr("kbatchd.kafka.reader.Consumer", Forgetful)
+    topic = partitions[2].topic
+    given = config.Kafka(bootstrap_servers=kafka.bootstrap_servers, group_id=f"told-{topic}")
+    with closing(Consumer({"bootstrap.servers": kafka.bootstrap_servers, "group.id": given.group_id})) as display:
+        display.commit(offsets=[TopicPartition(topic, 0, 5)], asynchronous=False)
+    reader = TopicReader(given, "test", [topic])
+    told = Told()
+    deadline = time.monotonic() + SOON_SECONDS
+    records: list[Record] = []
+    try:
+        reader.subscribe([topic], told)
+        while not told.assigned or (without and not records):
+            assert time.monotonic() < deadline
+            records += reader.poll(500, 0.1).records.get(topic, [])
+        if without:
+            assert records[0].offset() == 5
+        else:
+            for _ in range(10):
+                assert not reader.poll(500, 0.1).records
+            reader.assign({partitions[2]: 7})
+            read(reader, {partitions[2]: 7})
+    finally:
+        reader.close()
+
+
 def test_a_consumer_that_cannot_go_on_says_so(kafka: Kafka | GivenKafka, partitions: list[Partition]) -> None:
     # As members with the same group.instance.id do to each other, which the file does not allow.
     topic = partitions[2].topic
@@ -180,6 +218,20 @@ def poll_in_turn(readers: Sequence[TopicReader]) -> None:
     while time.monotonic() < deadline:
         for reader in readers:
             reader.poll(500, 0.1)
+
+
+class Told:
+    def __init__(self) -> None:
+        self.assigned: list[Partition] = []
+
+    def on_assigned(self, partitions: Sequence[Partition]) -> None:
+        self.assigned += partitions
+
+    def on_revoked(self, partitions: Sequence[Partition]) -> None:
+        pass
+
+    def on_lost(self, partitions: Sequence[Partition]) -> None:
+        pass
 
 
 class Nobody:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -239,6 +240,23 @@ class TestLock:
         assert claiming.lock(ours, OURS, [1]) == set()
         claiming.unlock(ours, OURS, [0])
         assert claiming.lock(theirs, THEIRS, [0]) == {0}
+
+    def test_what_is_given_back_is_nobodys(self, ours: psycopg.Connection, theirs: psycopg.Connection) -> None:
+        claim(ours)
+        claim(theirs, THEIRS, 1)
+        claiming.unlock(ours, OURS, [0, 1])
+        assert stored(ours, "backend_pid") == {0: (None,), 1: (theirs.info.backend_pid,)}
+
+    def test_only_a_silent_session_is_ended(self, ours: psycopg.Connection, database: str) -> None:
+        with psycopg.connect(database, autocommit=True) as silent:
+            assert claiming.lock(silent, THEIRS, [0, 1]) == {0, 1}
+            assert claiming.end_silent(ours, OURS, [0, 1], 60.0) == []
+            assert claiming.end_silent(ours, replace(OURS, pipeline="other"), [0, 1], 0.0) == []
+            assert claiming.end_silent(ours, OURS, [2], 0.0) == []
+            with suppress(psycopg.OperationalError), silent.transaction():  # a transaction under way does not save it
+                silent.execute("SELECT 1")
+                assert claiming.end_silent(ours, OURS, [1, 2], 0.0) == [silent.info.backend_pid]
+                wait_until(lambda: claiming.lock(ours, OURS, [0, 1]) == {0, 1}, 10, "the locks")
 
     def test_it_goes_with_the_session(self, ours: psycopg.Connection, database: str) -> None:
         with psycopg.connect(database, autocommit=True) as dying:

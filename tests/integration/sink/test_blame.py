@@ -14,7 +14,8 @@ import pytest
 
 from kbatchd.errors import NotTheRecords
 from kbatchd.model import FlushReason
-from kbatchd.sink.batch import Batch, Chunk
+from kbatchd.sink.batch import Batch
+from kbatchd.sink.chunk import Chunk
 from kbatchd.sink.insertion import Outcome
 from tests.fix_daemon import wait_until
 from tests.integration.sink.test_sink import Route, binary, connection, make_route, sent

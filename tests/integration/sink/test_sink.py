@@ -25,9 +25,10 @@ from kbatchd.postgres import catalogue
 from kbatchd.postgres.connection import Verdict, connect, verdict
 from kbatchd.schema import claiming
 from kbatchd.schema.progress import Owner
-from kbatchd.sink.batch import Batch, Chunk, RouteBatches
+from kbatchd.sink.batch import Batch, RouteBatches
 from kbatchd.sink.batch_copy import Target
 from kbatchd.sink.buffers import BufferPool
+from kbatchd.sink.chunk import Chunk
 from kbatchd.sink.insertion import MAX_WINDOWS, MIN_WINDOW_ROWS, Outcome
 from kbatchd.sink.sink import Sink
 from kbatchd.sink.targets import build_target, fill_batch

@@ -19,8 +19,9 @@ from kbatchd.postgres import catalogue
 from kbatchd.postgres.books import Books
 from kbatchd.schema import claiming
 from kbatchd.schema.progress import Owner
-from kbatchd.sink.batch import Batch, Chunk
+from kbatchd.sink.batch import Batch
 from kbatchd.sink.batch_copy import Target
+from kbatchd.sink.chunk import Chunk
 from kbatchd.sink.insertion import Outcome
 from kbatchd.sink.sink import Sink
 from kbatchd.sink.upsert import VACUUM_SECONDS, build_merge

@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, Producer
 from kbatchd.cli import main
 from kbatchd.config import Gateway, Kafka, load
 from kbatchd.errors import EX_CONFIG, EX_OK
-from kbatchd.kafka import producer, reader
+from kbatchd.kafka import producer, reader_settings
 from kbatchd.produce import delivery, file_producer, plain_producer
 from tests.minimal import MINIMAL
 
@@ -61,9 +61,9 @@ def test_the_timeouts_of_the_newer_group_protocol_are_the_brokers(
 ) -> None:
     text = MINIMAL.replace("[kafka]\n", '[kafka]\ngroup_protocol = "consumer"\n')
     file.write_text(text)
-    made = reader.settings(load(file).kafka, "c")
+    made = reader_settings.settings(load(file).kafka, "c")
     theirs = {"partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"}
-    assert theirs.isdisjoint({**made.defaults, **made.ours})
+    assert theirs.isdisjoint([*made.defaults, *made.ours])
     made.make(Consumer, {}).close()
     for name in ("session.timeout.ms", "heartbeat.interval.ms"):
         file.write_text(f'{text}[kafka.librdkafka]\n"{name}" = 7_000\n')
@@ -136,7 +136,7 @@ def test_what_kbatchd_merely_prefers_gives_way(file: Path, properties: dict[str,
     assert main(["check-config", "--config", str(file)]) == EX_OK
     kafka = load(file).kafka
     given = {**kafka.client, "bootstrap.servers": ""}
-    reader.settings(kafka, "c").make(Consumer, given).close()
+    reader_settings.settings(kafka, "c").make(Consumer, given).close()
     producer.settings(Gateway(), "c").make(Producer, given)
     delivery.SETTINGS.make(Producer, given)
 
@@ -149,7 +149,8 @@ def test_only_what_contradicts_gives_way() -> None:
         made.append(properties)
         return consumer
 
-    reader.settings(Kafka(bootstrap_servers="b:1", group_id="g"), "c").make(make, {"reconnect.backoff.ms": 2_000}).close()
+    settings = reader_settings.settings(Kafka(bootstrap_servers="b:1", group_id="g"), "c")
+    settings.make(make, {"reconnect.backoff.ms": 2_000}).close()
     [properties] = made
     assert "reconnect.backoff.max.ms" not in properties
     assert properties["fetch.queue.backoff.ms"] == 5

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kbatchd.model import FlushReason, Partition
-from kbatchd.sink.batch import EMPTY, Batch, Chunk, RouteBatches
+from kbatchd.sink.batch import Batch, RouteBatches
 from kbatchd.sink.buffers import BATCHES_PER_ROUTE, BufferPool
+from kbatchd.sink.chunk import EMPTY, Chunk
 from tests.records import REFUSAL, TOPIC, Sent, chunk
 
 if TYPE_CHECKING:
@@ -63,6 +65,19 @@ class TestChunk:
         assert head.record_bytes + tail.record_bytes == whole.record_bytes
         for part in (head, tail):
             assert len(part.rows) + len(part.refused) == len(part.records)
+
+    @pytest.mark.parametrize("numbers", [{0}, {1}, {0, 1}, {7}], ids=str)
+    @pytest.mark.parametrize("layouts", [None, [3, 4, 5]], ids=["one layout", "layouts"])
+    def test_without_some_partitions(self, numbers: set[int], layouts: list[int] | None) -> None:
+        records = [Sent(n, b"%d" % n, n % 2) for n in range(5)]
+        whole = replace(chunk(*records, refused=[1, 4]), layouts=layouts)
+        kept = [n for n, record in enumerate(records) if record.number not in numbers]
+        rest = whole.without(numbers)
+        assert [record.offset() for record in rest.records] == kept
+        good = [n for n in kept if n not in {1, 4}]
+        assert rest.rows == [b"%d" % n for n in good]
+        assert [kept[at] for at, _ in rest.refused] == [n for n in kept if n in {1, 4}]
+        assert rest.layouts == (None if layouts is None else [{0: 3, 2: 4, 3: 5}[n] for n in good])
 
 
 class TestFilling:

@@ -88,7 +88,7 @@ def take(handover: Handover, turn: Turn, records: list[Sent]) -> None:
     """Do what the poll loop does with what it polled."""
     for route, (generation, encoder) in turn.encoders.items():
         intake = Intake(handover, route, ENCODING)
-        intake.begin(TOPIC, turn.readings[TOPIC].floors[route], {})
+        intake.begin(turn.readings[TOPIC])
         intake.take(records, generation, encoder)
 
 
@@ -134,7 +134,7 @@ class TestGenerations:
         assert sorted(handover.revoke(lane)) == [P0, P1]
         handover.grant(lane, {P0: Position(2, 40)}, encoder)
         turn = handover.turn()
-        assert turn.readings == {TOPIC: Reading({P0: 40}, {TOPIC: {}}, {}, {})}
+        assert turn.readings == {TOPIC: Reading({P0: 40}, {TOPIC: {}}, {}, {}, frozenset({P0, P1}))}
         assert turn.encoders[TOPIC][0] > generation
         assert handover.put(TOPIC, turn.encoders[TOPIC][0], chunk(*sent([40]))) is None
         assert not handover.is_drained()
@@ -145,7 +145,7 @@ class TestGenerations:
         handover.grant(lane, {P0: Position(1, 40)}, encoder)
         handover.revoke(lane)
         turn = handover.turn()
-        assert (turn.readings, turn.encoders) == ({TOPIC: Reading({}, {}, {}, {})}, {})
+        assert (turn.readings, turn.encoders) == ({TOPIC: Reading({}, {}, {}, {}, frozenset({P0}))}, {})
 
     def test_another_routes_revoke_leaves_this_one_alone(self, encoder: RowEncoder) -> None:
         handover = make(TOPIC, "other")
@@ -170,6 +170,87 @@ class TestGenerations:
 
     def test_no_encoder_before_the_first_grant(self) -> None:
         assert make().turn().encoders == {}
+
+
+class TestMoves:
+    """Partitions come and go; those that stay are read on."""
+
+    def test_what_comes_leaves_the_others_alone(self, encoder: RowEncoder) -> None:
+        handover = make()
+        granted(handover, encoder, P0)
+        grant(handover, TOPIC, {P1: 7}, encoder)
+        reading = handover.turn().readings[TOPIC]
+        assert (reading.moved, reading.starts) == ({P1}, {P1: 7})
+
+    def test_what_goes_leaves_the_others_alone(self, encoder: RowEncoder) -> None:
+        handover = make()
+        generation = granted(handover, encoder, P0, P1)
+        lane = handover.lanes[TOPIC]
+        handover.put(TOPIC, generation, chunk(*sent([0, 1])))
+        assert handover.give_up(lane, {P1})
+        turn = handover.turn()
+        assert turn.readings == {TOPIC: Reading({}, {TOPIC: {}}, {}, {}, frozenset({P1}))}
+        assert turn.encoders[TOPIC][0] == generation
+        handover.put(TOPIC, generation, chunk(*sent([2])))
+        assert ready(handover)[1].next_offsets == {P0: 3}
+        assert (lane.claimed.keys(), lane.committed, lane.batches.reached) == ({P0}, {P0: 0}, {P0: 3})
+
+    @pytest.mark.parametrize("count", [1, 3], ids=["filling", "full"])
+    def test_what_is_in_a_batch_does_not_go_alone(self, encoder: RowEncoder, count: int) -> None:
+        handover = make()
+        generation = granted(handover, encoder, P0, P1)
+        lane = handover.lanes[TOPIC]
+        handover.put(TOPIC, generation, chunk(*sent(range(count), P1)))
+        assert not handover.give_up(lane, {P1})
+        assert handover.turn().readings == {}
+        assert handover.give_up(lane, {P0})
+        assert lane.epochs.keys() == {P1}
+
+    def test_what_waits_of_the_others_goes_on_waiting(self, encoder: RowEncoder) -> None:
+        handover = make()
+        granted(handover, encoder, P0, P1)
+        generation = handover.lanes[TOPIC].generation
+        intake = Intake(handover, TOPIC, ENCODING)
+        intake.take(good(range(8)), generation, encoder)
+        assert intake.is_waiting
+        handover.read_again(P1)
+        intake.begin(handover.turn().readings[TOPIC])
+        assert intake.is_waiting, "it is of a partition that is read on"
+        handover.done(*ready(handover))
+        handover.free_retired()
+        intake.retry()
+        assert not intake.is_waiting
+        assert [batch.next_offsets for batch in handover.lanes[TOPIC].batches.closed] == [{P0: 6}]
+        handover.close_all(FlushReason.STOP)
+        assert handover.lanes[TOPIC].batches.closed[-1].next_offsets == {P0: 8}
+
+    def test_what_waits_of_those_that_moved_is_read_again(self, encoder: RowEncoder) -> None:
+        handover = make()
+        generation = granted(handover, encoder, P0, P1)
+        intake = Intake(handover, TOPIC, ENCODING)
+        intake.take([*good(range(6)), *good(range(2), P1), *good([6])], generation, encoder)
+        handover.read_again(P0)
+        reading = handover.turn().readings[TOPIC]
+        assert reading.starts == {P0: 6}
+        intake.begin(reading)
+        handover.done(*ready(handover))
+        handover.free_retired()
+        intake.retry()
+        handover.close_all(FlushReason.STOP)
+        assert handover.lanes[TOPIC].batches.closed[-1].next_offsets == {P1: 2}
+
+    def test_others_may_have_it_when_the_flusher_says_so(self) -> None:
+        handover = make()
+        assert handover.wait_released(0)
+        handover.release([P0])
+        handover.news()
+        assert not handover.wait_released(0)
+        handover.release([P1])
+        handover.note_released()
+        assert not handover.wait_released(0), "of the second it does not know yet"
+        handover.news()
+        handover.note_released()
+        assert handover.wait_released(0)
 
 
 class TestSeveralRoutes:
@@ -204,18 +285,28 @@ class TestSeveralRoutes:
         handover = self.make(encoder, {P0: 0}, {P1: 0})
         turn = handover.turn()
         intake = Intake(handover, "a", ENCODING)
-        intake.begin(TOPIC, turn.readings[TOPIC].floors["a"], {})
+        intake.begin(turn.readings[TOPIC])
         intake.note_end(P1, 100)
         grant(handover, "a", {P1: 50}, encoder)
         intake.put_ends(turn.encoders["a"][0])
         assert handover.lanes["a"].batches.reached == {P0: 0, P1: 50}
+
+    def test_what_another_one_is_given_later_is_not_taken(self, encoder: RowEncoder) -> None:
+        handover = self.make(encoder, {P0: 0}, {P0: 0})
+        turn = handover.turn()
+        intake = Intake(handover, "b", ENCODING)
+        intake.begin(turn.readings[TOPIC])
+        grant(handover, "a", {P1: 5}, encoder)
+        intake.begin(handover.turn().readings[TOPIC])
+        intake.take([*good([5, 6], P1), *good([0])], turn.encoders["b"][0], encoder)
+        assert self.taken(handover, "b") == [0]
 
     def test_a_halted_one_does_not_hold_the_other(self, encoder: RowEncoder) -> None:
         handover = self.make(encoder, {P0: 2}, {P0: 400})
         handover.turn()
         handover.revoke(handover.lanes["a"])
         turn = handover.turn()
-        assert turn.readings == {TOPIC: Reading({P0: 400}, {"b": {}}, {}, {})}
+        assert turn.readings == {TOPIC: Reading({P0: 400}, {"b": {}}, {}, {}, frozenset({P0}))}
         assert turn.encoders.keys() == {"b"}
 
     def test_one_without_room_is_parked_and_comes_back(self, encoder: RowEncoder) -> None:
@@ -226,13 +317,15 @@ class TestSeveralRoutes:
         handover.park("a")
         assert handover.put("a", turn.encoders["a"][0], rest) is None, "it is read again"
         turn = handover.turn()
-        assert turn.readings == {TOPIC: Reading({P0: 0}, {"b": {}}, {}, {})}
+        assert turn.readings == {TOPIC: Reading({P0: 0}, {"b": {}}, {}, {}, frozenset({P0}))}
         assert turn.encoders.keys() == {"b"}
         assert handover.turn().readings == {}
         handover.done(*ready(handover))
         handover.free_retired()
         turn = handover.turn()
-        assert turn.readings == {TOPIC: Reading({P0: 0}, {"a": {0: 6}, "b": {}}, {}, {"a": {0: Lineage()}})}
+        assert turn.readings == {
+            TOPIC: Reading({P0: 0}, {"a": {0: 6}, "b": {}}, {}, {"a": {0: Lineage()}}, frozenset({P0}))
+        }
         assert turn.encoders.keys() == {"a", "b"}
 
     def test_the_lowest_is_shown_as_committed(self, encoder: RowEncoder) -> None:
