@@ -180,7 +180,7 @@ class TestMoves:
         granted(handover, encoder, P0)
         grant(handover, TOPIC, {P1: 7}, encoder)
         reading = handover.turn().readings[TOPIC]
-        assert (reading.moved, reading.starts) == ({P1}, {P1: 7})
+        assert (reading.moved, reading.starts) == (frozenset({P1}), {P1: 7})
 
     def test_what_goes_leaves_the_others_alone(self, encoder: RowEncoder) -> None:
         handover = make()
@@ -193,7 +193,7 @@ class TestMoves:
         assert turn.encoders[TOPIC][0] == generation
         handover.put(TOPIC, generation, chunk(*sent([2])))
         assert ready(handover)[1].next_offsets == {P0: 3}
-        assert (lane.claimed.keys(), lane.committed, lane.batches.reached) == ({P0}, {P0: 0}, {P0: 3})
+        assert (set(lane.claimed), lane.committed, lane.batches.reached) == ({P0}, {P0: 0}, {P0: 3})
 
     @pytest.mark.parametrize("count", [1, 3], ids=["filling", "full"])
     def test_what_is_in_a_batch_does_not_go_alone(self, encoder: RowEncoder, count: int) -> None:
