@@ -82,7 +82,8 @@ class Lookout(threading.Thread):
     """Looks at progress all the time, and knows when each partition moved."""
 
     def __init__(self, dsn: str) -> None:
-        super().__init__(name="lookout", daemon=True)
+        super().__init__(name="lookout")
+        self._stopped = threading.Event()
         self._connection = psycopg.connect(dsn, autocommit=True)
         self._lock = threading.Lock()
         self._seen: dict[int, Seen] = {}
@@ -91,8 +92,8 @@ class Lookout(threading.Thread):
         self._owners: dict[int, set[int | None]] = {}
 
     def run(self) -> None:
-        """Look until the process ends."""
-        while True:
+        """Look until `stop()`."""
+        while not self._stopped.wait(LOOK_SECONDS):
             rows = self._connection.execute("SELECT partition, next_offset, pid FROM kbatchd.progress").fetchall()
             now = time.monotonic()
             with self._lock:
@@ -102,7 +103,13 @@ class Lookout(threading.Thread):
                     self._owners.setdefault(partition, set()).add(pid)
                     if before is None or before.next_offset != next_offset:
                         self._moves.setdefault(partition, []).append(now)
-            time.sleep(LOOK_SECONDS)
+        self._connection.close()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped.set()
+        if self.is_alive():
+            self.join()
 
     def begin(self) -> None:
         """Begin a stage: of what was before only the last move counts."""
@@ -196,6 +203,7 @@ class Trial:
         for daemon in self._daemons:
             stack.callback(daemon.clean_up)
         self._lookout = Lookout(delivery.dsn)
+        stack.callback(self._lookout.stop)
         self.outcomes: list[Outcome] = []
 
     def run(self) -> None:

@@ -14,7 +14,7 @@ import psycopg
 from kbatchd.check import inspection, properties, trial
 from kbatchd.check.findings import Finding, Level, fault
 from kbatchd.errors import ConfigError, KbatchError
-from kbatchd.kafka import excerpt, topics
+from kbatchd.kafka import excerpt, groups, topics
 from kbatchd.kafka.watch import judge
 from kbatchd.model import GapKind, Partition
 from kbatchd.postgres import catalogue
@@ -94,6 +94,9 @@ class Checkup:
         try:
             self._admin = topics.make_admin(config.kafka)
             self._topics = topics.describe(self._admin, {route.topic for route in config.route}, TIMEOUT_SECONDS)
+            group = groups.describe(self._admin, config.kafka.group_id, TIMEOUT_SECONDS)
+            for text in inspection.group_warnings(config, group) if group else ():
+                yield fault("kafka", text)._replace(level=Level.WARNING)
         except KbatchError as error:
             self._admin = None
             found = fault("kafka", str(error))

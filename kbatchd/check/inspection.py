@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from kbatchd.config import Config, Route
+    from kbatchd.kafka.groups import Group
     from kbatchd.kafka.topics import TopicDescription
     from kbatchd.schema.renaming import Name
 
@@ -111,6 +112,21 @@ def topic_faults(route: Route, descriptions: Mapping[str, TopicDescription | Non
             f"route {route.name}: topic {route.topic} does not exist; "
             f"create it with `kbatchd create-topic --config FILE {route.name}`"
         )
+
+
+def group_warnings(config: Config, group: Group) -> Iterator[str]:
+    """Say that another program is in our consumer group."""
+    strangers = group.strangers(config.pipeline)
+    if not strangers:
+        return
+    name, who = config.kafka.group_id, f"{', '.join(strangers)}: none of this pipeline's workers"
+    if config.kafka.assignment == "pinned":
+        what = f"no offsets are shown in group {name}, in which there is {who}"
+    elif group.takes_us:
+        what = f"in group {name} there is {who}; the partitions that it is given go into no table"
+    else:
+        what = f"in group {name}, which shares by {group.assignor} and takes nobody who does not, there is {who}"
+    yield f"{what}; give kafka.group_id a name that only this pipeline has, or stop that program"
 
 
 def table_faults(connection: Connection, config: Config, route: Route) -> Iterator[str]:

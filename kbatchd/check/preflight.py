@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from kbatchd import log as logs
 from kbatchd.check import inspection, properties
 from kbatchd.errors import EX_OK, ConfigError, KbatchError, ServerUnavailable, SourceError
-from kbatchd.kafka import offsets, topics
+from kbatchd.kafka import groups, offsets, topics
 from kbatchd.model import Partition
 from kbatchd.postgres import catalogue
 from kbatchd.postgres.connection import connect, explained
@@ -37,6 +37,9 @@ RETRY_SECONDS = 0.5
 
 #: How long a first start waits for partitions whose broker is silent, before the others begin without them.
 LEADER_SECONDS = 12.0
+
+#: How long the brokers may take to tell of our group: the daemon starts without.
+GROUP_SECONDS = 3.0
 
 #: What a server is given at least, even when the deadline is nearer.
 MINIMUM_TIMEOUT_SECONDS = 1.0
@@ -92,6 +95,8 @@ def check(config: Config) -> None:
         with connection.transaction():  # all topics are begun, or none
             for start in starts:
                 claiming.register(connection, *start)
+    if config.kafka.assignment == "group":
+        _tell_group(admin, config)
 
 
 def _check_names(
@@ -105,6 +110,18 @@ def _check_names(
     for route, topic in described:
         for warning in inspection.name_warnings(connection, config, route, topic):
             log.warning(warning, extra={"action": "read_twice"})
+
+
+def _tell_group(admin: topics.Admin, config: Config) -> None:
+    """Warn of others in our group; tell its timeouts where the brokers have set them, if they tell."""
+    group_id = config.kafka.group_id
+    group = groups.describe(admin, group_id, GROUP_SECONDS)
+    for text in inspection.group_warnings(config, group) if group else ():
+        log.warning(text, extra={"action": "check_warning"})
+    if config.kafka.group_protocol == "consumer":
+        told = groups.timeouts(admin, group_id, GROUP_SECONDS)
+        about = {name.replace(".", "_"): value for name, value in told.items()}
+        log.info("the group's timeouts are the brokers'", extra={"action": "group", "group": group_id, **about})
 
 
 def _ask_topics(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from kbatchd.errors import SourceError
 from kbatchd.kafka.offsets import Offset
@@ -48,6 +48,10 @@ _UNREADABLE = frozenset({
 #: How librdkafka says that a log was truncated: in its text, and nowhere else. -1 where the leader's log has nothing of
 #: the epoch, nor of one before.
 _EPOCH_END = re.compile(r"broker end offset is (-?\d+) \(offset leader epoch (-?\d+)\)")
+
+#: How often, and how long at most, the leaders are asked something only to wake the threads that fetch from them. Twice:
+#: the first question may overtake what it is for.
+WAKES, WAKE_SECONDS = 2, 0.05
 
 #: How long a poll waits for records while a partition is about to begin.
 _BEGIN_SECONDS = 0.005
@@ -108,6 +112,8 @@ class TopicReader:
         self.assigned: set[Partition] = set()
         #: Whether partitions were taken from us while a poll went on: what it brings may be of these.
         self._were_taken = False
+        #: How often the brokers' threads are still to be woken: see `_wake`.
+        self._wakes = 0
         #: What was assigned, and has not begun: librdkafka stops a partition first, and waits for offsets under way to
         #: a coordinator that may be away. Where it is to begin, and the leader epoch there.
         self._beginning: dict[Partition, tuple[int, int]] = {}
@@ -125,6 +131,7 @@ class TopicReader:
             # First of all: where the callback has assigned nothing, the client assigns all of it, to be read from the
             # offsets that Kafka has, whether we have claimed it or not.
             consumer.incremental_assign([])
+            self._wakes = WAKES
             rebalance.on_assigned(_partitions(partitions))
 
         def revoked(consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -179,7 +186,7 @@ class TopicReader:
     def unassign(self, partitions: Iterable[Partition]) -> None:
         """Stop reading these; what librdkafka holds of them is dropped."""
         ours = self.assigned.intersection(partitions)
-        self._were_taken = True
+        self._were_taken, self._wakes = True, WAKES
         for partition in ours:
             self._beginning.pop(partition, None)
         if ours:
@@ -196,6 +203,8 @@ class TopicReader:
         if self._beginning:
             self._begin()
             timeout_seconds = min(timeout_seconds, _BEGIN_SECONDS) if self._beginning else timeout_seconds
+        if self._wakes:
+            self._wake()
         self._were_taken = False
         messages: Sequence[Message] = self._consumer.consume(max_records, timeout_seconds)
         if self._fatal is not None:
@@ -216,6 +225,19 @@ class TopicReader:
             by_topic.setdefault(message.topic() or "", []).append(message)
         polled.records.update(by_topic)
         return polled
+
+    def _wake(self) -> None:
+        """Ask the leaders of all that is assigned anything, so that they are fetched from at once.
+
+        At each change of the group librdkafka pauses all partitions, and lets them go on, but nobody tells the threads
+        that fetch: they slept on for up to a second, and so did those of partitions that have just been assigned.
+        """
+        self._wakes -= 1
+        try:
+            ends = [TopicPartition(*partition, OFFSET_END) for partition in self.assigned]
+            self._consumer.offsets_for_times(ends, WAKE_SECONDS)
+        except KafkaException:
+            log.debug("no answer from all leaders", extra={"action": "wake"})
 
     def _is_wanted(self, message: Message) -> bool:
         """Tell whether it is no record, and no end, of a partition that is not ours or has not begun where it shall."""
@@ -274,10 +296,17 @@ class TopicReader:
                 case code if code in _UNKNOWN:
                     polled.unknown_topics.add(partition.topic)
                 case _:
-                    # librdkafka goes on by itself; 99 is UNKNOWN_TOPIC_ID: the topic may have been recreated.
-                    self.brokers_changed = True
-                    log.warning("consumer error", extra={"action": "consumer_error", "error": str(error)})
+                    self._tell(error)
         return records
+
+    def _tell(self, error: KafkaError) -> None:
+        """Tell of what librdkafka goes on from by itself; 99 is UNKNOWN_TOPIC_ID: the topic may have been recreated."""
+        if error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
+            what = "the group does not take us: a program is in it with another assignor; `kbatchd check` names it"
+            log.error(what, extra={"action": "group_refused", "error": error.str()})
+            return
+        self.brokers_changed = True
+        log.warning("consumer error", extra={"action": "consumer_error", "error": str(error)})
 
     def _set_assigned(self, assigned: set[Partition]) -> None:
         """Remember what is assigned; with one topic, poll need not ask each record for its topic (40 ns each)."""
