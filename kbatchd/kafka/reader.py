@@ -49,8 +49,8 @@ _UNREADABLE = frozenset({
 #: the epoch, nor of one before.
 _EPOCH_END = re.compile(r"broker end offset is (-?\d+) \(offset leader epoch (-?\d+)\)")
 
-#: How often, and how long at most, the leaders are asked something only to wake the threads that fetch from them. Twice:
-#: the first question may overtake what it is for.
+#: How often, and how long at most, the leaders are asked something only to wake the threads that fetch from them.
+#: Twice: the first question may overtake what it is for.
 WAKES, WAKE_SECONDS = 2, 0.05
 
 #: How long a poll waits for records while a partition is about to begin.

@@ -18,7 +18,7 @@ from kbatchd.model import FlushReason, Gap, Partition
 from kbatchd.sink.batch import Batch, RouteBatches
 from kbatchd.sink.buffers import BufferPool
 from kbatchd.sink.chunk import Chunk
-from kbatchd.worker.lane import Lane, Turn, describe_lane, reading_of
+from kbatchd.worker.lane import Lane, Turn, describe_lane, readings_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -61,10 +61,7 @@ class Handover:
                     self._moved.update(lane.epochs)
             if not self._moved:
                 return Turn(self._encoders, {})
-            by_topic: dict[str, set[Partition]] = {}
-            for partition in self._moved:
-                by_topic.setdefault(partition.topic, set()).add(partition)
-            readings = {topic: reading_of(self.lanes_of(topic), frozenset(p)) for topic, p in by_topic.items()}
+            readings = readings_of(self.lanes.values(), self._moved)
             self._moved.clear()
             self._encoders = {
                 name: (lane.generation, lane.encoder)

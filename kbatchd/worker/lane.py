@@ -104,9 +104,20 @@ class Turn(NamedTuple):
 NOT_OURS = 2**63
 
 
-def reading_of(lanes: Iterable[Lane], moved: frozenset[Partition]) -> Reading:
-    """Return how to read those partitions from now on that moved, of a topic that feeds these lanes."""
-    lanes = [lane for lane in lanes if lane.is_read]
+def readings_of(lanes: Iterable[Lane], moved: Collection[Partition]) -> dict[str, Reading]:
+    """Return how to read those partitions from now on that moved, by topic."""
+    lanes, topics = list(lanes), {partition.topic for partition in moved}
+    return {
+        topic: _reading_of(
+            [lane for lane in lanes if lane.route.topic == topic and lane.is_read],
+            frozenset(partition for partition in moved if partition.topic == topic),
+        )
+        for topic in topics
+    }
+
+
+def _reading_of(lanes: Collection[Lane], moved: frozenset[Partition]) -> Reading:
+    """Return how to read those that moved of a topic that is read for these lanes."""
     starts: dict[Partition, int] = {}
     epochs: dict[Partition, int] = {}
     for lane in lanes:
