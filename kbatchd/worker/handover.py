@@ -159,10 +159,7 @@ class Handover:
             self.changed.notify_all()
 
     def release(self, partitions: Iterable[Partition]) -> None:
-        """Give partitions up, of which nothing more is put: what was not flushed is dropped, and others may claim them.
-
-        See `wait_released`.
-        """
+        """Give partitions up, of which nothing more is put: what was not flushed is dropped; see `wait_released`."""
         with self.changed:
             for partition in partitions:
                 (self._wanted or set()).discard(partition)
