@@ -24,10 +24,15 @@ if TYPE_CHECKING:
     from tests.fix_daemon import MakeDaemon
     from tests.fix_produce import MakeProducing
 
-CLUSTER_AUTHORIZATION_FAILED, FENCED_INSTANCE_ID = 31, 82
+CLUSTER_AUTHORIZATION_FAILED, FENCED_INSTANCE_ID, UNSUPPORTED_ASSIGNOR = 31, 82, 112
+
+#: What a commit of offsets may be answered while a group changes.
+OF_A_REBALANCE = [22, 25, 27]
 
 #: From this version on an answer's head ends with a byte for tags.
-FLEXIBLE_FROM: dict[int | str, int] = {Api.INIT_PRODUCER_ID: 2, Api.HEARTBEAT: 4}
+FLEXIBLE_FROM: dict[int | str, int] = {
+    Api.INIT_PRODUCER_ID: 2, Api.HEARTBEAT: 4, Api.OFFSET_COMMIT: 8, Api.CONSUMER_GROUP_HEARTBEAT: 0,
+}  # fmt: skip
 
 
 def says(code: int) -> Act:
@@ -37,6 +42,17 @@ def says(code: int) -> Act:
         at = 4 + 4 + 4 + (frame.version >= FLEXIBLE_FROM[frame.kind])
         data = frame.data[:at] + struct.pack(">h", code) + frame.data[at + 2 :]
         connection.send(Side.ANSWER, data)
+
+    return act
+
+
+def refuses_the_offset(code: int) -> Act:
+    """Give the one partition of an answer to a commit this error code, which is its last but for bytes for tags."""
+
+    def act(frame: Frame, connection: Connection) -> None:
+        tags = 3 * (frame.version >= FLEXIBLE_FROM[frame.kind])
+        end = len(frame.data) - tags
+        connection.send(Side.ANSWER, frame.data[: end - 2] + struct.pack(">h", code) + frame.data[end:])
 
     return act
 
@@ -96,4 +112,48 @@ def test_a_member_that_is_fenced_is_replaced(broker: Brokers, database: str, mak
     delivery.wait_drained(60)
     assert daemon.logged("another worker takes over")
     assert not daemon.logged("Traceback")
+    assert daemon.stop() == 0
+
+
+def test_a_member_of_the_newer_protocol_that_is_refused_is_replaced(
+    broker: Brokers, database: str, make_daemon: MakeDaemon
+) -> None:
+    topic = broker.make_topic(1)
+    delivery = new_delivery(broker.direct, topic, 1, database, "public.requests")
+    refused = broker.wire.rule(answers(Api.CONSUMER_GROUP_HEARTBEAT), says(UNSUPPORTED_ASSIGNOR), 1)
+    daemon = make_daemon(
+        delivery.route,
+        kafka={
+            "bootstrap_servers": broker.bootstrap_servers,
+            "assignment": "group",
+            "group_protocol": "consumer",
+            "group_id": topic,
+        },
+        workers={"count": 1},
+    ).start()
+    daemon.wait_for_log("another worker takes over", 30)
+    assert refused.hits
+    daemon.wait_for_log("action=worker_started", 10, count=2)
+    assert not daemon.logged("Traceback")
+    assert daemon.stop() == 0
+
+
+def test_offsets_that_are_refused_in_a_rebalance_are_no_fault(
+    broker: Brokers, database: str, make_daemon: MakeDaemon
+) -> None:
+    """They are for display alone: librdkafka joins again where it was forgotten, and nobody is told."""
+    topic = broker.make_topic(1)
+    delivery = new_delivery(broker.direct, topic, 1, database, "public.requests")
+    kafka = {"bootstrap_servers": broker.bootstrap_servers, "assignment": "group", "group_id": topic}
+    daemon = make_daemon(delivery.route, kafka=kafka, workers={"count": 1}).start()
+    daemon.wait_ready()
+    for turn, code in enumerate(OF_A_REBALANCE):
+        broker.wire.clear()
+        refused = broker.wire.rule(answers(Api.OFFSET_COMMIT), refuses_the_offset(code), None)
+        delivery.send(50, first=50 * turn)
+        wait_until(lambda refused=refused: refused.hits, 20, "a refused commit")  # type: ignore[misc]
+    delivery.wait_drained()
+    delivery.assert_exactly_once()
+    assert len(daemon.logged("action=worker_started")) == 1
+    assert not [line for line in daemon.lines() if " WARNING " in line or " ERROR " in line]
     assert daemon.stop() == 0
