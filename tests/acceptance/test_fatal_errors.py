@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CLUSTER_AUTHORIZATION_FAILED, FENCED_INSTANCE_ID, UNSUPPORTED_ASSIGNOR = 31, 82, 112
 
 #: What a commit of offsets may be answered while a group changes.
-OF_A_REBALANCE = [22, 25, 27]
+OF_A_REBALANCE = [25, 27]
 
 #: From this version on an answer's head ends with a byte for tags.
 FLEXIBLE_FROM: dict[int | str, int] = {
