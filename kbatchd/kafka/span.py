@@ -39,7 +39,7 @@ class SpanReader:
         """
         if first >= end:
             return
-        self._reader.read(partition.topic, {partition: first})
+        self._reader.read({*self._reader.assigned, partition}, {partition: first})
         reached, quiet_at = first, time.monotonic() + QUIET_SECONDS
         while reached < end:
             polled = self._reader.poll(_POLL_RECORDS, _POLL_SECONDS)
