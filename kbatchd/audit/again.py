@@ -97,6 +97,11 @@ def replay_range(
         raise ConfigError(
             *(f"route {route.name}: its rows cannot be found again: {each}" for each in error.faults)
         ) from error
+    if followers := columns.followers(connection):
+        raise ConfigError(
+            f"route {route.name}: rows of table {', '.join(followers)} would go or change with those that are deleted: "
+            "it has a foreign key with ON DELETE CASCADE, SET NULL or SET DEFAULT"
+        )
     target, encoder = build_target(config.pipeline, route, "kbatchd replay-range", table)
     row = _stand(connection, target, partition)
     _refuse(connection, config, target, row, partition, span)

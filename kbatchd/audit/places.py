@@ -37,6 +37,15 @@ WHERE r.{}::pg_catalog.text OPERATOR(pg_catalog.=) %(topic)s
 GROUP BY 1, 2 ORDER BY 1, 2
 """)
 
+#: Tables whose rows a DELETE would take along, or alter.
+_FOLLOWERS = """
+SELECT DISTINCT c.conrelid::pg_catalog.regclass::pg_catalog.text FROM pg_catalog.pg_constraint AS c
+WHERE c.contype OPERATOR(pg_catalog.=) 'f' AND c.confdeltype OPERATOR(pg_catalog.=) ANY (ARRAY['c', 'n', 'd']::"char"[])
+  AND (c.confrelid OPERATOR(pg_catalog.=) %(oid)s
+       OR c.confrelid OPERATOR(pg_catalog.=) ANY (SELECT relid FROM pg_catalog.pg_partition_tree(%(oid)s)))
+ORDER BY 1
+"""
+
 #: The rows of a range go.
 _DELETE = sql.SQL("""
 DELETE FROM {}.{}
@@ -74,6 +83,10 @@ class Places(NamedTuple):
         values = {"topic": partition.topic, "partition": partition.number, "first": first, "end": end}
         rows = connection.execute(_DELETE.format(*self._table, *columns), values)
         return [offset for (offset,) in rows]
+
+    def followers(self, connection: psycopg.Connection) -> list[str]:
+        """Return the tables that have a foreign key with ON DELETE CASCADE, SET NULL or SET DEFAULT to this one."""
+        return [name for (name,) in connection.execute(_FOLLOWERS, {"oid": self.table.oid})]
 
     @property
     def _table(self) -> tuple[sql.Identifier, sql.Identifier]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kbatchd.audit import history, places
 from kbatchd.audit.comparison import Comparison, Report, Rows, Stand, judge_lines
-from kbatchd.errors import ConfigError, SourceError
+from kbatchd.errors import ConfigError, ServerUnavailable, SourceError
 from kbatchd.kafka import offsets, topics
 from kbatchd.kafka.span import SpanReader
 from kbatchd.model import Partition
@@ -159,7 +159,7 @@ def _compare(stand: Stand, reader: SpanReader, rows: Rows | None) -> None:
                 found = [record.offset() or 0 for record in records]
                 comparison.take(found, found[-1] + 1)
             comparison.take([], end)
-        except SourceError as error:
+        except (SourceError, ServerUnavailable) as error:
             stand.report.unknown.append(str(error))
             stand.report.compared = first, comparison.reached
         comparison.pass_over(stand.next_offset)

@@ -49,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _print(audits: list[Audit]) -> None:
     print_table(_COLUMNS, [_line(report) for audit in audits for report in audit.reports], _NUMBERS, _SPARE)
     for audit in audits:
+        if not audit.reports:
+            print(printable(f"route {audit.route}: there is no progress yet"))
         if audit.why_no_rows is not None:
             print(printable(f"route {audit.route}: its rows were not compared: {audit.why_no_rows}"))
         for report in audit.reports:

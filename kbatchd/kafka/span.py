@@ -47,7 +47,8 @@ class SpanReader:
                 raise SourceError(f"{partition}: offset {reached} is not in the topic any more")
             if partition in polled.unreadable:
                 raise SourceError(f"{partition}: offset {reached} cannot be read: {polled.unreadable[partition]}")
-            records = [record for batch in polled.records.values() for record in batch]
+            batches = polled.records.values()
+            records = [record for batch in batches for record in batch if record.partition() == partition.number]
             if records:
                 reached = (records[-1].offset() or 0) + 1
                 if within := [record for record in records if (record.offset() or 0) < end]:

@@ -162,6 +162,11 @@ def test_what_cannot_be_read_again_is_refused(placed: Delivery, again: ReplayRan
     placed.execute(DOUBLE.replace("kafka_offset FROM", "50 FROM"))
     refused("Kafka has no record of offsets 50 any more", end=52)
     admin = AdminClient({"bootstrap.servers": placed.bootstrap_servers})
+    # rows of others that would go along,
+    placed.execute("ALTER TABLE public.placed ADD PRIMARY KEY (id)")
+    placed.execute("CREATE TABLE public.notes (row bigint REFERENCES public.placed ON DELETE CASCADE)")
+    refused("rows of table notes would go")
+    placed.execute("DROP TABLE public.notes")
     # offsets that a former topic had,
     placed.execute(
         "INSERT INTO kbatchd.gaps (pipeline, route, topic, partition, kind, first_offset, last_offset) "
