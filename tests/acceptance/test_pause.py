@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from tests.fix_load import Delivery, MakeDelivery
     from tests.fix_monitor import MakeMonitored, Monitor
 
-PER_SECOND = 1_000
-SOME = 300
+PER_SECOND = 300
+SOME = 100
 
 
 def test_a_paused_route_stands_still_and_the_others_go_on(
