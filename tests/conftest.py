@@ -32,6 +32,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+#: What takes long comes first: at the end, no process waits for another one's last long file.
+ORDER = ("acceptance", "integration")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long tests first, in the random order that they have among each other."""
+    items.sort(key=lambda item: next((i for i, part in enumerate(ORDER) if part in item.path.parts), len(ORDER)))
+
+
 @pytest.fixture(autouse=True)
 def _log_as_before() -> Iterator[None]:
     """A command that a test calls sets up the log of its own process, which is every later test's too."""

@@ -41,17 +41,28 @@ def broker_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broke
 @pytest.fixture
 def broker(broker_of_module: Brokers) -> Iterator[Brokers]:
     """One broker behind a proxy, this module's own: `broker.wire` takes rules, which end with the test."""
-    broker_of_module.start()
-    yield broker_of_module
-    for wire in broker_of_module.wires:
-        wire.clear()
+    yield from as_new(broker_of_module)
+
+
+@pytest.fixture(scope="module")
+def two_brokers_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brokers]:
+    """The cluster behind `two_brokers`."""
+    with Brokers(tmp_path_factory.mktemp("brokers"), 2) as brokers:
+        yield brokers
 
 
 @pytest.fixture
-def two_brokers(tmp_path: Path) -> Iterator[Brokers]:
-    """Two brokers and a controller apart."""
-    with Brokers(tmp_path / "brokers", 2) as brokers:
-        yield brokers
+def two_brokers(two_brokers_of_module: Brokers) -> Iterator[Brokers]:
+    """Two brokers and a controller apart, this module's own: a test may kill them, the next finds them running."""
+    yield from as_new(two_brokers_of_module)
+
+
+def as_new(brokers: Brokers) -> Iterator[Brokers]:
+    """Give a cluster of which all brokers run, and take back what the test has told its proxies."""
+    brokers.start()
+    yield brokers
+    for wire in brokers.wires:
+        wire.clear()
 
 
 @pytest.fixture
