@@ -215,6 +215,13 @@ def make_daemon(
 ) -> Iterator[MakeDaemon]:
     """Make daemons between the shared servers, unless `kafka=` and `postgres=` say otherwise; all end with the test."""
     daemons = request.node.stash[DAEMONS] = list[Daemon]()
+    with daemons_in(tmp_path, kafka.bootstrap_servers, database, daemons) as make:
+        yield make
+
+
+@contextlib.contextmanager
+def daemons_in(directory: Path, bootstrap_servers: str, dsn: str, daemons: list[Daemon]) -> Iterator[MakeDaemon]:
+    """Make daemons with their files in this directory, and note each; all end with the block."""
 
     def make(
         *routes: Mapping[str, object],
@@ -224,16 +231,18 @@ def make_daemon(
     ) -> Daemon:
         name = f"daemon-{len(daemons)}"
         if config is None:
-            config = tmp_path / f"{name}.toml"
-            text = _file(routes, _tables(kafka.bootstrap_servers, database, tables))
-            config.write_text(f"state_directory = {json.dumps(str(tmp_path / 'state'))}\n{text}")
+            config = directory / f"{name}.toml"
+            text = _file(routes, _tables(bootstrap_servers, dsn, tables))
+            config.write_text(f"state_directory = {json.dumps(str(directory / 'state'))}\n{text}")
         daemon = Daemon(config, name, program)
         daemons.append(daemon)
         return daemon
 
-    yield make
-    for daemon in daemons:
-        daemon.clean_up()
+    try:
+        yield make
+    finally:
+        for daemon in daemons:
+            daemon.clean_up()
 
 
 def _tables(bootstrap_servers: str, dsn: str, given: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, Any]]:

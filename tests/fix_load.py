@@ -48,7 +48,16 @@ class Load(threading.Thread):
     An idempotent producer that never gives up: what was acknowledged is in the topic once, in order.
     """
 
-    def __init__(self, bootstrap_servers: str, topic: str, partitions: int, per_second: float, first: int = 0) -> None:
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        topic: str,
+        partitions: int,
+        per_second: float,
+        first: int = 0,
+        **settings: str | int,
+    ) -> None:
+        """`settings` are the producer's, with underscores for dots."""
         super().__init__(name="load")
         self._topic = topic
         self._per_second = per_second
@@ -65,8 +74,17 @@ class Load(threading.Thread):
                 "linger.ms": 5,
                 "queue.buffering.max.messages": 1_000_000,  # an outage's worth
                 "log_level": 0,  # tests stop brokers
+                **{name.replace("_", "."): setting for name, setting in settings.items()},
             }
         )
+
+    def key(self, partition: int, seq: int) -> bytes | None:  # noqa: ARG002
+        """Make a record's key."""
+        return None
+
+    def value(self, partition: int, seq: int) -> bytes:
+        """Make a record's value."""
+        return value(partition, seq)
 
     def run(self) -> None:
         started, sent = time.monotonic(), 0
@@ -79,8 +97,13 @@ class Load(threading.Thread):
         """Send so many records now."""
         for _ in range(count):
             partition = min(self.sent, key=lambda number: (self.sent[number], number))
+            seq = self.sent[partition]
             self._producer.produce(
-                self._topic, value(partition, self.sent[partition]), partition=partition, on_delivery=self._note
+                self._topic,
+                self.value(partition, seq),
+                self.key(partition, seq),
+                partition,
+                on_delivery=self._note,
             )
             self.sent[partition] += 1
         self._producer.poll(0)
@@ -114,12 +137,13 @@ class Load(threading.Thread):
             self.acknowledged[message.partition() or 0] += 1
 
 
-def _end(consumer: Consumer, partition: TopicPartition) -> int:
-    """Return a partition's end, once it has a leader: a broker that comes back may be without for a moment."""
+def watermarks(consumer: Consumer, partition: TopicPartition) -> tuple[int, int]:
+    """Return a partition's start and end, with a leader: a broker that comes back may be without for a moment."""
     deadline = time.monotonic() + 30
     while True:
         try:
-            return int(consumer.get_watermark_offsets(partition, timeout=30)[1])
+            start, end = consumer.get_watermark_offsets(partition, timeout=30)
+            return int(start), int(end)
         except KafkaException:
             if time.monotonic() > deadline:
                 raise
@@ -174,7 +198,7 @@ class Delivery:
         consumer = Consumer({"bootstrap.servers": self.bootstrap_servers, "group.id": "judge", "log_level": 0})
         try:
             numbers = consumer.list_topics(self.topic, timeout=30).topics[self.topic].partitions
-            return {number: _end(consumer, TopicPartition(self.topic, number)) for number in numbers}
+            return {number: watermarks(consumer, TopicPartition(self.topic, number))[1] for number in numbers}
         finally:
             consumer.close()
 

@@ -22,6 +22,21 @@ from tests.fix_daemon import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+ROLES = Path(__file__).parents[1] / "sql/roles.sql"
+
+
+def roles_sql(role: str, append: str, upsert: str = "", *, path: Path = ROLES) -> str:
+    """Fill in the lines marked "yours", as a user would: the role's name, and a table of each kind."""
+    text = path.read_text()
+    for old, new in (
+        ("'kbatchd';  ", f"'{role}';  "),
+        ("ARRAY['public.requests']", f"ARRAY['{append}']"),
+        ("ARRAY[]::text[]", f"ARRAY['{upsert}']" if upsert else "ARRAY[]::text[]"),
+    ):
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres | GivenPostgres]:
@@ -100,6 +115,24 @@ def database_on(server: Postgres) -> Iterator[str]:
             migrate(connection)
         yield dsn
         server.start()
+
+
+@contextmanager
+def small_disk_of(server: Postgres, size_bytes: int) -> Iterator[Path]:
+    """Mount a file system of this size that belongs to the server's user. The server is stopped at the end."""
+    disk = server.directory / f"small-{uuid.uuid4().hex[:8]}"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(disk)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.fail(f"this needs root and the right to mount: {done.stderr.strip()}")
+    try:
+        server.give(disk)
+        disk.chmod(0o700)
+        yield disk
+    finally:
+        server.stop("immediate")
+        subprocess.run(["umount", disk], check=True)
 
 
 @contextmanager

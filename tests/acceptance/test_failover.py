@@ -9,59 +9,23 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from kbatchd.devstack.postgres import Postgres
-from kbatchd.devstack.process import run
 from tests.acceptance.test_outages import RETURN_SECONDS, assert_first_commit_within
+from tests.faults.copies import Standby
 from tests.fix_daemon import MakeDaemon, wait_until
 from tests.fix_load import new_delivery
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from kbatchd.devstack.kafka import GivenKafka, Kafka
+    from kbatchd.devstack.postgres import Postgres
     from tests.fix_kafka import MakeTopic
 
 PARTITIONS = 4
 PER_SECOND = 8_000
-
-
-class Standby(Postgres):
-    """A streaming standby of a server that runs."""
-
-    def __init__(self, primary: str) -> None:
-        super().__init__()
-        self._primary = primary
-
-    def _make(self, data: Path) -> None:
-        command = [self._program("pg_basebackup"), "--dbname", self._primary, "--pgdata", str(data)]
-        command += ["--write-recovery-conf", "--checkpoint", "fast", "--no-sync"]
-        assert run(command, log=self.log, account=self._account), self.log.read_text()
-        with (data / "postgresql.conf").open("a") as file:
-            file.write(f"port = {self._port}\nunix_socket_directories = '{self.directory}'\n")
-
-    def _make_database(self) -> None:
-        """It has the primary's."""
-
-    def cut_off(self) -> None:
-        """Receive nothing more from the primary; what it has received stays."""
-        with psycopg.connect(self.dsn, autocommit=True) as connection:
-            connection.execute("ALTER SYSTEM SET primary_conninfo = ''")
-            connection.execute("SELECT pg_reload_conf()")
-            wait_until(lambda: not _receivers(connection), 10, "the end of the replication")
-
-    def promote(self) -> None:
-        """Become the primary."""
-        with psycopg.connect(self.dsn, autocommit=True) as connection:
-            assert connection.execute("SELECT pg_promote()").fetchone() == (True,)
-
-
-def _receivers(connection: psycopg.Connection) -> list[tuple[object, ...]]:
-    return connection.execute("SELECT pid FROM pg_stat_wal_receiver").fetchall()
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ is no part of `make test`; where it cannot be mounted it fails, and says so.
 
 from __future__ import annotations
 
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.fix_daemon import wait_until
 from tests.fix_load import TABLE, Delivery
+from tests.fix_postgres import small_disk_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,20 +31,8 @@ RECORDS = 40_000
 @pytest.fixture
 def small_disk(own_postgres: Postgres) -> Iterator[Path]:
     """A file system of 8 MB that belongs to the server's user."""
-    disk = own_postgres.directory / "small"
-    disk.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", disk], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.fail(f"this test needs root and the right to mount: {done.stderr.strip()}")
-    try:
-        own_postgres.give(disk)
-        disk.chmod(0o700)
+    with small_disk_of(own_postgres, DISK_BYTES) as disk:
         yield disk
-    finally:
-        own_postgres.stop("immediate")
-        subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.soak

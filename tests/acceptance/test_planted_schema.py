@@ -13,9 +13,10 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from kbatchd.schema.migrations import migrate
-from tests.acceptance.test_roles import OLD, roles_sql, tables_of_role
+from tests.acceptance.test_roles import OLD, tables_of_role
 from tests.fix_daemon import Daemon, MakeDaemon, wait_until
 from tests.fix_http import Client, free_port, wait_listening
+from tests.fix_postgres import roles_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

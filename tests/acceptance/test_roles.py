@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -15,14 +14,14 @@ from psycopg.conninfo import make_conninfo
 
 from tests.fix_daemon import MakeDaemon, wait_until
 from tests.fix_http import Client, free_port, wait_listening
+from tests.fix_postgres import roles_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from kbatchd.devstack.kafka import GivenKafka, Kafka
     from tests.fix_kafka import MakeTopic
-
-ROLES = Path(__file__).parents[2] / "sql/roles.sql"
 
 #: PostgreSQL itself refuses id 13: that takes savepoints, and another COPY.
 TABLES = """
@@ -40,19 +39,6 @@ VALUES ('kbatchd', 'old', 'w', 'full', 1, 0, 1, '{}', 0, now() - interval '31 da
 """
 
 RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
-
-
-def roles_sql(role: str, append: str, upsert: str) -> str:
-    """Fill in the lines marked "yours", as a user would."""
-    text = ROLES.read_text()
-    for old, new in (
-        ("'kbatchd';  ", f"'{role}';  "),
-        ("ARRAY['public.requests']", f"ARRAY['{append}']"),
-        ("ARRAY[]::text[]", f"ARRAY['{upsert}']"),
-    ):
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    return text
 
 
 def tables_of_role(role: str, ports: Mapping[str, int], directory: Path) -> dict[str, Mapping[str, object]]:

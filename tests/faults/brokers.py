@@ -204,9 +204,14 @@ class Brokers:
         self, partitions: int = 1, name: str | None = None, replicas: Sequence[int] = (1,), **config: object
     ) -> str:
         """Make a topic; each partition's first replica is the leader that is preferred."""
+        return self.spread_topic([replicas] * partitions, name, **config)
+
+    def spread_topic(self, replicas: Sequence[Sequence[int]], name: str | None = None, **config: object) -> str:
+        """Make a topic whose partitions have each its own replicas."""
         topic = name or f"t-{uuid.uuid4().hex[:12]}"
         settings = {key.replace("_", "."): str(value) for key, value in config.items()}
-        new = NewTopic(topic, partitions, replica_assignment=[list(replicas)] * partitions, config=settings)
+        partitions = len(replicas)
+        new = NewTopic(topic, partitions, replica_assignment=[list(each) for each in replicas], config=settings)
         admin = self.admin()  # it must live as long as its future
         admin.create_topics([new])[topic].result()
         self.wait_for_leader(topic, partitions=partitions)

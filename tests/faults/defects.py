@@ -23,7 +23,87 @@ class Defect(NamedTuple):
     changes: tuple[Change, ...]
 
 
+#: Progress moves whoever asks, wherever it stands, and by whichever session.
+UNCONDITIONAL = Change(
+    "kbatchd.schema.progress",
+    "AND p.epoch OPERATOR(pg_catalog.=) n.epoch\n"
+    "          AND p.next_offset OPERATOR(pg_catalog.=) n.expected\n"
+    "          AND p.backend_pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()\n",
+    "\n",
+)
+
+_ADVANCE = "        progress.advance(self.connection, owner, self.positions, next_offsets, batch.lineages)\n"
+
 DEFECTS = {
+    # One transaction
+    "progress moves before COPY": Defect(
+        "a worker is killed",
+        (
+            Change(
+                "kbatchd.sink.insertion",
+                "            last, refused = copy(last)\n",
+                "            self.go_ahead(last)\n            last, refused = copy(last)\n",
+            ),
+            Change(
+                "kbatchd.sink.sink",
+                "    def sent(self) -> None:\n",
+                "    def go_ahead(self, last):\n"
+                "        with psycopg.connect(self.connection.info.dsn) as other:\n"
+                "            next_offsets, owner = self._next_offsets(last), self.target.owner\n"
+                "            progress.advance(other, owner, self.positions, next_offsets, self.batch.lineages)\n\n"
+                "    def sent(self) -> None:\n",
+            ),
+            Change("kbatchd.sink.sink", _ADVANCE, ""),
+            UNCONDITIONAL,
+        ),
+    ),
+    "progress moves after the rows, in its own transaction": Defect(
+        "a worker is killed",
+        (
+            Change("kbatchd.sink.sink", _ADVANCE, ""),
+            Change(
+                "kbatchd.sink.sink",
+                "        for partition, offset in self._next_offsets(last).items():\n",
+                "        next_offsets, owner = self._next_offsets(last), self.target.owner\n"
+                "        progress.advance(self.connection, owner, self.positions, next_offsets, self.batch.lineages)\n"
+                "        for partition, offset in self._next_offsets(last).items():\n",
+            ),
+        ),
+    ),
+    "progress is not compared before it is set": Defect("progress set back while a flush begins", (UNCONDITIONAL,)),
+    "after a lost COMMIT reading goes on where it was": Defect(
+        "a session is cut before COMMIT",
+        (
+            Change("kbatchd.sink.batch", "        self.reached.clear()\n        self.lineages.clear()\n", ""),
+            Change(
+                "kbatchd.worker.lane",
+                "self.committed[partition] = self.batches.reached[partition] = position.next_offset\n"
+                "            self.batches.lineages[partition] = position.lineage\n",
+                "self.committed[partition] = begin = position.next_offset\n"
+                "            self.batches.reached[partition] = max(begin, self.batches.reached.get(partition, 0))\n"
+                "            self.batches.lineages.setdefault(partition, position.lineage)\n",
+            ),
+        ),
+    ),
+    "a batch is kept over a revoke": Defect(
+        "a session is cut before COMMIT",
+        (
+            Change("kbatchd.worker.lane", "        self.batches.clear()\n", ""),
+            Change("kbatchd.worker.flusher", "        assert epochs == batch.epochs, ", "        assert True, "),
+            # The books would notice, and the route stand still.
+            Change("kbatchd.postgres.books", "        if offset < starts[partition]:\n", "        if False:\n"),
+        ),
+    ),
+    "dead letters are written outside of the transaction": Defect(
+        "a worker is killed",
+        (
+            Change(
+                "kbatchd.sink.sink",
+                "    cursor = connection.cursor()\n",
+                "    cursor = psycopg.connect(connection.info.dsn, autocommit=True).cursor()\n",
+            ),
+        ),
+    ),
     # Kafka's answers
     "a sentinel is taken for an offset": Defect(
         "a first start: LIST_OFFSETS swallowed",

@@ -13,7 +13,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from tests.faults.oracle import Unbalanced, value
-from tests.faults.postgres_wire import following, statement
+from tests.faults.postgres_wire import following, message, of_batch, statement
 from tests.faults.stage import Stage, fail_unless, has_said
 from tests.fix_daemon import wait_until
 
@@ -66,6 +66,23 @@ def set_while_a_flush_is_under_way(stage: Stage) -> None:
         wait_until(lambda: moved.done() or stage.execute(blocked), 30, "a wait for the flush's lock")
         commit.lift()
         fail_unless(moved.result().returncode == 0, moved.result().stderr)
+    stage.settle(daemon)
+    stage.check()
+
+
+def set_back_while_a_flush_begins(stage: Stage) -> None:
+    """Somebody deletes rows and sets progress back to have them again, while a flush is about to send its rows."""
+    oracle = stage.oracle()
+    stage.send(oracle, 100)
+    daemon = stage.daemon().start()
+    stage.settle(daemon)
+    rows = stage.postgres_wire.hold_before(of_batch(message("d")))
+    stage.send(oracle, 100)
+    rows.wait()
+    stage.execute(f'DELETE FROM {oracle.table} WHERE "offset" >= 50')
+    moved = stage.command(daemon, "progress", "set", oracle.topic, "0", "50")
+    rows.lift()
+    fail_unless(moved.returncode == 0, moved.stderr)
     stage.settle(daemon)
     stage.check()
 

@@ -12,14 +12,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import psycopg
 from confluent_kafka import Consumer, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from tests.fix_load import read_topic
+from tests.faults.books import Books, Edition, Fault, Gap, Kept, Move, Row
+from tests.fix_load import read_topic, watermarks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,84 +46,6 @@ def note(seq: int) -> str:
 def value(seq: int, *, sound: bool = True) -> bytes:
     """Make a record's value: one that becomes a dead letter where it is not sound."""
     return orjson.dumps({"seq": seq, "note": note(seq) if sound else None})
-
-
-class Kept(NamedTuple):
-    """A record as it was read apart."""
-
-    partition: int
-    offset: int
-    leader_epoch: int | None
-    seq: int
-
-
-class Edition(NamedTuple):
-    """A topic at one moment."""
-
-    topic_id: str
-    #: The first offset of each partition that is still there, and the end, behind markers of transactions.
-    begins: dict[int, int]
-    stops: dict[int, int]
-    records: list[Kept]
-
-    def ends(self) -> dict[int, tuple[str, int]]:
-        """Return what progress says, by partition, when all is in."""
-        return {number: (self.topic_id, stop) for number, stop in self.stops.items()}
-
-
-class Gap(NamedTuple):
-    """A line of kbatchd.gaps: of a recreated topic with the former one's id, and empty."""
-
-    topic_id: str | None
-    kind: str
-    partition: int
-    first: int
-    last: int
-
-    def covers(self, topic_id: str, record: Kept) -> bool:
-        """Tell whether it names this record of the topic that had this id."""
-        is_of_log = (self.topic_id, self.partition) == (topic_id, record.partition)
-        return is_of_log and self.first <= record.offset < self.last
-
-
-class Row(NamedTuple):
-    """A row of the table."""
-
-    partition: int
-    offset: int
-    seq: int
-    note: str
-
-
-class Move(NamedTuple):
-    """A line of the ledger: who moved a partition from where to where."""
-
-    reason: str
-    partition: int
-    start: int
-    stop: int
-
-
-class Books(NamedTuple):
-    """What PostgreSQL has of one route, in one snapshot."""
-
-    rows: list[Row]
-    #: By partition: of which topic, and how far.
-    progress: dict[int, tuple[str, int]]
-    #: How often a topic's id, a partition and an offset are a dead letter; lines of former versions have no id.
-    dead: Counter[tuple[str | None, int, int]]
-    gaps: list[Gap]
-    ledger: list[Move]
-
-    def began(self, partition: int) -> int:
-        """Return where the ledger begins, or progress stands if it has no line."""
-        starts = [move.start for move in self.ledger if move.partition == partition]
-        return starts[0] if starts else self.progress.get(partition, ("", 0))[1]
-
-    def letters(self, topic_id: str, record: Kept) -> int:
-        """Return how many dead letters a record of this topic is."""
-        at = (record.partition, record.offset)
-        return self.dead[(topic_id, *at)] + self.dead[(None, *at)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +80,7 @@ class Oracle:
         admin = AdminClient(settings)
         described = admin.describe_topics(TopicCollection([self.topic]))[self.topic].result()
         consumer = Consumer({**settings, "group.id": "oracle"})
-        marks = {
-            each.id: consumer.get_watermark_offsets(TopicPartition(self.topic, each.id), timeout=30)
-            for each in described.partitions
-        }
+        marks = {each.id: watermarks(consumer, TopicPartition(self.topic, each.id)) for each in described.partitions}
         consumer.close()
         records = [
             Kept(m.partition() or 0, m.offset() or 0, m.leader_epoch(), orjson.loads(m.value() or b"")["seq"])
@@ -178,14 +98,15 @@ class Oracle:
         """Raise Unbalanced with all that is wrong."""
         faults = self.faults()
         if faults:
-            raise Unbalanced("; ".join(faults))
+            raise Unbalanced("; ".join(map(str, faults)))
 
-    def faults(self) -> list[str]:
+    def faults(self) -> list[Fault]:
         """Compare the topic, as it is and as it was, with rows, dead letters, gaps, the ledger and answers."""
         now, books = self.edition(), self.books()
         known = {record.seq: record for edition in (*self._former, now) for record in edition.records}
         count = Counter(row.seq for row in books.rows)
         found = [
+            _named("out of order", _late(books.rows)),
             _named("written twice", [known[seq] for seq, times in count.items() if times > 1 and seq in known]),
             _named("rows of no record", [row for row in books.rows if row.seq not in known]),
             _named("rows altered", [row for row in books.rows if row.seq in known and not _same(row, known[row.seq])]),
@@ -197,9 +118,9 @@ class Oracle:
             found.append(_faults_of_former(edition.topic_id, gone, now, books, count))
         found += [_against(answered, count) for answered in self.answers]
         found += _faults_of_ledger(books)
-        return [fault for fault in found if fault]
+        return [fault for fault in found if fault is not None]
 
-    def _faults_of_now(self, now: Edition, books: Books, count: Counter[int]) -> list[str]:
+    def _faults_of_now(self, now: Edition, books: Books, count: Counter[int]) -> list[Fault | None]:
         """Everything below progress is one row or one dead letter; nothing at it or above is anything.
 
         Gaps excuse nothing here: what can still be read was not lost.
@@ -269,7 +190,7 @@ class Oracle:
         )
 
 
-def _faults_of_former(topic_id: str, gone: list[Kept], now: Edition, books: Books, count: Counter[int]) -> str:
+def _faults_of_former(topic_id: str, gone: list[Kept], now: Edition, books: Books, count: Counter[int]) -> Fault | None:
     """What is in the topic no more was written, or is named, up to where reading came.
 
     Of what retention deleted that is progress. Of a topic that was deleted, or of a log that was cut off, it is the
@@ -288,28 +209,30 @@ def _faults_of_former(topic_id: str, gone: list[Kept], now: Edition, books: Book
     return _named("gone, not written and not named", unnamed)
 
 
-def _against(answered: Answered, count: Counter[int]) -> str:
+def _against(answered: Answered, count: Counter[int]) -> Fault | None:
     """Hold an answer against the table: 200 is in, 422 is not, and what was lost is not there either."""
     there = [seq for seq in answered.seqs if count[seq]]
     if answered.status == HTTPStatus.OK and len(there) < len(answered.seqs):
-        return f"confirmed and not in the table: {_some(sorted(set(answered.seqs) - set(there)))}"
+        return Fault("confirmed and not in the table", 0, _some(sorted(set(answered.seqs) - set(there))))
     if len(there) < len(answered.seqs):
-        return ""
+        return None
     if answered.status == HTTPStatus.UNPROCESSABLE_ENTITY:
-        return f"refused and in the table: {_some(there)}"
-    return f"said to be lost and in the table: {_some(there)}" if answered.kind.endswith("lost") else ""
+        return Fault("refused and in the table", 0, _some(there))
+    return Fault("said to be lost and in the table", 0, _some(there)) if answered.kind.endswith("lost") else None
 
 
-def _faults_of_ledger(books: Books) -> list[str]:
+def _faults_of_ledger(books: Books) -> list[Fault]:
     """Each move of a partition begins where the one before it ended, and the last one ends where progress is."""
     faults = []
     for number, (_, next_offset) in books.progress.items():
         moves = [move for move in books.ledger if move.partition == number]
         for before, after in pairwise(moves):
             if after.start != before.stop:
-                faults.append(f"the ledger of [{number}] goes from {before.stop} on at {after.start} ({after.reason})")
+                jump = f"from {before.stop} on at {after.start} ({after.reason})"
+                faults.append(Fault(f"the ledger of [{number}] goes", 0, jump))
         if moves and moves[-1].stop != next_offset:
-            faults.append(f"the ledger of [{number}] ends at {moves[-1].stop}, progress stands at {next_offset}")
+            ends = f"at {moves[-1].stop}, progress stands at {next_offset}"
+            faults.append(Fault(f"the ledger of [{number}] ends", 0, ends))
     return faults
 
 
@@ -317,12 +240,23 @@ def _same(row: Row, record: Kept) -> bool:
     return (row.partition, row.offset, row.note) == (record.partition, record.offset, note(record.seq))
 
 
-def _named(what: str, records: list[Kept] | list[Row]) -> str:
+def _late(rows: list[Row]) -> list[Row]:
+    """Return the rows that were inserted after one of their partition with a higher number."""
+    highest: dict[int, int] = {}
+    late = []
+    for row in rows:
+        if row.seq < highest.get(row.partition, -1):
+            late.append(row)
+        highest[row.partition] = max(row.seq, highest.get(row.partition, -1))
+    return late
+
+
+def _named(what: str, records: list[Kept] | list[Row]) -> Fault | None:
     """Say how many, and which the first ones are; nothing where there are none."""
     if not records:
-        return ""
+        return None
     places = ", ".join(f"[{record.partition}]@{record.offset}" for record in records[:5])
-    return f"{len(records)} {what}: {places}{', ...' * (len(records) > 5)}"
+    return Fault(what, len(records), f"{places}{', ...' * (len(records) > 5)}")
 
 
 def _some(numbers: list[int]) -> str:

@@ -38,6 +38,11 @@ def answer(kind: str, pattern: str = "") -> When:
     return lambda f: f.side is Side.ANSWER and f.kind == kind and found.search(f.data) is not None
 
 
+def of_batch(when: When) -> When:
+    """Choose what `when` does, but only in a transaction that has copied rows, or begun to: in a flush."""
+    return lambda frame: frame.in_batch and when(frame)
+
+
 def message(kind: str) -> When:
     """Choose the client's messages of a kind: `d` a piece of a COPY, `c` its end."""
     return lambda f: f.side is Side.REQUEST and f.kind == kind
@@ -84,6 +89,7 @@ class PostgresSpeech:
     def __init__(self) -> None:
         self._statements: dict[bytes, bytes] = {}
         self._portals: dict[bytes, bytes] = {}
+        self._in_batch = False
 
     def requests(self, connection: Connection) -> Iterator[Frame]:
         """Read the client's messages; their `about` is the SQL."""
@@ -96,7 +102,10 @@ class PostgresSpeech:
         yield Frame(Side.REQUEST, STARTUP, head + connection.read(Side.REQUEST, length - 8))
         while True:
             kind, data = _read(connection, Side.REQUEST)
-            yield Frame(Side.REQUEST, kind, data, self._sql(kind, data[5:]))
+            sql = self._sql(kind, data[5:])
+            if kind == "Q":
+                self._in_batch = b"COPY " in sql or (self._in_batch and not sql.startswith(b"BEGIN"))
+            yield Frame(Side.REQUEST, kind, data, sql, in_batch=self._in_batch)
 
     def answers(self, connection: Connection) -> Iterator[Frame]:
         """Read the server's messages."""

@@ -9,29 +9,55 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
-from tests.faults.kafka_wire import Api, Earlier
+from tests.faults.kafka_wire import Api, Earlier, answers, requests
+from tests.faults.oracle import note, value
+from tests.faults.postgres_wire import message
+from tests.faults.rules import Frame, holding
 from tests.faults.stage import Stage, fail_unless, route
 
 if TYPE_CHECKING:
     from tests.faults.oracle import Oracle
+    from tests.faults.wire import Connection
     from tests.fix_daemon import Daemon
 
 #: The watch asks again a second after a broker's connection was lost, else within 10 s; others ask, too.
 LOOKS = 3
 
-#: Records wait in an open batch for so long.
-LINGER = {"linger_seconds": 2.0}
+#: The first worker's consumer, as it calls itself in its requests.
+CONSUMER = b"kbatchd-worker-0"
+
+#: A batch that is closed by its sixth record, not by the time: how long it takes to make a topic does not count.
+SIX_ROWS = {"max_rows": 6, "linger_seconds": 25.0}
 
 
 def while_a_batch_is_open(stage: Stage) -> None:
-    """Five records wait for the flush; the topic is recreated, and longer at once than it was."""
+    """Five records wait for a sixth; the topic is recreated, and longer at once than it was.
+
+    Nobody's question comes to the broker while there is no such topic: a consumer that hears so does not ask again for
+    long. Then it hears of the new topic and reads on; who asks which topic it is gets the answer when the batch's rows
+    are sent, not before.
+    """
     oracle = stage.oracle()
-    daemon = stage.daemon(route(oracle, on_gap="record"), batch=LINGER).start()
+    daemon = stage.daemon(route(oracle, on_gap="record"), batch=SIX_ROWS).start()
     daemon.wait_ready()
-    stage.send(oracle, 5)
+    seqs = stage.take_numbers(5)
+    last = note(seqs[-1]).encode()
+    fetched = stage.wire.rule(lambda f: answers(Api.FETCH)(f) and last in f.data, lambda f, c: c.forward(f), times=1)
+    stage.send_values(oracle.topic, [value(seq) for seq in seqs])
+    fetched.wait()
+    late = stage.wire.add(holding(lambda f: answers(Api.METADATA)(f) and CONSUMER not in f.about, times=None))
+
+    def lift(frame: Frame, connection: Connection) -> None:
+        late.lift()
+        connection.forward(frame)
+
+    sent = stage.postgres_wire.rule(message("c"), lift, times=1)
     oracle.remember()
+    unasked = stage.wire.add(holding(requests(Api.METADATA), times=None))
     stage.recreate(oracle)
     stage.send(oracle, 300)
+    unasked.lift()
+    sent.wait()
     settle_for_good(stage, daemon)
     stage.check()
 

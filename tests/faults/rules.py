@@ -41,6 +41,8 @@ class Frame:
     #: Kafka's version of the kind, and its correlation id.
     version: int = 0
     correlation: int = 0
+    #: PostgreSQL: it is of a transaction that has copied rows, or begun to.
+    in_batch: bool = False
 
 
 Act = Callable[[Frame, "Connection"], None]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from tests.faults import answered, moved, recreated, torn, unanswered
 from tests.faults.kafka_wire import Api
+from tests.faults.matrix import perform, row_of
+from tests.faults.oracle import Unbalanced
 
 if TYPE_CHECKING:
     from tests.faults.stage import Stage
@@ -78,7 +80,21 @@ _UNANSWERED = {
     for way in unanswered.WAYS
 }
 
+
+def _row(fault: str, times: int) -> Callable[[Stage], None]:
+    """Play a row of the matrix so often."""
+
+    def play(stage: Stage) -> None:
+        outcome = perform(row_of(fault), stage, times)
+        if outcome.faults:
+            raise Unbalanced("; ".join(map(str, outcome.faults)))
+
+    return play
+
+
 _OTHERS = {
+    "a worker is killed": Scenario(_row("a worker is killed", 10)),
+    "a session is cut before COMMIT": Scenario(_row("the session is cut before COMMIT", 5)),
     "one stale answer at accept": Scenario(unanswered.one_stale_answer_at_accept),
     "a byte altered on the way": Scenario(unanswered.a_byte_altered_on_the_way, short=True),
     "recreated while a batch is open": Scenario(recreated.while_a_batch_is_open, short=True),
@@ -111,6 +127,7 @@ _OTHERS = {
     "one partition's progress missing": Scenario(moved.one_partition_missing, short=True),
     "the pipeline renamed": Scenario(partial(moved.renamed, what="pipeline")),
     "the route renamed": Scenario(partial(moved.renamed, what="route"), short=True),
+    "progress set back while a flush begins": Scenario(moved.set_back_while_a_flush_begins, short=True),
     "progress set while a flush is under way": Scenario(moved.set_while_a_flush_is_under_way, short=True),
     "a file sent again": Scenario(moved.a_file_sent_again),
     "row security switched on": Scenario(moved.row_security_switched_on, short=True),

@@ -23,8 +23,11 @@ from kbatchd.errors import ServerUnavailable
 from tests.faults.oracle import COLUMNS, TABLE, Oracle, value
 from tests.fix_daemon import wait_until
 from tests.fix_kafka import wait_for_leaders
+from tests.fix_postgres import ROLES
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kbatchd.devstack.postgres import Postgres
     from tests.faults.brokers import Brokers
     from tests.faults.kafka_wire import KafkaWire
@@ -51,6 +54,8 @@ class Stage:
     #: The server itself, where it is the test's own.
     postgres: Postgres | None = None
     program: Sequence[str] = HONEST
+    #: What makes the daemon's role, where a play wants one.
+    roles: Path = ROLES
     oracles: list[Oracle] = field(default_factory=list)
     daemons: list[Daemon] = field(default_factory=list)
     _seqs: Iterator[int] = field(default_factory=count)
@@ -187,6 +192,10 @@ class Stage:
         self.postgres.kill()
         self.postgres_wire.cut()
         self.postgres_wire.clear()
+        self.start_postgres()
+
+    def start_postgres(self) -> None:
+        """Start it on the data that it has."""
         wait_until(self._postgres_starts, 20, "PostgreSQL again")
 
     def _postgres_starts(self) -> bool:

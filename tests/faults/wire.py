@@ -118,6 +118,11 @@ class Wire:
         rule.lift()
         self.cut()
 
+    def lead_to(self, server_port: int) -> None:
+        """Connect new clients with another server, as a failover's address does; end all connections."""
+        self._server_port = server_port
+        self.cut()
+
     def cut(self) -> None:
         """End all connections."""
         with self._changed:
