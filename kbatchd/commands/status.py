@@ -11,7 +11,6 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from typing import Any
@@ -19,17 +18,16 @@ from typing import Any
 import orjson
 
 from kbatchd.commands import load_config, print_table
+from kbatchd.commands.look import Look, document_of
 from kbatchd.config import Config, host_and_port
 from kbatchd.errors import EX_OK, KbatchError
 from kbatchd.kafka import topics
-from kbatchd.monitor import standing
 from kbatchd.monitor.lag import Oldest, PartitionLag, PartitionState, survey
 from kbatchd.monitor.standing import Word
 from kbatchd.postgres.connection import Connection, Error, connect, explained
 from kbatchd.printable import printable
 from kbatchd.schema import overview, pausing
 from kbatchd.schema.migrations import check_version
-from kbatchd.schema.pausing import Pause
 
 #: How long Kafka may take to answer: what PostgreSQL knows is shown without it.
 KAFKA_SECONDS = 5.0
@@ -53,36 +51,17 @@ _PARTITIONS = (
     "route", "partition", "owner", "host", "pid", "since",
     "next_offset", "end", "lag", "age of oldest", "moved", "state",
 )  # fmt: skip
+_HOSTS = ("host", "workers", "partitions", "since", "lag")
 _ROUTES = ("route", "table", "rows/s", "lag", "age of oldest", "dead letters", "state")
 _NUMBERS = frozenset(
-    {"partition", "pid", "next_offset", "end", "lag", "age of oldest", "moved", "rows/s", "dead letters"}
-)
+    {
+        "partition", "pid", "next_offset", "end", "lag", "age of oldest", "moved", "rows/s", "dead letters",
+        "workers", "partitions",
+    }
+)  # fmt: skip
 #: What is left out where the terminal is too narrow for all: the first first.
 _SPARE_OF_ROUTES = ("table", "rows/s")
 _SPARE_OF_PARTITIONS = ("since", "end", "moved", "pid", "next_offset", "host")
-
-
-@dataclass(slots=True)
-class Look:
-    """What one look has found."""
-
-    at: float
-    lags: Sequence[PartitionLag] = ()
-    waits: dict[tuple[str, int], float | None] = field(default_factory=dict)
-    rates: dict[str, float] = field(default_factory=dict)
-    dead_letters: dict[str, int] = field(default_factory=dict)
-    #: By route, those that are paused.
-    pauses: dict[str, Pause] = field(default_factory=dict)
-    #: What the monitor says of its daemon: routes that are on hold, partitions that are halted.
-    on_hold: set[str] = field(default_factory=set)
-    halted: dict[tuple[str, int], str] = field(default_factory=dict)
-    #: The partitions that it speaks of, and those of them whose worker waits for PostgreSQL.
-    owned: set[tuple[str, int]] = field(default_factory=set)
-    waiting: set[tuple[str, int]] = field(default_factory=set)
-    #: Routes whose every record is refused, and for how many records.
-    refused: dict[str, int] = field(default_factory=dict)
-    #: What could not be asked, in words.
-    trouble: list[str] = field(default_factory=list)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -90,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments)
     with contextlib.closing(Lookout(config)) as lookout:
         if not arguments.watch:
-            document = _document(config, lookout.look())
+            document = document_of(config, lookout.look())
             _print(document, as_json=arguments.json)
             return EX_OK if document["fine"] or not arguments.exit_code else EX_NOT_FINE
         with contextlib.suppress(KeyboardInterrupt):
@@ -182,7 +161,7 @@ def _watch(config: Config, lookout: Lookout, *, as_json: bool) -> None:
                 look = Look(time.time(), trouble=[" ".join(str(error).split())])
             if in_place:
                 print("\x1b[H\x1b[2J", end="")
-            _print(_document(config, look), as_json=as_json)
+            _print(document_of(config, look), as_json=as_json)
             sys.stdout.flush()
             time.sleep(WATCH_SECONDS)
 
@@ -211,77 +190,10 @@ def _print(document: dict[str, Any], *, as_json: bool) -> None:
             print(printable(f"route {route['route']} is paused since {since} by {pause['by']}"))
     print_table(_ROUTES, [_route_line(route) for route in document["routes"]], _NUMBERS, _SPARE_OF_ROUTES)
     print()
+    print_table(_HOSTS, [_host_line(host, at) for host in document["hosts"]], _NUMBERS)
+    print()
     lines = [_partition_line(each, at) for each in document["partitions"]]
     print_table(_PARTITIONS, lines, _NUMBERS, _SPARE_OF_PARTITIONS)
-
-
-def _document(config: Config, look: Look) -> dict[str, Any]:
-    partitions = [_partition(lag, look, config.batch.linger_seconds) for lag in look.lags]
-    routes = [_route(config, name, partitions, look) for name in (route.name for route in config.route)]
-    warnings = [
-        standing.refused(route.name, count)
-        for route in config.route
-        if (count := look.refused.get(route.name, 0)) >= standing.REFUSED_IN_A_ROW
-    ]
-    return {
-        "pipeline": config.pipeline,
-        "at": look.at,
-        "fine": not look.trouble and not warnings and {route["state"] for route in routes} <= standing.FINE,
-        "trouble": look.trouble,
-        "warnings": warnings,
-        "routes": routes,
-        "partitions": partitions,
-    }
-
-
-def _route(config: Config, name: str, partitions: Sequence[dict[str, Any]], look: Look) -> dict[str, Any]:
-    pause = look.pauses.get(name)
-    own = [partition for partition in partitions if partition["route"] == name]
-    lags = [partition["lag"] for partition in own if partition["lag"] is not None]
-    waits = [partition["lag_seconds"] for partition in own if partition["lag_seconds"] is not None]
-    return {
-        "route": name,
-        "table": next(route.table for route in config.route if route.name == name),
-        "rows_per_second": round(look.rates.get(name, 0.0), 1),
-        "lag": sum(lags) if lags else None,
-        "lag_seconds": max(waits, default=None),
-        "dead_letters": look.dead_letters.get(name, 0),
-        "paused": None if pause is None else {"by": pause.by, "since": pause.at.timestamp()},
-        "state": standing.of_route(partition["state"] for partition in own),
-    }
-
-
-def _partition(lag: PartitionLag, look: Look, linger_seconds: float) -> dict[str, Any]:
-    claimed = lag.progress
-    key = claimed.route, claimed.partition
-    waits = look.waits.get(key)
-    state = standing.of_partition(
-        lag,
-        claimed.halted or look.halted.get(key),
-        waits,
-        linger_seconds,
-        is_paused=claimed.route in look.pauses,
-        is_on_hold=key in look.owned and claimed.route in look.on_hold,
-        waits_for_postgres=key in look.waiting,
-        is_known=key in look.owned,
-    )
-    return {
-        "route": claimed.route,
-        "topic": claimed.topic,
-        "partition": claimed.partition,
-        "owner": claimed.owner,
-        "held": claimed.is_held,
-        "host": claimed.host,
-        "pid": claimed.pid,
-        "since": claimed.claimed_at.timestamp() if claimed.claimed_at else None,
-        "next_offset": claimed.next_offset,
-        "start": lag.start,
-        "end": lag.end,
-        "lag": lag.records,
-        "lag_seconds": waits,
-        "updated_at": claimed.updated_at.timestamp(),
-        "state": state,
-    }
 
 
 def _route_line(route: dict[str, Any]) -> list[str]:
@@ -294,6 +206,11 @@ def _route_line(route: dict[str, Any]) -> list[str]:
         str(route["dead_letters"]),
         route["state"],
     ]
+
+
+def _host_line(host: dict[str, Any], now: float) -> list[str]:
+    since = _age(max(0.0, now - host["since"])) if host["since"] else "-"
+    return [host["host"] or "-", str(host["workers"]), str(host["partitions"]), since, _known(host["lag"])]
 
 
 def _partition_line(each: dict[str, Any], now: float) -> list[str]:

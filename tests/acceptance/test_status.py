@@ -48,11 +48,14 @@ def test_status_is_true_with_the_daemon_up_and_down(make_daemon: MakeDaemon, del
     assert (shown["routes"][0]["state"], shown["routes"][0]["lag"], shown["trouble"]) == ("no fault seen", 0, [])
     assert {each["partition"]: each["next_offset"] for each in shown["partitions"]} == delivery.progress()
     assert {each["owner"] for each in shown["partitions"]} == {"worker-0", "worker-1"}
+    [host] = shown["hosts"]
+    assert (host["host"], host["workers"], host["partitions"], host["lag"]) == (socket.gethostname(), 2, 4, 0)
+    assert host["since"] == min(each["since"] for each in shown["partitions"])
     # has stopped,
     assert daemon.stop() == 0
     delivery.send(80, first=125)
     shown = status(daemon)
-    assert (shown["routes"][0]["state"], shown["routes"][0]["lag"]) == ("stopped", 80)
+    assert (shown["routes"][0]["state"], shown["routes"][0]["lag"], shown["hosts"]) == ("stopped", 80, [])
     assert {each["partition"]: each["end"] for each in shown["partitions"]} == delivery.ends()
     assert 0 < shown["routes"][0]["lag_seconds"] < 60
     # and programs get it in lines that nothing cuts.
