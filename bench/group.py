@@ -1,9 +1,10 @@
 """How long partitions stand still when hosts of a group come and go: `python bench/group.py`.
 
 Three daemons of two workers share twelve partitions, under a steady load. They join, leave in good order, are killed as
-a whole, are frozen and thawed, and are restarted one after another. Every 20 ms it is looked how far each partition is
-in the table; what counts is the longest time between two commits that moved it, of those partitions that changed their
-owner, and of those that did not. In the end topic and table are compared: nothing lost, nothing twice, in order.
+a whole, are frozen and thawed, and are restarted one after another; one is pinned by a reload, and put back into the
+group. Every 20 ms it is looked how far each partition is in the table. What counts is the longest time between two
+commits that moved it: of those partitions that changed their owner, and of those that did not. In the end topic and
+table are compared: nothing lost, nothing twice, in order.
 
 The daemons are on one machine, each with processes of its own, as they would be on three. A batch lingers for 0.2 s.
 Uses the servers that KBATCHD_KAFKA and KBATCHD_DSN name, else starts its own.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -163,6 +165,11 @@ class Daemon:
         for process in self.processes():
             os.kill(process.pid, how)
 
+    def reload(self) -> None:
+        """Let it read its file again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
+
     def stop(self) -> None:
         """Let it leave in good order."""
         assert self._process is not None
@@ -191,7 +198,7 @@ class Trial:
     """The daemons, and what happens to them."""
 
     def __init__(self, delivery: Delivery, directory: Path, stack: ExitStack, protocol: str) -> None:
-        file = directory / "kbatchd.toml"
+        self._file = file = directory / "kbatchd.toml"
         file.write_text(
             f'pipeline = "group"\n[kafka]\nbootstrap_servers = "{delivery.bootstrap_servers}"\nassignment = "group"\n'
             f'group_protocol = "{protocol}"\ngroup_id = "{delivery.topic}"\n'
@@ -223,11 +230,22 @@ class Trial:
         time.sleep(FROZEN_SECONDS)
         self._stage("thawed", lambda: third.send(signal.SIGCONT), self._shared)
         self._stage("rolling restart", self._roll, self._shared)
+        self._stage("", second.stop, self._shared)
+        self._stage("", third.stop, self._shared)
+        self._stage("to pinned", lambda: self._assign(first, "pinned"), self._shared)
+        self._stage("back to a group", lambda: self._assign(first, "group"), self._shared)
 
     def stop(self) -> None:
         """Stop them all."""
-        for daemon in self._daemons:
+        for daemon in filter(Daemon.runs, self._daemons):
             daemon.stop()
+
+    def _assign(self, daemon: Daemon, assignment: str) -> None:
+        """Change the file, and let the daemon read it again; return when all partitions have other workers."""
+        before = set(self._lookout.pids().values())
+        self._file.write_text(re.sub(r'assignment = "\w+"', f'assignment = "{assignment}"', self._file.read_text()))
+        daemon.reload()
+        self._wait(lambda: before.isdisjoint(self._lookout.pids().values()), "other workers")
 
     def _roll(self) -> None:
         """Restart one after another, the next when the one before is at work: as an operator would."""
