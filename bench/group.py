@@ -197,11 +197,12 @@ class Daemon:
 class Trial:
     """The daemons, and what happens to them."""
 
-    def __init__(self, delivery: Delivery, directory: Path, stack: ExitStack, protocol: str) -> None:
+    def __init__(self, delivery: Delivery, directory: Path, stack: ExitStack, options: argparse.Namespace) -> None:
         self._file = file = directory / "kbatchd.toml"
+        more = f'librdkafka."heartbeat.interval.ms" = {options.heartbeat_ms}\n' if options.heartbeat_ms else ""
         file.write_text(
             f'pipeline = "group"\n[kafka]\nbootstrap_servers = "{delivery.bootstrap_servers}"\nassignment = "group"\n'
-            f'group_protocol = "{protocol}"\ngroup_id = "{delivery.topic}"\n'
+            f'group_protocol = "{options.protocol}"\ngroup_id = "{delivery.topic}"\n{more}'
             f"[postgres]\ndsn = {json.dumps(delivery.dsn)}\n"
             f"[workers]\ncount = {WORKERS}\n[batch]\nlinger_seconds = {LINGER_SECONDS}\n"
             f'[[route]]\ntopic = "{delivery.topic}"\ntable = "{delivery.table}"\n'
@@ -301,7 +302,7 @@ def main() -> None:
     options = _options()
     with rig() as servers, ExitStack() as stack:
         delivery = new_delivery(servers.bootstrap_servers, servers.make_topic(PARTITIONS), PARTITIONS, servers.dsn)
-        trial = Trial(delivery, servers.directory, stack, options.protocol)
+        trial = Trial(delivery, servers.directory, stack, options)
         try:
             with delivery.load(options.per_second):
                 trial.run()
@@ -320,6 +321,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--per-second", type=int, default=3_000, help="records a second, together (%(default)s)")
     parser.add_argument("--protocol", choices=["classic", "consumer"], default="classic", help="default: %(default)s")
+    parser.add_argument("--heartbeat-ms", type=int, help='"heartbeat.interval.ms" in the file; with "classic" only')
     return parser.parse_args()
 
 
