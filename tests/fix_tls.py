@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
+from kbatchd.devstack.kafka import Listeners
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 KINDS = ("GOOD", "ELSEWHERE", "EXPIRED")
@@ -69,6 +72,24 @@ def _pkcs8(key: bytes) -> bytes:
 
     return serialization.load_pem_private_key(key, None).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+#: A listener with TLS and SCRAM; its key and certificates are one PEM file.
+SCRAM_LISTENER = """
+listener.name.{name}.ssl.keystore.type=PEM
+listener.name.{name}.ssl.keystore.location={keystore}
+listener.name.{name}.sasl.enabled.mechanisms=SCRAM-SHA-256
+listener.name.{name}.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+"""
+
+
+def scram_listeners(user: str, password: str, keystores: Mapping[str, Path]) -> Listeners:
+    """A listener for each of these certificates, by its name; this user may log in."""
+    return Listeners(
+        protocols=dict.fromkeys(keystores, "SASL_SSL"),
+        properties="".join(SCRAM_LISTENER.format(name=n.lower(), keystore=path) for n, path in keystores.items()),
+        format=("--add-scram", f"SCRAM-SHA-256=[name={user},password={password}]"),
     )
 
 

@@ -65,7 +65,7 @@ def check(config: Config) -> None:
     librdkafka = properties.judge(config)
     if librdkafka:
         raise ConfigError(*(f"{'.'.join(map(str, where))}: {what}" for where, what in librdkafka.items()))
-    admin = topics.make_admin(config.kafka)
+    admin = _patiently(deadline, lambda _: topics.make_admin(config.kafka))
     try:
         connection = _patiently(deadline, lambda _: connect(config.postgres, "kbatchd check"))
     except (ConfigError, ServerUnavailable) as error:

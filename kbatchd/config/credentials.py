@@ -8,6 +8,7 @@ secret, nor what a command has written.
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 from pathlib import Path
@@ -78,25 +79,31 @@ def run(command: Sequence[str]) -> str:
     # What it writes elsewhere may hold the secret as well. DATABASE_URL may hold another one, which is none of its.
     environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
     try:
-        done = subprocess.run(  # noqa: S603 - the operator's own command
+        # A session of its own: at the time limit all that it has started ends with it, also behind a pipe.
+        process = subprocess.Popen(  # noqa: S603 - the operator's own command
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=COMMAND_SECONDS,
             env=environment,
-            check=False,
+            start_new_session=True,
         )
-        text = done.stdout.decode()
     except OSError as error:
         raise ConfigError(f"{command[0]} cannot be run: {error.strerror}") from error
-    except subprocess.TimeoutExpired:
-        raise ConfigError(f"{command[0]} did not end within {COMMAND_SECONDS:.0f} s") from None
+    with process:
+        try:
+            output, _ = process.communicate(timeout=COMMAND_SECONDS)
+        except BaseException as error:  # an operator's Ctrl-C does not reach it
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise ConfigError(f"{command[0]} did not end within {COMMAND_SECONDS:.0f} s") from None
+            raise
+    if process.returncode:
+        raise ConfigError(f"{command[0]} ended with exit status {process.returncode}")
+    try:
+        return output.decode()
     except UnicodeDecodeError:
         raise ConfigError(f"{command[0]} wrote something that is not UTF-8") from None
-    if done.returncode:
-        raise ConfigError(f"{command[0]} ended with exit status {done.returncode}")
-    return text
 
 
 def _read(path: Path) -> str:

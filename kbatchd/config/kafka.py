@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, SecretStr, ValidationInfo, field_validator, model_validator
 
+from kbatchd.config.credentials import run
 from kbatchd.config.faults import fault
 from kbatchd.config.table import (
     Beside,
@@ -50,8 +52,10 @@ _FRAME_BYTES = 512
 #: librdkafka's own names for the choice of a login.
 _MECHANISMS = {"sasl.mechanism", "sasl.mechanisms"}
 
-#: With this one the password is the client's secret, which librdkafka has under two names.
+#: With this one a token is shown; where librdkafka gets it by itself (OIDC), the password is the client's secret, which
+#: has two names there.
 _OAUTH = "OAUTHBEARER"
+_METHOD = "sasl.oauthbearer.method"
 _CLIENT_SECRET = "sasl.oauthbearer.client.credentials.client.secret"  # noqa: S105 - a name
 _CLIENT_ID = "sasl.oauthbearer.client.credentials.client.id"
 
@@ -84,10 +88,10 @@ class Kafka(Table):
     tls_key_file: Beside | None = Field(
         default=None, strict=False, description="Its key in PEM, without a password, mode 0600 or 0400."
     )
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = Field(
         default=None, description="How to log in. Default: not at all."
     )
-    sasl_username: Name | None = Field(default=None, description="Who we are.")
+    sasl_username: Name | None = Field(default=None, description="Who we are; with OIDC the client's id.")
     password_file: Beside | None = Field(
         default=None,
         strict=False,
@@ -98,6 +102,12 @@ class Kafka(Table):
         default=None,
         strict=False,
         description="Program and arguments whose output is the password; run without a shell, at a start and a reload.",
+    )
+    token_command: Command | None = Field(
+        default=None,
+        strict=False,
+        description="With OAUTHBEARER: program and arguments whose output is a token and its end, a JWT or a JSON "
+        "object; run without a shell, again when half of the token's life is over.",
     )
     librdkafka: Properties = Field(
         default={}, description="Any other librdkafka property, with its dots; what kbatchd itself sets wins."
@@ -120,7 +130,7 @@ class Kafka(Table):
             "ssl.certificate.location": self.tls_certificate_file and str(self.tls_certificate_file),
             "ssl.key.location": self.tls_key_file and str(self.tls_key_file),
             "sasl.mechanism": self.sasl_mechanism,
-            "sasl.username": self.sasl_username,
+            _CLIENT_ID if self._is_oauth else "sasl.username": self.sasl_username,
             self._password_property: self._password and self._password.get_secret_value(),
         }
         ours = {name: value for name, value in ours.items() if value is not None}
@@ -130,9 +140,21 @@ class Kafka(Table):
     @property
     def _password_property(self) -> str:
         """What librdkafka calls the password: with OAUTHBEARER it is the client's secret, by the name of its id."""
-        if not any(str(self.librdkafka.get(name, "")).upper() == _OAUTH for name in _MECHANISMS):
+        if not self._is_oauth:
             return "sasl.password"
-        return _CLIENT_SECRET if _CLIENT_ID in self.librdkafka else "sasl.oauthbearer.client.secret"
+        named = self.sasl_username is not None or _CLIENT_ID in self.librdkafka
+        return _CLIENT_SECRET if named else "sasl.oauthbearer.client.secret"
+
+    @property
+    def _is_oauth(self) -> bool:
+        """Whether a token is shown, by our own key or librdkafka's."""
+        theirs = (self.librdkafka.get(name, "") for name in _MECHANISMS)
+        return any(str(mechanism).upper() == _OAUTH for mechanism in (self.sasl_mechanism, *theirs))
+
+    def ask_token(self) -> str:
+        """Run `token_command`; return what it has written. ConfigError: nothing that could be a token."""
+        assert self.token_command is not None
+        return run(self.token_command)
 
     @property
     def max_record_bytes(self) -> int:
@@ -165,6 +187,13 @@ class Kafka(Table):
     @classmethod
     def _password_file_is_private(cls, path: Path | None) -> Path | None:
         return password_file(path)
+
+    @field_validator("token_command")
+    @classmethod
+    def _token_command_is_there(cls, command: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if command is not None and shutil.which(command[0]) is None:
+            raise fault(f"names {command[0]}, and there is no such program that this user may run")
+        return command
 
     @field_validator("librdkafka")
     @classmethod
@@ -209,20 +238,35 @@ class Kafka(Table):
 
     @model_validator(mode="after")
     def _read_password(self) -> Self:
-        if (self.sasl_mechanism is None) != (self.sasl_username is None):
+        if self.sasl_mechanism == _OAUTH or self.token_command:
+            self._judge_oauth()
+        elif (self.sasl_mechanism is None) != (self.sasl_username is None):
             raise fault("has one of sasl_mechanism and sasl_username; allowed: both or none")
         if (self.tls_certificate_file is None) != (self.tls_key_file is None):
             raise fault("has one of tls_certificate_file and tls_key_file; allowed: both or none")
         password = None
-        if self._logs_in or self.password_file or self.password_command:
+        if (self._logs_in and not self.token_command) or self.password_file or self.password_command:
             password = read_password(self.password_file, self.password_command, CREDENTIAL)
-        if self.sasl_mechanism is not None and password is None:
+        if self.sasl_mechanism not in {None, _OAUTH} and password is None:
             raise fault(
                 f"has sasl_mechanism and no password; allowed: password_file, password_command, or the credential "
                 f"{CREDENTIAL}"
             )
         self._password = SecretStr(password) if password is not None else None
         return self
+
+    def _judge_oauth(self) -> None:
+        """See to it that there is one way to a token."""
+        if self.sasl_mechanism != _OAUTH:
+            raise fault(f'has token_command; allowed with sasl_mechanism = "{_OAUTH}" only')
+        oidc = str(self.librdkafka.get(_METHOD, "")).lower() == "oidc"
+        if oidc == (self.token_command is not None):
+            raise fault(
+                f'has sasl_mechanism = "{_OAUTH}" and {"two ways" if oidc else "no way"} to a token; allowed: '
+                f'token_command, or "{_METHOD}" = "oidc" in kafka.librdkafka'
+            )
+        if self.token_command and (self.sasl_username or self.password_file or self.password_command):
+            raise fault("has token_command; allowed: without sasl_username and a password, the token says who we are")
 
 
 def record_too_large(size: int, limit: int) -> str:

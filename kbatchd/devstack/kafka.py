@@ -79,37 +79,32 @@ log.cleaner.dedupe.buffer.size=8388608
 """
 
 
-#: A listener with TLS and SCRAM; its key and certificates are one PEM file.
-SCRAM_LISTENER = """
-listener.name.{name}.ssl.keystore.type=PEM
-listener.name.{name}.ssl.keystore.location={keystore}
-listener.name.{name}.sasl.enabled.mechanisms=SCRAM-SHA-256
-listener.name.{name}.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
-"""
+class Listeners(NamedTuple):
+    """Listeners that ask for a login, beside the plain one."""
 
-
-class Login(NamedTuple):
-    """Who may log in, and a listener (SASL_SSL) for each of these certificates, by the listener's name."""
-
-    user: str
-    password: str
-    keystores: Mapping[str, Path]
+    #: What each speaks, by its name: SASL_SSL, say.
+    protocols: Mapping[str, str]
+    #: Lines of the server's properties.
+    properties: str
+    #: Arguments of Java, and of the program that makes the data directory.
+    java: tuple[str, ...] = ()
+    format: tuple[str, ...] = ()
 
 
 class Kafka:
     """One broker, its data in a directory of the caller's."""
 
     def __init__(
-        self, directory: Path, *, say: Callable[[str], None] = lambda _: None, login: Login | None = None
+        self, directory: Path, *, say: Callable[[str], None] = lambda _: None, listeners: Listeners | None = None
     ) -> None:
         """Choose the ports; nothing runs yet. `say` hears about the download, if there is one."""
         self.directory = directory
         self.log = directory / "kafka.log"
         self._say = say
         self._properties = directory / "server.properties"
-        self._login = login
-        self._port, self._controller_port, *ports = free_ports(2 + (len(login.keystores) if login else 0))
-        self._login_ports = dict(zip(login.keystores, ports, strict=True)) if login else {}
+        self._listeners = listeners or Listeners({}, "")
+        self._port, self._controller_port, *ports = free_ports(2 + len(self._listeners.protocols))
+        self._login_ports = dict(zip(self._listeners.protocols, ports, strict=True))
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -118,7 +113,7 @@ class Kafka:
         return f"127.0.0.1:{self._port}"
 
     def login_servers(self, listener: str) -> str:
-        """Return what goes there for a listener that asks for a login, over TLS."""
+        """Return what goes there for a listener that asks for a login."""
         return f"localhost:{self._login_ports[listener]}"
 
     @property
@@ -134,7 +129,15 @@ class Kafka:
             return
         # Its unpacked native libraries go with the directory, even when it is killed.
         temporary = f"-Djava.io.tmpdir={self.directory}"
-        java = [_java(), *JVM, LOG_LEVEL, temporary, "-cp", str(jars(cache_directory(), self._say) / "*")]
+        java = [
+            _java(),
+            *JVM,
+            LOG_LEVEL,
+            temporary,
+            *self._listeners.java,
+            "-cp",
+            str(jars(cache_directory(), self._say) / "*"),
+        ]
         if not self._properties.exists():
             self._format(java)
         command = [*java, "kafka.Kafka", str(self._properties)]
@@ -177,19 +180,14 @@ class Kafka:
             data=self.directory / "data",
             more_listeners="".join(f",{name}://127.0.0.1:{port}" for name, port in ports.items()),
             advertised="".join(f",{name}://localhost:{port}" for name, port in ports.items()),
-            protocols="".join(f",{name}:SASL_SSL" for name in ports),
+            protocols="".join(f",{name}:{protocol}" for name, protocol in self._listeners.protocols.items()),
         )
-        scram: list[str] = []
-        if self._login is not None:
-            for name, keystore in self._login.keystores.items():
-                properties += SCRAM_LISTENER.format(name=name.lower(), keystore=keystore)
-            scram = ["--add-scram", f"SCRAM-SHA-256=[name={self._login.user},password={self._login.password}]"]
         draft = self._properties.with_suffix(".draft")
-        draft.write_text(properties)
+        draft.write_text(properties + self._listeners.properties)
         # The zero byte makes it begin with A: one in 64 would begin with a dash and pass for an option.
         cluster_id = urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
         command = [*java, "kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", str(draft)]
-        command += scram
+        command += self._listeners.format
         if not run(command, log=self.log):
             raise ServerUnavailable(f"Kafka's data directory cannot be made.\n{tail(self.log)}")
         draft.rename(self._properties)

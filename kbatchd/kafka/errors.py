@@ -27,6 +27,9 @@ REFUSED = frozenset(
     }
 )
 
+#: What helps then, as the end of a sentence.
+LOGIN_ADVICE = "check kafka.sasl_username and its password, or whom the token is for"
+
 #: To ask again does not help.
 _FINAL = REFUSED | {
     KafkaError._INVALID_ARG,  # noqa: SLF001

@@ -53,14 +53,18 @@ class Outage:
             about = {"action": "kafka_silent", "seconds": round(now - self._since, 1)}
             log.warning("Kafka does not answer", extra=about)
 
-    def note(self, error: str) -> None:
-        """Take an error of a broker's connection, which librdkafka repairs by itself."""
-        self._error = error
+    def note(self, error: str, *, says_less: bool = False) -> None:
+        """Take an error of a broker's connection, which librdkafka repairs by itself.
+
+        `says_less`: if there was another one in this outage, it tells more.
+        """
+        if not (says_less and self._errors):
+            self._error = error
         self._errors += 1
         if self._since is None:
             self._since = time.monotonic() if self._waits_since is None else self._waits_since
         if self._told:
-            log.warning("trouble with Kafka", extra={"action": "kafka_error", "error": error})
+            log.warning("trouble with Kafka", extra={"action": "kafka_error", "error": self._error})
 
     def end(self) -> None:
         """Take note that the brokers have answered a question: whatever the trouble was, it is over."""

@@ -96,7 +96,7 @@ class GatewayProducer:
         self.max_record_bytes = kafka.max_record_bytes
         callbacks: dict[str, Any] = {"error_cb": self._on_error, "stats_cb": self._on_statistics}
         try:
-            self._producer = settings(gateway, client_id).make(Producer, kafka.client, **callbacks)
+            self._producer = settings(gateway, client_id).connect(Producer, kafka, **callbacks)
         except NOT_TAKEN as error:
             raise ConfigError(f"kafka.librdkafka: {error}") from error
         #: Set when librdkafka can go on no more: the process must be replaced.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from kbatchd.errors import SourceError
+from kbatchd.kafka import oauth
 from kbatchd.kafka.offsets import Offset
 from kbatchd.kafka.outage import Outage
 from kbatchd.kafka.reader_settings import settings
@@ -118,7 +119,7 @@ class TopicReader:
         #: a coordinator that may be away. Where it is to begin, and the leader epoch there.
         self._beginning: dict[Partition, tuple[int, int]] = {}
         self._one_topic: str | None = None
-        self._consumer = settings(kafka, client_id).make(Consumer, kafka.client, error_cb=self._on_error)
+        self._consumer = settings(kafka, client_id).connect(Consumer, kafka, error_cb=self._on_error)
         for topic in topics:
             # Asks nobody, but librdkafka now looks for the topic's leaders. Where it hears of a topic by `assign` only,
             # it does so at its next tick: the first records came after up to 1.0 s, and come after 0.03 s.
@@ -324,9 +325,10 @@ class TopicReader:
         self.brokers_changed = True
         if self._note_fatal(error):
             return
-        if error.code() in _UNKNOWN:  # no outage: the topic watch tells what is gone
+        # No outage: the topic watch tells what is gone, librdkafka that it gets no token.
+        if error.code() in _UNKNOWN or oauth.is_missing(error):
             return
-        self.outage.note(error.str())
+        self.outage.note(error.str(), says_less=error.code() == KafkaError._ALL_BROKERS_DOWN)  # noqa: SLF001
 
 
 def _is_fatal(error: KafkaError) -> bool:

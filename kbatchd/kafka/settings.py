@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from confluent_kafka import KafkaException
 
+from kbatchd.kafka import oauth
 from kbatchd.kafka.client_log import rdkafka_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from kbatchd import config
 
 Properties = dict[str, str | int | float | bool]
 
@@ -35,6 +38,10 @@ class Settings:
     #: What it would like; the file may say otherwise.
     defaults: Properties = field(default_factory=dict)
 
+    def connect(self, kind: Callable[..., _Client], kafka: config.Kafka, **callbacks: Any) -> _Client:  # noqa: ANN401
+        """Make a client that logs in; raises ServerUnavailable where no token can be had, or one of NOT_TAKEN."""
+        return self.make(kind, kafka.client, **callbacks, **oauth.callbacks(kafka))
+
     def make(
         self,
         kind: Callable[..., _Client],
@@ -44,7 +51,8 @@ class Settings:
         """Make a client, if need be without a default that contradicts; raises one of NOT_TAKEN."""
         try:
             return _make(kind, self._together(given, self.defaults), callbacks)
-        except NOT_TAKEN:
+        except NOT_TAKEN as error:
+            oauth.refuse(error)
             for defaults in self._fewer_defaults(given):
                 try:
                     return _make(kind, self._together(given, defaults), callbacks)

@@ -19,8 +19,9 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection, Uuid, l
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from kbatchd.errors import ConfigError, KbatchError, ServerUnavailable
+from kbatchd.kafka import oauth
 from kbatchd.kafka.client_log import rdkafka_log
-from kbatchd.kafka.errors import NO_TOPIC, REFUSED, code_of, our_error, text_of
+from kbatchd.kafka.errors import LOGIN_ADVICE, NO_TOPIC, REFUSED, code_of, our_error, text_of
 from kbatchd.kafka.settings import NOT_TAKEN
 
 if TYPE_CHECKING:
@@ -74,10 +75,12 @@ class Admin(AdminClient):
             **kafka.client,
             **OURS,
             "error_cb": self.trouble.note,
+            **oauth.callbacks(kafka),
         }
         try:
             super().__init__(properties, logger=rdkafka_log)
         except NOT_TAKEN as error:
+            oauth.refuse(error)
             raise ConfigError(f"kafka.librdkafka: {text_of(error)}") from error
 
 
@@ -242,10 +245,9 @@ class _Trouble:
     def refuse(self) -> None:
         """Raise ConfigError where the brokers do not let us in: no answer will come."""
         trouble = self.last
-        if trouble is not None and trouble.code() in REFUSED:
-            raise ConfigError(
-                f"kafka: the brokers refuse us: {trouble.str()}; check kafka.sasl_username and its password"
-            )
+        if trouble is not None and trouble.code() in REFUSED and not oauth.will_pass(trouble):
+            who = "the issuer of tokens refuses" if oauth.is_missing(trouble) else "the brokers refuse"
+            raise ConfigError(f"kafka: {who} us: {trouble.str()}; {LOGIN_ADVICE}")
         if trouble is not None and trouble.code() == KafkaError._SSL and "certificate" in trouble.str():  # noqa: SLF001
             raise ConfigError(
                 f"kafka: TLS fails: {' '.join(trouble.str().split())}; check kafka.tls_ca_file, and the name and the "

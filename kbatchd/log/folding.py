@@ -24,6 +24,7 @@ SECONDS = 10.0
 _ENDS = {
     "kafka_back": {"kafka_error", "kafka_silent", "consumer_error", "diagnose"},
     "kafka_up": {"kafka_down"},
+    "kafka_token_back": {"kafka_token"},
     "postgres_back": {"postgres_wait", "postgres_lost", "postgres_away"},
 }
 #: What is no longer true when one of these is: it is not told after it.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from confluent_kafka import KafkaError, Producer
 
 from kbatchd.errors import ConfigError, ServerUnavailable
+from kbatchd.kafka.errors import LOGIN_ADVICE
 from kbatchd.kafka.reported_offsets import ReportedOffsets
 from kbatchd.kafka.settings import NOT_TAKEN, Properties, Settings
 
@@ -68,8 +69,8 @@ REFUSED: Final = {
     KafkaError.GROUP_AUTHORIZATION_FAILED: "grant READ on groups kbatchd-produce-*",
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "grant WRITE on such ids, kbatchd-produce-*",
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: "grant IDEMPOTENT_WRITE on the cluster",
-    KafkaError.SASL_AUTHENTICATION_FAILED: "check kafka.sasl_username and its password",
-    KafkaError._AUTHENTICATION: "check kafka.sasl_username and its password",  # noqa: SLF001
+    KafkaError.SASL_AUTHENTICATION_FAILED: LOGIN_ADVICE,
+    KafkaError._AUTHENTICATION: LOGIN_ADVICE,  # noqa: SLF001
 }
 
 
@@ -179,7 +180,7 @@ def with_ours(settings: Properties) -> Settings:
 def make_producer(kafka: config.Kafka, settings: Settings, patience: Patience) -> Producer:
     """Make librdkafka's producer; ConfigError when it does not like the settings."""
     try:
-        return settings.make(Producer, kafka.client, error_cb=patience.note)
+        return settings.connect(Producer, kafka, error_cb=patience.note)
     except NOT_TAKEN as error:
         raise ConfigError(f"kafka.librdkafka: {error}") from error
 

@@ -306,7 +306,7 @@ class FileProducer:
         """Make a client for the group's offsets. `stable`: wait for the outcome of a transaction that is under way."""
         try:
             settings = looking_settings(self._identity, stable=stable)
-            return settings.make(Consumer, self._kafka.client, error_cb=self._patience.note)
+            return settings.connect(Consumer, self._kafka, error_cb=self._patience.note)
         except NOT_TAKEN as error:
             raise ConfigError(f"kafka.librdkafka: {error}") from error
 

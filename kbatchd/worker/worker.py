@@ -60,11 +60,11 @@ SHOW_SECONDS = 1.0
 def run_worker(config: Config, index: int, slot: Slot, heed: Heed = NOTHING_TO_HEED) -> int:
     """Run worker `index` until SIGTERM; return the exit code. For a process of its own, just forked."""
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    worker = Worker(config, index, slot, heed)
-    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
-    signal.signal(signal.SIGUSR1, lambda *_: worker.ask_state())
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     try:
+        worker = Worker(config, index, slot, heed)
+        signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+        signal.signal(signal.SIGUSR1, lambda *_: worker.ask_state())
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
         return worker.run()
     except KbatchError as error:
         log.error(str(error), extra={"action": "worker_failed"})

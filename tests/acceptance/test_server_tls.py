@@ -13,14 +13,14 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from kbatchd.devstack.kafka import Kafka, Login
+from kbatchd.devstack.kafka import Kafka
 from kbatchd.devstack.postgres import Postgres
 from kbatchd.errors import EX_CONFIG
 from kbatchd.schema.migrations import migrate
 from tests.fix_daemon import wait_until
 from tests.fix_kafka import _topics
 from tests.fix_load import new_delivery
-from tests.fix_tls import SSL_REQUEST, TlsFront
+from tests.fix_tls import SSL_REQUEST, TlsFront, scram_listeners
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,8 +37,8 @@ KAFKA_PASSWORD = "kafka-s3cret"
 def kafka_tls(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
     """A broker with a listener for each certificate; a producer needs none of that."""
     keystores = {kind: certificates.both(kind) for kind in ("GOOD", "ELSEWHERE", "EXPIRED")}
-    login = Login("kbatchd", KAFKA_PASSWORD, keystores)
-    with Kafka(tmp_path_factory.mktemp("kafka-tls"), login=login) as server:
+    listeners = scram_listeners("kbatchd", KAFKA_PASSWORD, keystores)
+    with Kafka(tmp_path_factory.mktemp("kafka-tls"), listeners=listeners) as server:
         yield server
 
 

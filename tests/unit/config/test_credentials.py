@@ -18,6 +18,7 @@ from kbatchd.config.conninfo import CREDENTIAL as POSTGRES_CREDENTIAL
 from kbatchd.config.kafka import CREDENTIAL as KAFKA_CREDENTIAL
 from kbatchd.errors import ConfigError
 from kbatchd.gateway.tokens import Tokens
+from tests.fix_daemon import is_alive, wait_until
 from tests.minimal import MINIMAL
 
 if TYPE_CHECKING:
@@ -133,3 +134,15 @@ def test_a_file_in_a_locked_directory(place: Path, capsys: pytest.CaptureFixture
 def test_a_credential_that_is_not_there_is_no_fault(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(place))
     assert credentials.find(None, None, POSTGRES_CREDENTIAL) is None
+
+
+@pytest.mark.parametrize("words", ["sleep 600 & echo $! > {0}; sleep 600", "sleep 600 & echo $! > {0}"])
+def test_a_command_that_hangs_ends_with_all_it_has_started(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "COMMAND_SECONDS", 0.5)
+    note = tmp_path / "pid"
+    with pytest.raises(ConfigError, match="sh did not end within"):
+        credentials.run(["sh", "-c", words.format(note)])
+    pid = int(note.read_text())
+    wait_until(lambda: not is_alive(pid), 5, "the end of what it has started")

@@ -580,6 +580,7 @@ class TestTrust:
         (file.parent / "pw").chmod(0o600)
         return load(_write(file, MINIMAL.replace("[kafka]\n", "\n".join(["[kafka]", *lines, ""]))))
 
+    OAUTH = ("tls = true", 'sasl_mechanism = "OAUTHBEARER"')
     LOGIN = ('sasl_mechanism = "SCRAM-SHA-256"', 'sasl_username = "u"', 'password_file = "pw"')
 
     def test_sasl_needs_tls(self, file: Path) -> None:
@@ -641,6 +642,29 @@ class TestTrust:
                 ["tls = true", 'sasl_mechanism = "PLAIN"', 'sasl_username = "u"'],
                 "kafka: has sasl_mechanism and no password; ",
             ),
+            (
+                ["tls = true", 'sasl_mechanism = "OAUTHBEARER"'],
+                'kafka: has sasl_mechanism = "OAUTHBEARER" and no way to a token; allowed: token_command, or "sasl.',
+            ),
+            (
+                [*OAUTH, 'token_command = ["cat"]', 'librdkafka."sasl.oauthbearer.method" = "OIDC"'],
+                'kafka: has sasl_mechanism = "OAUTHBEARER" and two ways to a token; allowed: ',
+            ),
+            (
+                [*OAUTH, 'token_command = ["cat"]', 'password_command = ["cat"]'],
+                "kafka: has token_command; allowed: without sasl_username and a password",
+            ),
+            (
+                [*OAUTH, 'token_command = ["cat"]', 'sasl_username = "u"'],
+                "kafka: has token_command; allowed: without sasl_username and a password",
+            ),
+            (['token_command = ["cat"]'], "kafka: has token_command; allowed with sasl_mechanism = "),
+            ([*OAUTH, 'token_command = ["/no/such"]'], "kafka.token_command: names /no/such, and there is no such"),
+            ([*OAUTH, "token_command = []"], "kafka.token_command: is empty; allowed: a program"),
+            (
+                ['sasl_mechanism = "OAUTHBEARER"', 'token_command = ["cat"]'],
+                "kafka.allow_insecure: is false, and SASL without TLS shows the login",
+            ),
             (['sasl_mechanism = "SCRAM"'], 'kafka.sasl_mechanism: is "SCRAM"; allowed: "PLAIN" or "SCRAM-SHA-256" or '),
             (['tls_ca_file = "pw"'], "kafka.tls_ca_file: goes with tls = true"),
         ],
@@ -667,6 +691,25 @@ class TestTrust:
         assert config.kafka.client[f"{prefix}client.secret"] == "s3cret"
         assert "sasl.password" not in config.kafka.client
         assert "s3cret" not in repr(config)
+
+    def test_a_token_command(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(file.parent))
+        (file.parent / "kafka_password").write_text("of no use here")
+        kafka = self.kafka(file, *self.OAUTH, 'token_command = ["echo", "s3cret"]').kafka
+        assert kafka.client["sasl.mechanism"] == "OAUTHBEARER"
+        assert kafka.client["security.protocol"] == "sasl_ssl"
+        assert not {name for name in kafka.client if "password" in name or "secret" in name}
+        assert kafka.ask_token() == "s3cret\n"
+
+    def test_oidc(self, file: Path) -> None:
+        (file.parent / "secret").write_text("s3cret")
+        (file.parent / "secret").chmod(0o600)
+        lines = ['sasl_username = "us"', 'password_file = "secret"', 'librdkafka."sasl.oauthbearer.method" = "oidc"']
+        config = self.kafka(file, *self.OAUTH, *lines)
+        prefix = "sasl.oauthbearer.client.credentials.client"
+        assert config.kafka.client[f"{prefix}.id"] == "us"
+        assert config.kafka.client[f"{prefix}.secret"] == "s3cret"
+        assert not {"sasl.username", "sasl.password"} & config.kafka.client.keys()
 
 
 def test_sections_can_be_built_in_code() -> None:
