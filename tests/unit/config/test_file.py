@@ -31,6 +31,7 @@ WITHOUT_DEFAULT = {
     ("kafka", "group_id"),
     ("kafka", "librdkafka"),
     ("kafka", "password_command"),
+    ("kafka", "token_command"),
     ("kafka", "password_file"),
     ("kafka", "sasl_mechanism"),
     ("kafka", "sasl_username"),
