@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
+from kbatchd import cli
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
@@ -185,6 +187,26 @@ class Daemon:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()
+
+
+class Command(Protocol):
+    """Runs one of kbatchd's own commands in this process: a process of its own takes a second to begin."""
+
+    def __call__(self, daemon: Daemon, *arguments: str) -> tuple[int, str]:
+        """Return the exit code, and what was said on both outputs; the daemon's file is named behind the arguments."""
+
+
+@pytest.fixture
+def command(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
+    """Run commands in this process."""
+
+    def run(daemon: Daemon, *arguments: str) -> tuple[int, str]:
+        capfdbinary.readouterr()
+        code = cli.main([*arguments, "--config", str(daemon.config)])
+        said = capfdbinary.readouterr()
+        return code, (said.out + said.err).decode()
+
+    return run
 
 
 class MakeDaemon(Protocol):

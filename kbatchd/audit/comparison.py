@@ -160,6 +160,8 @@ class Comparison:
             report.twice.append(ahead)
         for overlap in self._history.overlaps:
             report.twice.append(f"two lines of the ledger have {listed([overlap])}")
+        if self._rows is None:
+            self._say_what_no_line_has()
         if self._rows is None and self._history.back:
             report.unknown.append(f"somebody has moved progress back: {listed(self._history.back)} were read again")
         if former:
@@ -174,6 +176,14 @@ class Comparison:
                 f"{len(kept)} records have neither row nor dead letter, and the ledger knows of so many that a trigger "
                 "kept out, or whose letter was deleted"
             )
+
+    def _say_what_no_line_has(self) -> None:
+        """Say from where on there is a ledger: nothing else tells of a table that is not looked at."""
+        first = self._stand.next_offset if self._history.first is None else self._history.first
+        if self._stand.begin < first:
+            self._report.unknown.append(f"the ledger has no lines of {listed([(self._stand.begin, first)])} any more")
+            if not self._history.spans:
+                self._report.compared = None
 
     def _window(self, records: Sequence[int] | None, end: int) -> None:
         first, self.reached = self.reached, max(self.reached, end)

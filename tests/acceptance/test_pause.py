@@ -13,7 +13,7 @@ from tests.fix_http import Client, free_port, wait_listening
 from tests.fix_load import TABLE
 
 if TYPE_CHECKING:
-    from tests.fix_daemon import Daemon, MakeDaemon
+    from tests.fix_daemon import Command, Daemon, MakeDaemon
     from tests.fix_load import Delivery, MakeDelivery
     from tests.fix_monitor import MakeMonitored, Monitor
 
@@ -22,7 +22,7 @@ SOME = 100
 
 
 def test_a_paused_route_stands_still_and_the_others_go_on(
-    make_delivery: MakeDelivery, make_daemon: MakeDaemon, make_monitored: MakeMonitored
+    make_delivery: MakeDelivery, make_daemon: MakeDaemon, make_monitored: MakeMonitored, command: Command
 ) -> None:
     # Given: two routes of one topic, records that keep coming, a daemon, and a standby as on another host.
     paused = replace(make_delivery(2, "public.paused"), name="paused")
@@ -37,10 +37,10 @@ def test_a_paused_route_stands_still_and_the_others_go_on(
         wait_until(lambda: min(paused.rows(), others.rows()) > SOME, 15, "rows of both")
 
         # When: somebody pauses one of them, twice.
-        first, again = (daemon.command("route", "pause", "paused") for _ in range(2))
-        assert (first.returncode, again.returncode) == (0, 0)
-        assert first.stdout.startswith("route paused is paused since ")
-        assert again.stdout.startswith("route paused was paused before: it is paused since ")
+        first, again = (command(daemon, "route", "pause", "paused") for _ in range(2))
+        assert (first[0], again[0]) == (0, 0)
+        assert first[1].startswith("route paused is paused since ")
+        assert again[1].startswith("route paused was paused before: it is paused since ")
 
         # Then: no row comes in any more, and the other route goes on.
         for each in (daemon, standby):
@@ -53,7 +53,7 @@ def test_a_paused_route_stands_still_and_the_others_go_on(
         assert len(owners) == 2
 
         # And: all that shows the routes says so, and calls it no fault.
-        assert_said(daemon, standby, monitor)
+        assert_said(command, daemon, standby, monitor)
 
         # And: nobody who asks for the table is left waiting.
         wait_listening(port)
@@ -73,30 +73,29 @@ def test_a_paused_route_stands_still_and_the_others_go_on(
         assert paused.rows() == rows
 
         # When: it is resumed.
-        done = standby.command("route", "resume", "paused")
-        assert (done.returncode, done.stdout[:20]) == (0, "route paused goes on")
-        assert standby.command("route", "resume", "paused").stdout == "route paused is not paused\n"
+        code, said = command(standby, "route", "resume", "paused")
+        assert (code, said[:20]) == (0, "route paused goes on")
+        assert command(standby, "route", "resume", "paused") == (0, "route paused is not paused\n")
         wait_until(lambda: paused.rows() > rows, 10, "rows again")
     for delivery in (paused, others):
         delivery.wait_drained()
         delivery.assert_exactly_once()
 
 
-def assert_said(daemon: Daemon, standby: Daemon, monitor: Monitor) -> None:
+def assert_said(command: Command, daemon: Daemon, standby: Daemon, monitor: Monitor) -> None:
     """Compare what the commands say, the page and the metrics."""
     monitor.wait_for("kbatchd_partitions_state", ("paused", "paused"), 2)
     page = {route["name"]: route for route in monitor.status()["routes"]}
     assert (page["paused"]["word"], page["others"]["word"], page["others"]["paused"]) == ("paused", "ok", None)
     assert monitor.answers("/health/ready")
-    shown = json.loads(standby.command("status", "--json").stdout)
+    shown = json.loads(command(standby, "status", "--json")[1])
     assert [route["state"] for route in shown["routes"]] == ["paused", "no fault seen"]
     assert {each["state"] for each in shown["partitions"] if each["route"] == "paused"} == {"paused"}
     assert shown["routes"][0]["paused"]["by"] == page["paused"]["paused"]["by"]
-    done = daemon.command("status", "--exit-code")
-    assert done.returncode == 0, done.stdout
-    assert "\nroute paused is paused since " in done.stdout
-    done = daemon.command("check")
-    assert (done.returncode, "it is paused since" in done.stdout) == (0, True), done.stdout
+    code, said = command(daemon, "status", "--exit-code")
+    assert (code, "\nroute paused is paused since " in said) == (0, True), said
+    code, said = command(daemon, "check")
+    assert (code, "it is paused since" in said) == (0, True), said
 
 
 def held(delivery: Delivery) -> list[tuple[object, ...]]:

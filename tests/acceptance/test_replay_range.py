@@ -12,13 +12,12 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from kbatchd import cli
 from tests.acceptance.test_verify import COLUMNS, PLACED
-from tests.fix_daemon import wait_until
+from tests.fix_daemon import Command, Daemon, wait_until
 from tests.fix_load import Delivery, value
 
 if TYPE_CHECKING:
-    from tests.fix_daemon import Daemon, MakeDaemon
+    from tests.fix_daemon import MakeDaemon
     from tests.fix_load import MakeDelivery
 
 #: Of the numbers in it 7 is refused, and it is no multiple of the largest batch.
@@ -54,14 +53,12 @@ def daemon(placed: Delivery, make_daemon: MakeDaemon) -> Daemon:
 
 
 @pytest.fixture
-def again(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> ReplayRange:
-    """Run the command in this process; return its exit code, and what it has said."""
+def again(daemon: Daemon, command: Command) -> ReplayRange:
+    """Run the command; return its exit code, and what it has said."""
 
     def run(first: int = FIRST, end: int = END, route: str = "placed") -> tuple[int, str]:
-        options = ["--route", route, "--partition", "0", "--from", str(first), "--to", str(end)]
-        code = cli.main(["replay-range", "--config", str(daemon.config), *options])
-        said = capsys.readouterr()
-        return code, said.out + said.err
+        options = ("--route", route, "--partition", "0", "--from", str(first), "--to", str(end))
+        return command(daemon, "replay-range", *options)
 
     return run
 
@@ -80,7 +77,9 @@ def letters(placed: Delivery) -> list[tuple[object, ...]]:
     )
 
 
-def test_a_range_is_as_it_was_beside_a_running_daemon(placed: Delivery, daemon: Daemon, again: ReplayRange) -> None:
+def test_a_range_is_as_it_was_beside_a_running_daemon(
+    placed: Delivery, daemon: Daemon, again: ReplayRange, command: Command
+) -> None:
     before = table(placed)
     assert letters(placed) == [(7, "open", "23514")]
     with placed.load(per_second=500):
@@ -102,16 +101,15 @@ def test_a_range_is_as_it_was_beside_a_running_daemon(placed: Delivery, daemon: 
     altered = placed.query("SELECT count(*) FROM public.placed WHERE seq = -1")
     assert altered == [(10,)], "those of the other partition"
     assert not daemon.logged("action=fenced")
-    assert daemon.command("verify", "placed").returncode == 3, "what was doubled in the other partition"
+    assert command(daemon, "verify", "placed")[0] == 3, "what was doubled in the other partition"
     placed.execute(
         "DELETE FROM public.placed AS p USING public.placed AS q WHERE p.kafka_partition = 1 AND p.kafka_offset = 30 "
         "AND q.kafka_partition = 1 AND q.kafka_offset = 30 AND p.id > q.id"
     )
-    done = daemon.command("verify", "placed")
-    assert done.returncode == 0, done.stdout
+    assert command(daemon, "verify", "placed")[0] == 0
 
 
-def test_what_becomes_of_dead_letters(placed: Delivery, daemon: Daemon, again: ReplayRange) -> None:
+def test_what_becomes_of_dead_letters(placed: Delivery, daemon: Daemon, again: ReplayRange, command: Command) -> None:
     # A record that is no letter any more is a row,
     placed.execute("ALTER TABLE public.placed DROP CONSTRAINT placed_seq_check")
     assert again()[0] == 0
@@ -122,8 +120,7 @@ def test_what_becomes_of_dead_letters(placed: Delivery, daemon: Daemon, again: R
     assert again()[0] == 65
     assert letters(placed) == [(7, "open", "23514"), (9, "open", "23514")]
     # what was discarded stays so;
-    done = daemon.command("dead-letters", "discard", "--yes", "--offsets", "9")
-    assert done.returncode == 0, done.stderr
+    assert command(daemon, "dead-letters", "discard", "--yes", "--offsets", "9")[0] == 0
     assert again()[0] == 65
     assert letters(placed) == [(7, "open", "23514"), (9, "discarded", "23514")]
     # and what was corrected by hand stays corrected.
@@ -132,8 +129,7 @@ def test_what_becomes_of_dead_letters(placed: Delivery, daemon: Daemon, again: R
     )
     corrected = daemon.config.with_name("value.json")
     corrected.write_text('{"partition":0,"seq":1007}')
-    done = daemon.command("dead-letters", "replay", str(number), "--value", str(corrected))
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert command(daemon, "dead-letters", "replay", str(number), "--value", str(corrected))[0] == 0
     assert again()[0] == 65
     assert letters(placed) == [(7, "replayed", "23514"), (9, "discarded", "23514")]
     assert (placed.topic, 0, 7, 0, 1007) in table(placed)

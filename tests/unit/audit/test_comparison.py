@@ -125,6 +125,16 @@ def test_the_lines_follow_each_other() -> None:
     assert audit((history, lines), range(10), range(10)).verdict is Verdict.FINE
 
 
+def test_what_the_ledger_has_no_line_of_any_more() -> None:
+    report = audit(written((4, 10, 6, 0, 0)), range(10), None)
+    assert (report.verdict, report.unknown) == (Verdict.FINE, ["the ledger has no lines of 0 to 3 any more"])
+    report = audit(written(), range(10), None)
+    assert (report.verdict, report.unknown) == (Verdict.UNKNOWN, ["the ledger has no lines of 0 to 9 any more"])
+    # Where the rows are looked at they tell.
+    assert audit(written(), range(10), range(10)).unknown == []
+    assert audit(written(), range(10), range(9)).missing == [(9, 10)]
+
+
 def test_moves_by_hand_and_gaps_are_told_apart() -> None:
     history, lines = History(), [Line(1, 3, 0, 0), Line(2, 4, 0, 0)]
     history.flushed(0, lines[0], 0, 3)
