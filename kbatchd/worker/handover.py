@@ -163,6 +163,7 @@ class Handover:
         with self.changed:
             for partition in partitions:
                 (self._wanted or set()).discard(partition)
+                self._committed.pop(partition, None)
                 self._released.append(partition)
             self._releasing = bool(self._released)
             self.changed.notify_all()
@@ -203,7 +204,9 @@ class Handover:
         """Take the offsets committed since the last call, for Kafka's own display: of several routes the lowest."""
         with self.changed:
             committed, self._committed = self._committed, {}
-            return committed
+            # A group that has forgotten us would answer the others with the end of our next membership.
+            owned = {partition for lane in self.lanes.values() for partition in lane.epochs}
+            return {partition: offset for partition, offset in committed.items() if partition in owned}
 
     def describe(self) -> list[dict[str, object]]:
         """Say where each lane stands, for the log."""
@@ -266,8 +269,6 @@ class Handover:
             if lane.batches.hold(partitions):
                 return False
             self._moved.update(lane.give_up(partitions))
-            for partition in partitions:
-                self._committed.pop(partition, None)
             self.changed.notify_all()
             return True
 

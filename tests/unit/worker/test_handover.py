@@ -417,6 +417,22 @@ class TestBatches:
         assert handover.committed() == {P0: 3}
         assert handover.committed() == {}
 
+    def test_nothing_is_told_of_what_was_released(self, encoder: RowEncoder) -> None:
+        """A group that has forgotten us would answer with the end of the membership that we have just begun."""
+        handover = make()
+        generation = granted(handover, encoder, P0, P1)
+        handover.put(TOPIC, generation, chunk(*sent([0]), *sent([0], P1), *sent([1])))
+        lane, batch = ready(handover)
+        handover.done(lane, batch)
+        handover.release([P0])
+        assert handover.committed() == {P1: 1}
+        handover.news()
+        generation = granted(handover, encoder, P0, P1)
+        handover.put(TOPIC, generation, chunk(*sent([2]), *sent([1], P1), *sent([3])))
+        handover.done(*ready(handover))
+        handover.revoke(lane)
+        assert handover.committed() == {}
+
     def test_close_all_and_drained(self, encoder: RowEncoder) -> None:
         handover = make(TOPIC, "other")
         generation = granted(handover, encoder, P0)
