@@ -12,7 +12,7 @@ DEMO   := $(VENV)/.demo
 TEST   := $(VENV)/.test
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-browser test-systemd soak lint format bench bench-http docs wheel sdist clean
+.PHONY: help demo test test-browser test-systemd soak faults lint format bench bench-http docs wheel sdist clean
 
 help:    ## this list
 	@sed -n 's/^\([a-z-]*\): .*## */\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do \
@@ -33,6 +33,9 @@ test-systemd: $(TEST)    ## the units, and the daemon as a service; needs root a
 
 soak: $(TEST)    ## the tests that take minutes each
 	$(BIN)/python -m pytest -m soak -o timeout=3600 $(PYTEST)
+
+faults: $(TEST)    ## every fault comes and goes, docs/faults.md is written; SEED=n as then; FAULTS='--pairs-minutes 60'
+	$(BIN)/python -m tests.faults.matrix docs/faults.md $(if $(SEED),--seed $(SEED)) $(FAULTS)
 
 lint: $(TEST)    ## ruff and mypy
 	$(BIN)/ruff check

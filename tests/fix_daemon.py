@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -139,6 +140,11 @@ class Daemon:
     def wait_stopped(self) -> None:
         """Wait until SIGSTOP has reached the supervisor and each worker."""
         wait_until(lambda: all(map(is_stopped, (self.pid, *self.workers()))), 5, "all to stand still")
+
+    def numbered_workers(self) -> list[tuple[int, int]]:
+        """Return the workers that run: their number and pid."""
+        found = [re.search(r" worker=(\d+) pid=(\d+)", line) for line in self.logged("action=worker_started")]
+        return [(int(each[1]), int(each[2])) for each in found if each and is_alive(int(each[2]))]
 
     def _started(self, kind: str) -> list[int]:
         started = [int(line.partition(" pid=")[2].split()[0]) for line in self.logged(f"action={kind}_started")]

@@ -8,6 +8,7 @@ functions stand in the modules whose names begin with `rows_`.
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 
 from tests.faults.books import Fault
 from tests.faults.postgres_wire import message, of_batch, statement
-from tests.faults.rules import Frame, Rule, holding
+from tests.faults.rules import Frame, Side, holding
 from tests.faults.sampler import Sampler
 from tests.faults.stage import Stage, fail_unless, route
 from tests.faults.traffic import PER_SECOND, STRIDE, Traffic
@@ -80,6 +81,8 @@ class Play:
     #: What is to be undone when the play is judged.
     cleanup: ExitStack = field(default_factory=ExitStack)
     _over: float = 0.0
+    #: How the session began whose flush is held.
+    _held: bytes = b""
     #: What was found of a topic that was recreated since.
     _found: list[Fault] = field(default_factory=list)
     _records: int = 0
@@ -133,36 +136,54 @@ class Play:
     @contextmanager
     def at(self, point: str) -> Iterator[None]:
         """Hold a flush at one of POINTS while the block lasts; without a name, hold nothing."""
-        wire = self.stage.postgres_wire
-        commit = of_batch(statement("^COMMIT"))
         if not point:
             yield
             return
-        if point == POINTS[0]:
-            rule = wire.hold_before(of_batch(message("d")))
-        elif point == POINTS[1]:
-            rule = wire.add(halfway(holding(of_batch(message("d")))))
-        elif point == POINTS[2]:
-            rule = wire.hold_before(commit)
-        else:
-            rule = wire.hold_behind(commit)
-        rule.wait()
+        wire = self.stage.postgres_wire
+        rule = holding(of_batch(message("d") if point in POINTS[:2] else statement("^COMMIT")))
+        answers = holding(lambda frame: frame.side is Side.ANSWER, times=None)
+
+        def act(frame: Frame, connection: Connection) -> None:
+            self._held = connection.opening
+            half = len(frame.data) // 2 if point == POINTS[1] else 0
+            if point == POINTS[3]:
+                wire.add(answers)
+                connection.forward(frame)
+            else:
+                connection.send(frame.side, frame.data[:half])
+                rule.hold(replace(frame, data=frame.data[half:]), connection)
+
+        rule.act = act
+        wire.add(rule)
+        (answers if point == POINTS[3] else rule).wait()
         yield
         rule.lift()
+        answers.lift()
+        self._held = b""
+
+    @property
+    def victims(self) -> list[str]:
+        """The names of the workers, or of the one whose flush is held."""
+        held = re.search(rb"kbatchd (worker-\d+)", self._held)
+        every = [f"worker-{index}" for index, _ in self.daemon.numbered_workers()]
+        return [held[1].decode()] if held else every
 
     def session(self, dsn: str = "") -> str:
         """Return the DSN of the daemon's role, through the proxy, or another server's."""
         return make_conninfo(dsn or self.stage.through, user=self.role)
 
     def backends(self) -> list[int]:
-        """Return the pids of the workers' sessions."""
+        """Return the pids of the victims' sessions."""
+        names = ", ".join(f"'kbatchd {name}'" for name in self.victims)
         found = self.execute(
-            f"""
-            SELECT pid FROM pg_stat_activity
-            WHERE usename = '{self.role}' AND application_name LIKE 'kbatchd worker%'
-            """
+            f"SELECT pid FROM pg_stat_activity WHERE usename = '{self.role}' AND application_name IN ({names})"
         )
         return [int(str(pid)) for (pid,) in found]
+
+    def workers(self) -> list[int]:
+        """Return the pids of the victims."""
+        started = {pid: f"worker-{index}" for index, pid in self.daemon.numbered_workers()}
+        return [pid for pid, name in started.items() if name in self.victims]
 
     def lead_to(self, server: Backup) -> None:
         """Let another server be the one that the daemon finds, and the truth."""
@@ -251,15 +272,3 @@ def begin(stage: Stage, row: Row, chance: random.Random) -> Play:
     play.again()
     play.seconds.clear()
     return play
-
-
-def halfway(rule: Rule) -> Rule:
-    """Let half of what the rule holds pass at once, the rest when it is lifted."""
-
-    def act(frame: Frame, connection: Connection) -> None:
-        half = len(frame.data) // 2
-        connection.send(frame.side, frame.data[:half])
-        rule.hold(replace(frame, data=frame.data[half:]), connection)
-
-    rule.act = act
-    return rule

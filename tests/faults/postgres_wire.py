@@ -99,7 +99,8 @@ class PostgresSpeech:
             if code not in {_TLS_REQUEST, _GSSAPI_REQUEST}:
                 break
             connection.send(Side.ANSWER, b"N")  # in the clear, as the server of the tests would say
-        yield Frame(Side.REQUEST, STARTUP, head + connection.read(Side.REQUEST, length - 8))
+        connection.opening = head + connection.read(Side.REQUEST, length - 8)
+        yield Frame(Side.REQUEST, STARTUP, connection.opening)
         while True:
             kind, data = _read(connection, Side.REQUEST)
             sql = self._sql(kind, data[5:])

@@ -35,7 +35,8 @@ it is.
   rows again, the median and the longest. Measured on two cores, which run the servers as well.
 - The points of a flush, as seen on the wire: {points}.
 
-`make faults` runs all of it again in about ten minutes, `make faults SEED=n` with the same random moments and pairs.
+`make faults` does all of it again, `make faults SEED=n` with the same random moments and pairs; it takes ten minutes or
+so on a machine that does nothing else. The full disk needs root, the rolling upgrade the checkout's history in git.
 
 | fault | what is promised | times | records | snapshots | lost | twice | out of order | rows again after |
 |---|---|---|---|---|---|---|---|---|

@@ -25,17 +25,17 @@ MOMENTS = ("", *POINTS)
 
 
 def kill_worker(play: Play) -> None:
-    """Kill one, or the only one that is at a point."""
-    wait_until(play.daemon.workers, 30, "a worker")
+    """Kill one, or the one whose flush is held."""
+    wait_until(play.workers, 30, "a worker")
     with suppress(ProcessLookupError):
-        os.kill(play.random.choice(play.daemon.workers()), signal.SIGKILL)
+        os.kill(play.random.choice(play.workers()), signal.SIGKILL)
     play.over()
 
 
 def freeze_worker(play: Play) -> None:
     """It is never thawed: its supervisor notices."""
-    wait_until(play.daemon.workers, 30, "a worker")
-    os.kill(play.random.choice(play.daemon.workers()), signal.SIGSTOP)
+    wait_until(play.workers, 30, "a worker")
+    os.kill(play.random.choice(play.workers()), signal.SIGSTOP)
     play.over()
 
 

@@ -40,6 +40,8 @@ class Connection:
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.closed = threading.Event()
+        #: The client's first frame, where its protocol has one that says who it is.
+        self.opening = b""
         self._sockets = {Side.REQUEST: client, Side.ANSWER: server}
         self._sending = {Side.REQUEST: threading.Lock(), Side.ANSWER: threading.Lock()}
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from kbatchd.cli import main
+from tests.faults import report
+from tests.faults.matrix import FAULTS
 from tests.house import house
 from tests.reference import reference
 
@@ -23,6 +25,12 @@ def test_the_reference_is_that_of_the_models() -> None:
 
 def test_the_picture_of_the_house_is_that_of_the_floors() -> None:
     assert (ROOT / "docs/house.svg").read_text(encoding="utf-8") == house(), "make docs draws it"
+
+
+def test_the_page_of_faults_has_the_rows_of_the_matrix() -> None:
+    page = (ROOT / "docs/faults.md").read_text(encoding="utf-8")
+    shown = [row.split(" | ")[:2] for row in report.rows_of(page).values()]
+    assert shown == [[f"| {fault}", promise] for fault, promise in FAULTS.items()], "make faults writes it again"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
