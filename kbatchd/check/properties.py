@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, libversion
 from confluent_kafka.admin import AdminClient
 
-from kbatchd.kafka import producer, reader_settings, topics
+from kbatchd.kafka import produce_settings, producer, reader_settings, topics
 from kbatchd.kafka.client_log import rdkafka_log
 from kbatchd.kafka.errors import text_of
 from kbatchd.kafka.settings import NOT_TAKEN, Settings
-from kbatchd.produce import file_producer, plain_producer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -51,9 +50,9 @@ def _clients(config: Config) -> Iterator[tuple[Callable[..., object], Settings]]
     """Say what is made: workers, those who ask about topics, `kbatchd produce`, gateways."""
     yield Consumer, reader_settings.settings(config.kafka, "check")
     yield AdminClient, Settings(topics.OURS)
-    yield Producer, plain_producer.settings(config.startup_timeout_seconds)
-    yield Producer, file_producer.sending_settings("check")
-    yield Consumer, file_producer.looking_settings("check", stable=True)
+    yield Producer, produce_settings.plain(config.startup_timeout_seconds)
+    yield Producer, produce_settings.transactions("check")
+    yield Consumer, produce_settings.bookmarks("check", stable=True)
     if config.gateway is not None:
         yield Producer, producer.settings(config.gateway, "check")
 

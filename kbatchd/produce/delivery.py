@@ -1,4 +1,4 @@
-"""What both producers share: librdkafka's settings, the patience with Kafka, and what it has acknowledged.
+"""What both producers share: the patience with Kafka, and what it has acknowledged.
 
 Used by `kbatchd produce`, in its main thread.
 """
@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError, Producer
 from kbatchd.errors import ConfigError, ServerUnavailable
 from kbatchd.kafka.errors import LOGIN_ADVICE
 from kbatchd.kafka.reported_offsets import ReportedOffsets
-from kbatchd.kafka.settings import NOT_TAKEN, Properties, Settings
+from kbatchd.kafka.settings import NOT_TAKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,32 +23,10 @@ if TYPE_CHECKING:
 
     from kbatchd import config
     from kbatchd.files.streams import Stop
+    from kbatchd.kafka.settings import Settings
     from kbatchd.produce.bookmark import Bookmark
 
     Headers = list[tuple[str, str | bytes | None]]
-
-#: What exactness needs; the file's [kafka.librdkafka] cannot change these.
-_OURS: Final[dict[str, str | int | float | bool]] = {
-    "enable.idempotence": True,  # with acks=all: a retry within librdkafka is no second record, and none overtakes
-    # Else librdkafka's producers ask brokers to: a topic that was deleted would come back, with one partition.
-    "allow.auto.create.topics": False,
-    "acks": "all",
-    "delivery.report.only.error": False,  # else nobody hears of a record that is there
-}
-
-#: What it would like; the file may say otherwise.
-_DEFAULTS: Final[dict[str, str | int | float | bool]] = {
-    "linger.ms": 5,
-    "compression.type": "lz4",
-    "partitioner": "murmur2_random",  # the same partition for a key as the gateway, and Java's clients, choose
-    "reconnect.backoff.max.ms": 500,
-    "socket.keepalive.enable": True,
-    "log.connection.close": False,
-    "queue.buffering.max.messages": 200_000,
-    "queue.buffering.max.kbytes": 131_072,
-}
-
-SETTINGS: Final = Settings({**_OURS, "client.id": "kbatchd-produce"}, _DEFAULTS)
 
 #: How long one call to librdkafka may block: then we look whether to go on.
 SLICE_SECONDS: Final = 0.5
@@ -170,11 +148,6 @@ class Reports:
             self.offsets.append((message.partition(), offset))  # type: ignore[arg-type]
         elif self.error is None or self.error.code() not in REFUSED:
             self.error = error
-
-
-def with_ours(settings: Properties) -> Settings:
-    """Say what a producer is made with that needs these as well."""
-    return Settings({**SETTINGS.ours, **settings}, SETTINGS.defaults)
 
 
 def make_producer(kafka: config.Kafka, settings: Settings, patience: Patience) -> Producer:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from kbatchd.errors import ConfigError
+from kbatchd.kafka import produce_settings
 from kbatchd.kafka.errors import cause_of
-from kbatchd.kafka.settings import NOT_TAKEN, Settings
+from kbatchd.kafka.settings import NOT_TAKEN
 from kbatchd.produce.bookmark import Bookmark
 from kbatchd.produce.delivery import (
     LAST_SECONDS,
@@ -31,7 +32,6 @@ from kbatchd.produce.delivery import (
     refuse,
     remedy,
     send_all,
-    with_ours,
 )
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from kbatchd import config
     from kbatchd.produce.delivery import Patience
 
-#: The broker aborts a transaction that is open for longer.
-TRANSACTION_TIMEOUT_SECONDS: Final = 10.0
 #: When a transaction is closed. What remains of its 0.5 s is for the brokers to acknowledge what was sent.
 _OPEN_SECONDS: Final = 0.3
 _GOAL_SECONDS: Final = 0.5
@@ -61,24 +59,6 @@ _FENCED: Final = {
     KafkaError.INVALID_PRODUCER_EPOCH,
     KafkaError.PRODUCER_FENCED,
 }
-
-
-def sending_settings(identity: str) -> Settings:
-    """Say what the producer of a file's transactions is made with."""
-    timeout_ms = round(TRANSACTION_TIMEOUT_SECONDS * 1000)
-    return with_ours({
-        "transactional.id": identity,
-        "transaction.timeout.ms": timeout_ms,
-        "delivery.timeout.ms": timeout_ms,
-        # The file may say more, for its consumers; librdkafka takes no more than a transaction's time.
-        "socket.timeout.ms": timeout_ms,
-    })  # fmt: skip
-
-
-def looking_settings(identity: str, *, stable: bool) -> Settings:
-    """Say what the client for the group's offsets is made with."""
-    isolation = "read_committed" if stable else "read_uncommitted"
-    return Settings({"group.id": identity, "enable.auto.commit": False, "isolation.level": isolation})
 
 
 class TakenOver(ConfigError):
@@ -240,7 +220,7 @@ class FileProducer:
         where we have reconnected before, a request of ours that a broker which hung has taken up at last.
         """
         opened_at, self._opened_at = self._opened_at, None
-        young = opened_at is None or time.monotonic() - opened_at < 0.8 * TRANSACTION_TIMEOUT_SECONDS
+        young = opened_at is None or time.monotonic() - opened_at < 0.8 * produce_settings.TRANSACTION_TIMEOUT_SECONDS
         self._refuse_other(self._stored(stable=False), bookmark)
         if error is not None and error.code() in _FENCED and young and not self._replaces:
             raise TakenOver
@@ -278,7 +258,7 @@ class FileProducer:
         return self._producer, self._group
 
     def _connect(self) -> None:
-        producer = make_producer(self._kafka, sending_settings(self._identity), self._patience)
+        producer = make_producer(self._kafka, produce_settings.transactions(self._identity), self._patience)
         try:
             # As long as it takes: were another producer made, this one's request might still come, and fence that.
             self._call(lambda: producer.init_transactions(SLICE_SECONDS), math.inf)
@@ -305,7 +285,7 @@ class FileProducer:
     def _consumer(self, *, stable: bool) -> Consumer:
         """Make a client for the group's offsets. `stable`: wait for the outcome of a transaction that is under way."""
         try:
-            settings = looking_settings(self._identity, stable=stable)
+            settings = produce_settings.bookmarks(self._identity, stable=stable)
             return settings.connect(Consumer, self._kafka, error_cb=self._patience.note)
         except NOT_TAKEN as error:
             raise ConfigError(f"kafka.librdkafka: {error}") from error

@@ -12,22 +12,17 @@ from typing import TYPE_CHECKING
 from confluent_kafka import KafkaException
 
 from kbatchd.errors import ServerUnavailable
+from kbatchd.kafka import produce_settings
 from kbatchd.kafka.errors import cause_of
-from kbatchd.produce.delivery import SLICE_SECONDS, Acknowledged, Reports, make_producer, refuse, send_all, with_ours
+from kbatchd.produce.delivery import SLICE_SECONDS, Acknowledged, Reports, make_producer, refuse, send_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from kbatchd import config
-    from kbatchd.kafka.settings import Settings
     from kbatchd.produce.bookmark import Bookmark
     from kbatchd.produce.delivery import Headers, Patience
     from kbatchd.shapes.samples import Label
-
-
-def settings(timeout_seconds: float) -> Settings:
-    """Say what this producer is made with."""
-    return with_ours({"delivery.timeout.ms": round(timeout_seconds * 1000)})
 
 
 class PlainProducer:
@@ -47,7 +42,7 @@ class PlainProducer:
         self._patience = patience
         self._labels = labels
         self._reports = Reports()
-        self._producer = make_producer(kafka, settings(timeout_seconds), patience)
+        self._producer = make_producer(kafka, produce_settings.plain(timeout_seconds), patience)
 
     def add(self, values: Sequence[bytes], keys: Sequence[bytes | None]) -> None:
         """Send records; raises for any record before these that was not acknowledged."""

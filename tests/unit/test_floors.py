@@ -26,7 +26,7 @@ FLOORS: dict[int, dict[str, set[str]]] = {
         "monitor": {"gateway", "kafka", "schema", "postgres", "config", "stats"},
     },
     7: {
-        "check": {"produce", "kafka", "sink", "shapes", "encode", "schema", "postgres", "config", "log"},
+        "check": {"kafka", "sink", "shapes", "encode", "schema", "postgres", "config", "log"},
         "gateway": {"files", "kafka", "door", "shapes", "encode", "schema", "postgres", "config", "log", "stats"},
     },
     6: {

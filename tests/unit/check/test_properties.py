@@ -11,8 +11,7 @@ from confluent_kafka import Consumer, Producer
 from kbatchd.cli import main
 from kbatchd.config import Gateway, Kafka, load
 from kbatchd.errors import EX_CONFIG, EX_OK
-from kbatchd.kafka import producer, reader_settings
-from kbatchd.produce import delivery, file_producer, plain_producer
+from kbatchd.kafka import produce_settings, producer, reader_settings
 from tests.minimal import MINIMAL
 
 if TYPE_CHECKING:
@@ -91,8 +90,8 @@ def test_each_acknowledgement_is_heard_of(file: Path) -> None:
 
     given = {"delivery.report.only.error": True}
     producer.settings(Gateway(), "c").make(make, given)
-    plain_producer.settings(60.0).make(make, given)
-    file_producer.sending_settings("x").make(make, given)
+    produce_settings.plain(60.0).make(make, given)
+    produce_settings.transactions("x").make(make, given)
     assert [properties["delivery.report.only.error"] for properties in made] == [False] * 3
 
 
@@ -138,7 +137,7 @@ def test_what_kbatchd_merely_prefers_gives_way(file: Path, properties: dict[str,
     given = {**kafka.client, "bootstrap.servers": ""}
     reader_settings.settings(kafka, "c").make(Consumer, given).close()
     producer.settings(Gateway(), "c").make(Producer, given)
-    delivery.SETTINGS.make(Producer, given)
+    produce_settings.plain(60.0).make(Producer, given)
 
 
 def test_only_what_contradicts_gives_way() -> None:
