@@ -46,41 +46,50 @@ def is_stopped(pid: int) -> bool:
         return False
 
 
+def ended_child() -> int | None:
+    """Return a child that has ended and is not reaped yet, if there is one."""
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return found.si_pid if found is not None else None
+
+
 class Errand:
     """A short-lived child that does one thing and says by its exit code how it went; at most one at a time."""
 
     def __init__(self, run: Callable[[], int]) -> None:
         """Prepare; `start` runs it, as often as wanted."""
         self.run = run
-        self._pid: int | None = None
+        self.pid: int | None = None
 
     @property
     def is_running(self) -> bool:
         """Whether it has been started and its end has not been seen."""
-        return self._pid is not None
+        return self.pid is not None
 
     def start(self) -> None:
         """Begin; OSError when there is no memory or no process left."""
-        assert self._pid is None
-        self._pid = fork(self.run)
+        assert self.pid is None
+        self.pid = fork(self.run)
 
     def ended(self) -> int | None:
         """Return its exit code, once, when it has ended; EX_SOFTWARE when a signal ended it."""
-        if self._pid is None:
+        if self.pid is None:
             return None
-        pid, status = os.waitpid(self._pid, os.WNOHANG)
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
         if not pid:
             return None
-        self._pid = None
+        self.pid = None
         code = os.waitstatus_to_exitcode(status)
         return code if code >= 0 else EX_SOFTWARE
 
     def kill(self) -> None:
         """End it now, if it runs; its outcome does not matter any more."""
-        if self._pid is not None:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
-            self._pid = None
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.pid = None
 
 
 def _run_child(parent: int, run: Callable[[], int]) -> NoReturn:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from kbatchd import systemd
 from kbatchd.daemon.children import Child, Children
-from kbatchd.daemon.process import Errand
+from kbatchd.daemon.process import Errand, ended_child
 from kbatchd.errors import EX_CONFIG, EX_OK, EX_UNAVAILABLE
 from kbatchd.stats.slots import Count, Field, State
 
@@ -185,6 +185,15 @@ class Supervisor:
                 end(code)
         if self._children.reap() is not None:
             self._exit_code = EX_CONFIG
+        if os.getpid() == 1:
+            self._reap_strangers()
+
+    def _reap_strangers(self) -> None:
+        """Reap whose parent has ended: as process 1, in a container, we inherit them. A command of a worker's, say."""
+        ours = {child.pid for child in (*self._children.present, *self._children.former)}
+        ours |= {errand.pid for errand in (self._check, self._rereading, self._prune) if errand is not None}
+        while (ended := ended_child()) is not None and ended not in ours:
+            os.waitpid(ended, 0)
 
     def _dump(self) -> None:
         """Write what is known of each child into the log; those that can add what they know themselves."""
@@ -255,6 +264,7 @@ class Supervisor:
 
     def _tell_watchdog(self) -> None:
         """Show that this loop goes round; it sees to it that the workers' loops do, whatever the servers do."""
+        self._plan.slots.supervisor.beat()  # for the monitor's /health/live
         now = time.monotonic()
         if self._watchdog_seconds is not None and now >= self._watchdog_at:
             self._watchdog_at = now + self._watchdog_seconds

@@ -76,7 +76,7 @@ class App:
         self._origins = Origins(host_and_port(daemon.config.monitor.listen)[0])
         self._makers: dict[str, Callable[[], Page]] = {
             "/status.json": self._status,
-            "/health/live": lambda: (200, _JSON, b'{"live":true}'),
+            "/health/live": self._live,
             "/health/ready": self._ready,
             "/day.json": lambda: _json(self._history.day()),
         }
@@ -150,6 +150,12 @@ class App:
 
     def _status(self) -> Page:
         return _json(self._daemon.status(self._view()))
+
+    def _live(self) -> Page:
+        fault = self._daemon.fault()
+        if fault is None:
+            return _json({"live": True})
+        return 503, _JSON, orjson.dumps({"live": False, "reason": fault})
 
     def _ready(self) -> Page:
         readiness = self._daemon.readiness(self._view())

@@ -67,6 +67,11 @@ def of_partition(
     return str(next((word for word, does in holds if does), Word.OK))
 
 
+def consumes_nothing(word: str) -> bool:
+    """Tell whether nothing of such a partition comes into its table, until somebody or something helps."""
+    return word.startswith((Word.HALTED, Word.ON_HOLD, Word.STILL))
+
+
 def of_route(words: Iterable[str]) -> str:
     """Return a route's word, from those of its partitions: all that differ, and whether anybody works on it."""
     words = list(words)

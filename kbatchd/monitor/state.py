@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 #: A worker's loop comes round ten times a second; one that does not for this long is told of.
 SILENT_SECONDS = 5.0
 
+#: The supervisor's comes round five times a second; who sees it stand still this long may end the daemon.
+SUPERVISOR_SILENT_SECONDS = 10.0
+
 #: Of the partitions that a word holds for, so many are named.
 SHOWN_PARTITIONS = 20
 
@@ -65,6 +68,11 @@ class Daemon:
                 owners.update(dict.fromkeys(((name, number) for number in route.owned), index))
         return owners
 
+    def fault(self) -> str | None:
+        """Say why this daemon is to be started again: nobody looks after its processes. Servers are no reason."""
+        silence = self.slots.supervisor.silence_seconds()
+        return f"the supervisor has been silent for {silence:.0f} s" if silence > SUPERVISOR_SILENT_SECONDS else None
+
     def readiness(self, view: View) -> Readiness:
         """Judge."""
         reasons: list[str] = []
@@ -73,7 +81,19 @@ class Daemon:
         for name, contact in (("PostgreSQL", view.postgres), ("Kafka", view.kafka)):
             if not contact.is_up:
                 reasons.append(f"{name} does not answer the monitor{f': {contact.error}' if contact.error else ''}")
+        if not reasons:
+            reasons += self._idleness(view)
         return Readiness(reasons, self._warnings(view))
+
+    def _idleness(self, view: View) -> Iterator[str]:
+        """Say when this daemon consumes nothing of what it should."""
+        partitions = [each for each in self._partitions(view) if each["word"] != Word.PAUSED]
+        own = [each["word"] for each in partitions if each["ours"]]
+        if own and all(map(standing.consumes_nothing, own)):
+            yield f"nothing is consumed: {standing.of_route(own)}"
+        without = sum(each["word"] == Word.NO_OWNER for each in partitions)
+        if without and not any(each["ours"] for each in partitions):
+            yield f"no partition is owned here, and {without} have no owner at all"
 
     def _warnings(self, view: View) -> list[str]:
         warnings = []

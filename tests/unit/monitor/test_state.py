@@ -142,6 +142,40 @@ def test_readiness_gives_its_reasons(daemon: Daemon, monkeypatch: pytest.MonkeyP
     ]
 
 
+def test_it_is_not_ready_while_it_consumes_nothing(daemon: Daemon) -> None:
+    workers = daemon.slots.of("worker")
+    for slot in workers:
+        slot.reset()
+        slot[Field.PID], slot[Field.STATE] = 1, State.RUNNING
+    numbers = workers[0].routes["requests"]
+    numbers.show_partitions({3}, set(), on_hold=False)
+    assert daemon.readiness(view()).ready
+    numbers.show_partitions({3}, {3}, on_hold=False)
+    assert daemon.readiness(view()).reasons == ["nothing is consumed: halted"]
+    numbers.show_partitions({3}, set(), on_hold=True)
+    assert daemon.readiness(view()).reasons == ["nothing is consumed: on hold"]
+
+
+def test_it_is_not_ready_without_a_partition_while_some_have_no_owner(daemon: Daemon) -> None:
+    for slot in daemon.slots.of("worker"):
+        slot.reset()
+        slot[Field.PID], slot[Field.STATE] = 1, State.RUNNING
+    [claimed], [lag] = view().claimed, view().lags
+    free = claimed._replace(is_held=False)
+    nobodys = replace(view(), claimed=(free,), lags=(lag._replace(progress=free),))
+    assert daemon.readiness(nobodys).reasons == ["no partition is owned here, and 1 have no owner at all"]
+    assert daemon.readiness(view()).ready  # another daemon owns it
+
+
+def test_it_lives_as_long_as_its_supervisor_beats(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic_ns()
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now)
+    daemon.slots.supervisor.beat()
+    assert daemon.fault() is None
+    now += 12_000_000_000
+    assert daemon.fault() == "the supervisor has been silent for 12 s"
+
+
 def test_history_joins_the_ledger_and_the_samples() -> None:
     history = History()
     now = time.time() // 2 * 2
