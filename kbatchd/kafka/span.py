@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 #: Without an answer for so long, Kafka is taken for away.
 QUIET_SECONDS = 30.0
 
+#: A poll waits for all of these, or for so long: of a partition's last ones, and of its end.
 _POLL_RECORDS = 5_000
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.05
+
+#: How long a broker waits for more before it says that a partition ends.
+_FETCH_SOON = {"fetch.wait.max.ms": 50}
 
 
 class SpanReader:
@@ -30,7 +34,8 @@ class SpanReader:
 
     def __init__(self, kafka: config.Kafka, name: str, topic: str) -> None:
         """Connect in the background; the group is the command's own, and nobody joins it."""
-        self._reader = TopicReader(kafka.model_copy(update={"group_id": f"{kafka.group_id}-{name}"}), name, [topic])
+        changed = {"group_id": f"{kafka.group_id}-{name}", "librdkafka": {**kafka.librdkafka, **_FETCH_SOON}}
+        self._reader = TopicReader(kafka.model_copy(update=changed), name, [topic])
 
     def read(self, partition: Partition, first: int, end: int) -> Iterator[list[Record]]:
         """Yield the committed records from `first` on and below `end`, in their order, some at a time.

@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from kbatchd.model import Gap, GapKind, Partition
-from kbatchd.schema import by_hand, claiming
+from kbatchd.schema import by_hand, claiming, pausing
 from kbatchd.schema.progress import Owner
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 #: The tables, as progress has them.
 ONE, TWO = '"public"."one"', '"public"."two"'
 
-TABLES = ("progress", "dead_letters", "gaps", "batches")
+TABLES = ("progress", "dead_letters", "gaps", "batches", "pauses")
 
 
 class Shelf:
@@ -94,6 +94,8 @@ def test_a_pipeline_of_two_routes(shelf: Shelf) -> None:
     shelf.keep("old", "two", "topic-two", TWO)
     shelf.keep("old", "two", "topic-former", TWO)  # the route had another topic once
     shelf.keep("third", "one", "topic-one", ONE)  # no name of ours
+    for pipeline, route in (("old", "one"), ("old", "two"), ("new", "two"), ("third", "one")):
+        assert pausing.pause(shelf.connection, pipeline, route, "ops@host")
     epochs = shelf.connection.execute("SELECT topic, max(epoch) FROM kbatchd.progress GROUP BY 1")
     before: dict[str, int] = dict(epochs.fetchall())
     done = shelf.run("--from-pipeline", "old")
@@ -107,6 +109,7 @@ def test_a_pipeline_of_two_routes(shelf: Shelf) -> None:
         "dead_letters": [("new", "one", 1), ("new", "two", 1), ("old", "two", 1), ("third", "one", 1)],
         "gaps": [("new", "one", 1), ("new", "two", 1), ("old", "two", 1), ("third", "one", 1)],
         "batches": [("new", "one", 2), ("new", "two", 2), ("old", "two", 1), ("third", "one", 1)],
+        "pauses": [("new", "one", 1), ("new", "two", 1), ("old", "two", 1), ("third", "one", 1)],
     }
     rows = shelf.connection.execute(
         "SELECT topic, partition, next_offset, epoch FROM kbatchd.progress WHERE pipeline = 'new' ORDER BY 1, 2"
