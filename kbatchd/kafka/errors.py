@@ -78,6 +78,15 @@ _AWAY = frozenset(
     }
 )
 
+#: What librdkafka says of a batch of records that it cannot read; it leaves it out, and would read on behind it.
+UNREADABLE = frozenset({
+    KafkaError._BAD_MSG,  # noqa: SLF001
+    KafkaError._BAD_COMPRESSION,  # noqa: SLF001
+    KafkaError._NOT_IMPLEMENTED,  # noqa: SLF001
+    KafkaError._UNDERFLOW,  # noqa: SLF001
+    KafkaError.MSG_SIZE_TOO_LARGE,
+})  # fmt: skip
+
 
 def our_error(what: str, error: BaseException, trouble: KafkaError | None = None) -> KbatchError:
     """Return what an answer means; `trouble` is the last thing that librdkafka complained of by itself."""

@@ -9,7 +9,9 @@ its tools to display, nothing else.
 from __future__ import annotations
 
 import logging
+import math
 import re
+import time
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
@@ -18,6 +20,7 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Me
 
 from kbatchd.errors import SourceError
 from kbatchd.kafka import oauth
+from kbatchd.kafka.errors import UNREADABLE
 from kbatchd.kafka.offsets import Offset
 from kbatchd.kafka.outage import Outage
 from kbatchd.kafka.reader_settings import settings
@@ -37,15 +40,6 @@ _UNKNOWN = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPI
 _FATAL = frozenset({KafkaError._FATAL, KafkaError._FENCED, KafkaError.FENCED_INSTANCE_ID})  # noqa: SLF001
 
 
-#: What librdkafka says of a batch of records that it cannot read; it leaves it out, and would read on behind it.
-_UNREADABLE = frozenset({
-    KafkaError._BAD_MSG,  # noqa: SLF001
-    KafkaError._BAD_COMPRESSION,  # noqa: SLF001
-    KafkaError._NOT_IMPLEMENTED,  # noqa: SLF001
-    KafkaError._UNDERFLOW,  # noqa: SLF001
-    KafkaError.MSG_SIZE_TOO_LARGE,
-})  # fmt: skip
-
 #: How librdkafka says that a log was truncated: in its text, and nowhere else. -1 where the leader's log has nothing of
 #: the epoch, nor of one before.
 _EPOCH_END = re.compile(r"broker end offset is (-?\d+) \(offset leader epoch (-?\d+)\)")
@@ -54,8 +48,10 @@ _EPOCH_END = re.compile(r"broker end offset is (-?\d+) \(offset leader epoch (-?
 #: Twice: the first question may overtake what it is for.
 WAKES, WAKE_SECONDS = 2, 0.05
 
-#: How long a poll waits for records while a partition is about to begin.
+#: How long a poll waits while a partition is about to begin; and for how long one may be that the group has just given
+#: us: it is claimed first, and a poll that waits for records would hear of that a tenth of a second late.
 _BEGIN_SECONDS = 0.005
+_GIVEN_SECONDS = 1.0
 
 #: What a seek says to a partition that has not begun to be read.
 _NOT_BEGUN = frozenset({KafkaError._STATE, KafkaError._PREV_IN_PROGRESS})  # noqa: SLF001
@@ -113,8 +109,8 @@ class TopicReader:
         self.assigned: set[Partition] = set()
         #: Whether partitions were taken from us while a poll went on: what it brings may be of these.
         self._were_taken = False
-        #: How often the brokers' threads are still to be woken: see `_wake`.
-        self._wakes = 0
+        #: How often the brokers' threads are still to be woken: see `_wake`. Until when a poll hardly waits.
+        self._wakes, self._hasty_until = 0, 0.0
         #: What was assigned, and has not begun: librdkafka stops a partition first, and waits for offsets under way to
         #: a coordinator that may be away. Where it is to begin, and the leader epoch there.
         self._beginning: dict[Partition, tuple[int, int]] = {}
@@ -133,6 +129,7 @@ class TopicReader:
             # offsets that Kafka has, whether we have claimed it or not.
             consumer.incremental_assign([])
             self._wakes = WAKES
+            self._hasty_until = time.monotonic() + _GIVEN_SECONDS * bool(partitions)
             rebalance.on_assigned(_partitions(partitions))
 
         def revoked(consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -201,13 +198,8 @@ class TopicReader:
         Raises SourceError when this consumer will not go on: only another one helps, in another process.
         """
         polled = Polled()
-        if self._beginning:
-            self._begin()
-            timeout_seconds = min(timeout_seconds, _BEGIN_SECONDS) if self._beginning else timeout_seconds
-        if self._wakes:
-            self._wake()
         self._were_taken = False
-        messages: Sequence[Message] = self._consumer.consume(max_records, timeout_seconds)
+        messages: Sequence[Message] = self._consumer.consume(max_records, min(timeout_seconds, self._longest()))
         if self._fatal is not None:
             raise SourceError(f"the consumer cannot go on: {self._fatal.str()}; another worker takes over")
         if self._beginning or self._were_taken:
@@ -226,6 +218,14 @@ class TopicReader:
             by_topic.setdefault(message.topic() or "", []).append(message)
         polled.records.update(by_topic)
         return polled
+
+    def _longest(self) -> float:
+        """Do what is due before a poll; return how long it may wait at most."""
+        self._begin()
+        if self._wakes:
+            self._wake()
+        is_hasty = self._beginning or time.monotonic() < self._hasty_until
+        return _BEGIN_SECONDS if is_hasty else math.inf
 
     def _wake(self) -> None:
         """Ask the leaders of all that is assigned anything, so that they are fetched from at once.
@@ -292,7 +292,7 @@ class TopicReader:
                     else:
                         offset, epoch = map(int, told.groups())
                         polled.ended[partition] = EpochEnd(offset if offset >= 0 else None, epoch)
-                case code if code in _UNREADABLE:
+                case code if code in UNREADABLE:
                     polled.unreadable[partition] = error.str()
                 case code if code in _UNKNOWN:
                     polled.unknown_topics.add(partition.topic)
