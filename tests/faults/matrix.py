@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -119,7 +119,8 @@ class Servers:
     def __init__(self, opened: ExitStack) -> None:
         """Start what most rows need; clusters of several brokers start when they are first wanted."""
         self._opened = opened
-        self._directory = Path(mkdtemp(prefix="kbatchd-faults-"))
+        scratch = TemporaryDirectory(prefix="kbatchd-faults-", ignore_cleanup_errors=True)
+        self._directory = Path(opened.enter_context(scratch))
         self._clusters: dict[int, Brokers] = {}
         self._postgres = opened.enter_context(Postgres())
         self._wire = opened.enter_context(postgres_wire_to(self._postgres.dsn))

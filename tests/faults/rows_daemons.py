@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 from tests.faults.row import Row
@@ -100,7 +99,7 @@ def no_memory(play: Play) -> None:
 
 def have_a_clock(stage: Stage) -> None:
     """Let the daemon's clock be one that can be set."""
-    file = Path(mkdtemp(prefix="kbatchd-clock-")) / "clock"
+    file = stage.daemon().config.with_name("clock").absolute()
     file.write_text("+0")
     stage.program = ("-m", "tests.faults.jumping", str(file))
 
