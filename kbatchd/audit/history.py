@@ -108,7 +108,7 @@ class History:
             self.back.append((end, first))
         self._move(end if first is None else first, end)
 
-    def begin_anew(self, end: int) -> None:
+    def begin_again(self, end: int) -> None:
         """Forget what came before: that was another topic."""
         for _, _, line in self.spans:
             line.stale = True
@@ -154,7 +154,7 @@ def read(connection: psycopg.Connection, owner: Owner, since: datetime | None) -
             elif reason == READ_AGAIN:
                 history.again.append((first, end))
             elif (number, at) in recreated:
-                history.begin_anew(end)
+                history.begin_again(end)
             else:
                 history.moved(first, end)
     return histories, list(lines.values())

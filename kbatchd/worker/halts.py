@@ -38,7 +38,7 @@ class Halts:
         self._unmarked.update(dict.fromkeys(epochs, why))
 
     def forget(self, partition: Partition) -> None:
-        """Let it go on, whoever has it now."""
+        """Let it go on, under any owner."""
         self.epochs.pop(partition, None)
         self.tripped.discard(partition)
         self._unmarked.pop(partition, None)

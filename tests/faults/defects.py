@@ -23,7 +23,7 @@ class Defect(NamedTuple):
     changes: tuple[Change, ...]
 
 
-#: Progress moves whoever asks, wherever it stands, and by whichever session.
+#: Progress moves for any command, wherever it stands, and by whichever session.
 UNCONDITIONAL = Change(
     "kbatchd.schema.progress",
     "AND p.epoch OPERATOR(pg_catalog.=) n.epoch\n"

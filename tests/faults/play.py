@@ -202,7 +202,7 @@ class Play:
         self.traffic.offsets = former.offsets
         self.traffic.start()
 
-    def send_anew(self, until: Callable[[], object] = lambda: True) -> None:
+    def send_again(self, until: Callable[[], object] = lambda: True) -> None:
         """Send to the topic, or the log, that has the name now; what was seen of the former one is judged.
 
         `until`: before that, progress still is of a log that is there no more, and says so nowhere.

@@ -73,7 +73,7 @@ def elect_uncleanly(play: Play) -> None:
     brokers.wait_for_leader(topic, 2, PARTITIONS)
     play.over()
     named = f"SELECT count(DISTINCT partition) FROM kbatchd.gaps WHERE topic = '{topic}'"
-    play.send_anew(until=lambda: play.execute(named) == [(PARTITIONS,)])
+    play.send_again(until=lambda: play.execute(named) == [(PARTITIONS,)])
 
 
 def recreate(play: Play, *, records: int = 0, halts: bool = False) -> None:
@@ -81,7 +81,7 @@ def recreate(play: Play, *, records: int = 0, halts: bool = False) -> None:
     play.drain()
     play.oracle.remember()
     play.stage.recreate(play.oracle, PARTITIONS)
-    play.send_anew()
+    play.send_again()
     play.traffic.send_more(records)
     if halts:
         play.daemon.wait_for_log("action=halt", 20, count=PARTITIONS)

@@ -51,18 +51,18 @@ def end_sessions(play: Play) -> None:
     play.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{play.role}'")
 
 
-def for_a_while(set_it: str, undo: str, said: str, *, anew: bool = False) -> Callable[[Play], None]:
-    """Do something by SQL, see that the daemon says so, and undo it. `anew`: it holds for new sessions only."""
+def for_a_while(set_it: str, undo: str, said: str, *, new_sessions: bool = False) -> Callable[[Play], None]:
+    """Do something by SQL, see that the daemon says so, and undo it. `new_sessions`: it holds for new sessions only."""
 
     def act(play: Play) -> None:
-        names = {"role": play.role, "table": play.oracle.table, "anew": TABLE.format(play.oracle.table)}
+        names = {"role": play.role, "table": play.oracle.table, "recreate": TABLE.format(play.oracle.table)}
         play.execute(set_it.format(**names))
-        if anew:
+        if new_sessions:
             end_sessions(play)
         play.daemon.wait_for_log(said, 20)  # once: what repeats is folded
         time.sleep(LASTS_SECONDS)
         play.execute(undo.format(**names))
-        if anew:
+        if new_sessions:
             end_sessions(play)
 
     return act
@@ -165,7 +165,7 @@ DURABLE = {"postgres": {"synchronous_commit": "on"}}
 
 GONE = "BEGIN; LOCK TABLE {table}; CREATE TABLE public.saved AS TABLE {table}; DROP TABLE {table}; COMMIT"
 RESTORED = """
-BEGIN; {anew}; INSERT INTO {table} OVERRIDING SYSTEM VALUE SELECT * FROM public.saved ORDER BY id;
+BEGIN; {recreate}; INSERT INTO {table} OVERRIDING SYSTEM VALUE SELECT * FROM public.saved ORDER BY id;
 SELECT setval(pg_get_serial_sequence('{table}', 'id'), (SELECT max(id) FROM {table}) + 1);
 GRANT INSERT ON {table} TO {role}; COMMIT
 """
@@ -180,7 +180,7 @@ POSTGRES = (
             "ALTER ROLE {role} SET default_transaction_read_only = on",
             "ALTER ROLE {role} RESET default_transaction_read_only",
             "read-only transaction",
-            anew=True,
+            new_sessions=True,
         ),
         2,
         Place.POSTGRES,
@@ -192,7 +192,7 @@ POSTGRES = (
             "ALTER ROLE {role} CONNECTION LIMIT 0",
             "ALTER ROLE {role} CONNECTION LIMIT -1",
             "too many connections for role",
-            anew=True,
+            new_sessions=True,
         ),
         2,
         Place.POSTGRES,

@@ -147,7 +147,7 @@ def test_moves_by_hand_and_gaps_are_told_apart() -> None:
 def test_a_former_topic_had_the_offsets_too() -> None:
     history, lines = History(former=[(0, 5)]), [Line(1, 9, 0, 0), Line(2, 10, 0, 0)]
     history.flushed(0, lines[0], 0, 5)
-    history.begin_anew(0)
+    history.begin_again(0)
     history.flushed(0, lines[1], 0, 10)
     # Rows of both, and one that is missing where no former one had it.
     report = audit((history, lines), range(10), [*range(5), *range(5), *range(5, 9)])
