@@ -22,8 +22,8 @@ demo: $(DEMO)    ## a real Kafka and PostgreSQL, 300,000 requests, a worker kill
 	$(BIN)/python -m kbatchd demo
 
 # A file's tests stay together: what they share is made once. The files keep the order that tests/conftest.py gives them.
-test: $(TEST)    ## all tests, against real servers, in three processes; PYTEST='-n0 -k word' for some
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST)
+test: $(TEST)    ## all tests, against real servers, in four processes; PYTEST='-n0 -k word' for some
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 test-browser: $(TEST)    ## the pages in a real browser; needs Chromium (apt-get install chromium)
 	$(BIN)/python -m pytest -m browser $(PYTEST)

@@ -59,7 +59,7 @@ class Outcome:
         return self.statuses.total() + self.unanswered
 
 
-@pytest.mark.parametrize("size", [Size(20_000, 3, 1), pytest.param(Size(100_000, 10, 2), marks=pytest.mark.soak)])
+@pytest.mark.parametrize("size", [Size(10_000, 2, 1), pytest.param(Size(100_000, 10, 2), marks=pytest.mark.soak)])
 def test_every_2xx_is_in_the_table(
     own_kafka: Kafka, own_make_topic: MakeTopic, database: str, make_gateway: MakeGateway, size: Size
 ) -> None:

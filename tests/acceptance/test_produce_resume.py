@@ -39,7 +39,10 @@ if TYPE_CHECKING:
 RATE = "5000"
 
 
-@pytest.mark.parametrize("suffix", [".ndjson", ".ndjson.gz", ".ndjson.zst", ".json", ".csv.gz"])
+SOAK = [pytest.param(suffix, marks=pytest.mark.soak) for suffix in (".ndjson.gz", ".ndjson.zst", ".json")]
+
+
+@pytest.mark.parametrize("suffix", [".ndjson", ".csv.gz", *SOAK])
 def test_kills_at_random_moments(producing: Producing, suffix: str) -> None:
     file = producing.file(f"all{suffix}", written(suffix, range(COUNT), BAD))
     first = producing.start(file, "--rate", RATE)

@@ -61,8 +61,15 @@ def gaps(stage: Stage) -> list[tuple[object, ...]]:
     return stage.execute("SELECT route, kind, first_offset, last_offset FROM kbatchd.gaps ORDER BY id")
 
 
-@pytest.mark.parametrize("new", [1_500, 300], ids=["longer", "shorter"])
-@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+@pytest.mark.parametrize(
+    ("running", "new"),
+    [
+        pytest.param(True, 1_500, id="running-longer"),
+        pytest.param(True, 300, id="running-shorter", marks=pytest.mark.soak),
+        pytest.param(False, 1_500, id="stopped-longer", marks=pytest.mark.soak),
+        pytest.param(False, 300, id="stopped-shorter"),
+    ],
+)
 def test_what_stands_in_the_log_now_is_read(stage: Stage, running: bool, new: int) -> None:
     oracle = a_topic(stage)
     daemon = stage.daemon(route(oracle, on_gap="record"), batch={"linger_seconds": 0.1})

@@ -214,7 +214,7 @@ POSTGRES = (
         restore,
     ),
     Row("the table's disk is full, and has room again", "waits, named; goes on when there is room", fill_disk),
-    Row("the table is locked for 2 s", "waits for the lock, and goes on", lock_table, 3, Place.POSTGRES, short=1),
+    Row("the table is locked for 2 s", "waits for the lock, and goes on", lock_table, 3, Place.POSTGRES),
     Row(
         "the table is dropped, and restored",
         "its route is on hold, named; goes on when the table is back with the rows it had",

@@ -165,7 +165,6 @@ PROCESSES = (
         "PostgreSQL recovers; each worker connects, claims and reads again",
         kill_backend,
         2,
-        short=2,
     ),
     _of_postgres("a session's backend is frozen for 1.5 s", "waits for it", freeze_backend, 1),
     _of_postgres("PostgreSQL is killed with all backends, and started again", "waits, and goes on", kill_postmaster, 1),
