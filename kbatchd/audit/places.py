@@ -40,7 +40,8 @@ GROUP BY 1, 2 ORDER BY 1, 2
 #: Tables whose rows a DELETE would take along, or alter.
 _FOLLOWERS = """
 SELECT DISTINCT c.conrelid::pg_catalog.regclass::pg_catalog.text FROM pg_catalog.pg_constraint AS c
-WHERE c.contype OPERATOR(pg_catalog.=) 'f' AND c.confdeltype OPERATOR(pg_catalog.=) ANY (ARRAY['c', 'n', 'd']::"char"[])
+WHERE c.contype OPERATOR(pg_catalog.=) 'f'
+  AND c.confdeltype OPERATOR(pg_catalog.=) ANY (ARRAY['c', 'n', 'd']::pg_catalog."char"[])
   AND (c.confrelid OPERATOR(pg_catalog.=) %(oid)s
        OR c.confrelid OPERATOR(pg_catalog.=) ANY (SELECT relid FROM pg_catalog.pg_partition_tree(%(oid)s)))
 ORDER BY 1

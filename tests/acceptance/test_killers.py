@@ -56,7 +56,7 @@ def meet(record_value, where):
         elif what == "memory" and times(what) <= 60:
             raise MemoryError
 
-encode, row, letter = rows.RowEncoder.encode, CarefulEncoder.row, sink._dead_letter
+encode, row, letter = rows.RowEncoder.encode, CarefulEncoder.row, sink.dead_letter
 
 def encode_or_die(self, records, values, found):
     for each in values:
@@ -74,7 +74,7 @@ def letter_or_die(owner, topic_id, record, why):
         in_native_code.sleep(3600)
     return letter(owner, topic_id, record, why)
 
-rows.RowEncoder.encode, CarefulEncoder.row, sink._dead_letter = encode_or_die, row_or_die, letter_or_die
+rows.RowEncoder.encode, CarefulEncoder.row, sink.dead_letter = encode_or_die, row_or_die, letter_or_die
 sys.exit(main(sys.argv[2:]))
 """
 

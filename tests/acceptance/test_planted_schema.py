@@ -203,7 +203,8 @@ def test_what_others_have_planted_does_not_run(  # noqa: PLR0915 - one life of a
         ok(daemon, "dead-letters", "discard", "--yes", "--route", "latest")
         assert daemon.stop() == 0
         renamed = make("api")
-        connection.execute(sql.SQL("GRANT UPDATE ON kbatchd.gaps, kbatchd.batches TO {}").format(role_of(role)))
+        more = sql.SQL("GRANT UPDATE ON kbatchd.gaps, kbatchd.batches, kbatchd.pauses TO {}")
+        connection.execute(more.format(role_of(role)))
         ok(renamed, "progress", "rename", "api", "--from-route", "requests")
         connection.execute("UPDATE kbatchd.progress SET halted = 'breaker' WHERE route = 'api'")
         ok(renamed, "progress", "accept", "api")

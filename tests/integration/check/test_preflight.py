@@ -132,6 +132,7 @@ class TestNothingWrong:
             role,
             "INSERT ON kbatchd.dead_letters, kbatchd.gaps",
             "SELECT, INSERT, DELETE ON kbatchd.batches",
+            "SELECT ON kbatchd.pauses",
         )
         check(make_config({}, postgres={"dsn": make_conninfo(database, user=role)}))
         assert len(progress(connection)) == 2
@@ -256,7 +257,9 @@ class TestOwnSchema:
             for relation, right in (
                 ("progress", "UPDATE"),
                 ("dead_letters", "INSERT"),
-                *(("batches", right) for right in ("INSERT", "SELECT", "DELETE")),
+                ("batches", "INSERT"),
+                ("pauses", "SELECT"),
+                *(("batches", right) for right in ("SELECT", "DELETE")),
             )
         )
         assert progress(connection) == []
