@@ -43,6 +43,11 @@ def postgres() -> Iterator[Postgres | GivenPostgres]:
     """The server all tests share: nobody stops it."""
     try:
         with postgres_server() as server:
+            if isinstance(server, Postgres):
+                # It is never to survive a crash of this machine, and each database that is dropped waits for the disk.
+                with psycopg.connect(server.dsn, autocommit=True) as connection:
+                    connection.execute("ALTER SYSTEM SET fsync = off")
+                    connection.execute("SELECT pg_reload_conf()")
             yield server
     except ServerUnavailable as error:
         pytest.exit(f"no test can run without PostgreSQL: {error}", returncode=1)

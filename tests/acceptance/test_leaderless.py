@@ -67,7 +67,7 @@ def test_a_restart_goes_on_without_them(spread: Delivery, two_brokers: Brokers, 
     assert daemon.stop() == 0
 
 
-@pytest.mark.parametrize("start_at", ["earliest", "latest"])
+@pytest.mark.parametrize("start_at", ["earliest", pytest.param("latest", marks=pytest.mark.soak)])
 def test_a_first_start_begins_without_them(
     spread: Delivery, two_brokers: Brokers, make_daemon: MakeDaemon, start_at: str
 ) -> None:
@@ -102,6 +102,7 @@ def test_a_first_start_begins_without_them(
     assert daemon.stop() == 0
 
 
+@pytest.mark.soak
 def test_a_topic_whose_every_partition_is_away_holds_up_no_other(
     spread: Delivery, two_brokers: Brokers, make_daemon: MakeDaemon, database: str
 ) -> None:

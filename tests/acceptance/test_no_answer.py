@@ -53,7 +53,7 @@ def test_a_recreated_topic_whose_first_records_are_gone(
     assert daemon.stop() == 0
 
 
-@pytest.mark.parametrize("idle_ms", [1, 2])
+@pytest.mark.parametrize("idle_ms", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_connections_that_never_last(make_delivery: MakeDelivery, make_daemon: MakeDaemon, idle_ms: int) -> None:
     """Many a question is lost: what cannot be asked is waited for, and nothing is skipped."""
     delivery = make_delivery(1)
@@ -101,7 +101,7 @@ def test_a_topic_just_made_is_waited_for(kafka: Kafka | GivenKafka, database: st
             admin.delete_topics([topic], operation_timeout=10)[topic].result()
 
 
-@pytest.mark.parametrize("start", ["earliest", "latest"])
+@pytest.mark.parametrize("start", ["earliest", pytest.param("latest", marks=pytest.mark.soak)])
 def test_a_broker_that_answers_nothing_where_to_begin(
     broker: Brokers, database: str, make_daemon: MakeDaemon, start: str
 ) -> None:
@@ -125,6 +125,7 @@ def test_a_broker_that_answers_nothing_where_to_begin(
     assert daemon.stop() == 0
 
 
+@pytest.mark.soak
 def test_a_reload_with_a_new_route_whose_partition_is_silent(
     broker: Brokers, database: str, make_daemon: MakeDaemon
 ) -> None:

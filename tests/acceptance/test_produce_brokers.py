@@ -51,7 +51,7 @@ def assert_all_sent(producing: Producing, file: Path) -> None:
     assert [entry["record"] for entry in failures(failed(file))] == [number + 1 for number in BAD]
 
 
-@pytest.mark.parametrize("how", ["stop", "kill"])
+@pytest.mark.parametrize("how", [pytest.param("stop", marks=pytest.mark.soak), "kill"])
 def test_a_broker_that_restarts_under_way(own_producing: Producing, own_kafka: Kafka, how: str) -> None:
     file, process = begin(own_producing)
     getattr(own_kafka, how)()
@@ -61,6 +61,7 @@ def test_a_broker_that_restarts_under_way(own_producing: Producing, own_kafka: K
     assert_all_sent(own_producing, file)
 
 
+@pytest.mark.soak
 def test_a_broker_that_is_frozen_for_long(own_producing: Producing, own_kafka: Kafka) -> None:
     """Whatever was asked of it then has no answer, and another producer has to find out what became of it."""
     file, process = begin(own_producing)

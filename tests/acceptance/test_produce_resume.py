@@ -137,6 +137,7 @@ def test_a_second_run_by_mistake_does_not_disturb_the_first(producing: Producing
     assert producing.ids() == list(range(COUNT))
 
 
+@pytest.mark.soak
 def test_a_run_that_was_frozen_for_long_goes_on(producing: Producing) -> None:
     file = producing.file("a.ndjson", written(".ndjson", range(COUNT)))
     process = producing.start(file, "--rate", SLOW)

@@ -96,6 +96,7 @@ def test_a_topic_recreated_halts_until_it_is_accepted(
         delivery.assert_exactly_once()
 
 
+@pytest.mark.soak
 def test_topics_recreated_between_two_looks(make_delivery: MakeDelivery, make_daemon: MakeDaemon) -> None:
     """Each is longer at once than what was read of its former self, and librdkafka reads on in it."""
     deliveries = [make_delivery(2, f"public.recreated_{number}") for number in range(6)]

@@ -109,6 +109,7 @@ def test_it_halts_until_it_is_accepted(stage: Stage) -> None:
     stage.check()
 
 
+@pytest.mark.soak
 def test_each_route_of_a_topic_finds_it(stage: Stage) -> None:
     """Of two routes the one that is behind is asked about first; what the other has read is another log's as well."""
     oracle = a_topic(stage)
