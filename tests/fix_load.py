@@ -59,6 +59,7 @@ class Load(threading.Thread):
     ) -> None:
         """`settings` are the producer's, with underscores for dots."""
         super().__init__(name="load")
+        self._bootstrap_servers = bootstrap_servers
         self._topic = topic
         self._per_second = per_second
         self._stopped = threading.Event()

@@ -208,8 +208,8 @@ class _Again:
                     f"{self._partition}: offset {record.offset()} is another record than the one that was read"
                 )
         values = [self._value(record) for record in records]
-        insertion = _Inserting(self._connection, fill_batch(self._encoder, records, values), self._target, self._memory)
-        insertion.letters, insertion.topic_id = self._letters, self._row.topic_id
+        batch = fill_batch(self._encoder, records, values)
+        insertion = _Inserting(self._connection, batch, self._target, self._memory, self._letters, self._row.topic_id)
         insertion.run()
         self.offsets.update(record.offset() or 0 for record in records)
         self.outcome.rows += insertion.outcome.rows
@@ -244,12 +244,18 @@ class _Again:
 class _Inserting(Insertion):
     """A chunk of the range."""
 
-    letters: Mapping[int, Sequence[_Letter]]
-    topic_id: str
-
-    def __init__(self, connection: psycopg.Connection, batch: Batch, target: Target, memory: Memory) -> None:
+    def __init__(
+        self,
+        connection: psycopg.Connection,
+        batch: Batch,
+        target: Target,
+        memory: Memory,
+        letters: Mapping[int, Sequence[_Letter]],
+        topic_id: str,
+    ) -> None:
+        """`letters` are those that there are, by offset."""
         super().__init__(connection, batch, target, memory)
-        self.letters, self.topic_id = {}, ""
+        self.letters, self.topic_id = letters, topic_id
 
     def account(self, last: int, dead: Mapping[int, Refusal]) -> None:
         """Settle the letters of what is in, and let those of what is refused go on; write those that are new."""

@@ -21,7 +21,7 @@ def pause(arguments: argparse.Namespace) -> int:
     with connect(config.postgres, "kbatchd route pause") as connection, explained():
         check_version(connection)
         is_new = pausing.pause(connection, config.pipeline, route, _who())
-        found = pausing.find(connection, config.pipeline, route)
+        found = pausing.read_pauses(connection, config.pipeline).get(route)
     said = found or "not paused any more"  # somebody else was quick
     print(f"route {route} is {said}" if is_new else f"route {route} was paused before: it is {said}")
     return EX_OK

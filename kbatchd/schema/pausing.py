@@ -34,18 +34,6 @@ def read_pauses(connection: psycopg.Connection, pipeline: str) -> dict[str, Paus
     return {route: Pause(by, at) for route, by, at in rows}
 
 
-def find(connection: psycopg.Connection, pipeline: str, route: str) -> Pause | None:
-    """Return a route's pause, if it is paused."""
-    row = connection.execute(
-        """
-        SELECT paused_by, paused_at FROM kbatchd.pauses
-        WHERE pipeline OPERATOR(pg_catalog.=) %s AND route OPERATOR(pg_catalog.=) %s
-        """,
-        (pipeline, route),
-    ).fetchone()
-    return None if row is None else Pause(*row)
-
-
 def pause(connection: psycopg.Connection, pipeline: str, route: str, by: str) -> bool:
     """Pause a route; tell whether it was not paused already, in which case it stays as it was."""
     with durable_transaction(connection):

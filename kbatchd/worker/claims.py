@@ -18,7 +18,7 @@ from kbatchd.encode.rows import RowEncoder
 from kbatchd.errors import Fenced
 from kbatchd.model import Gap, Partition, Position
 from kbatchd.postgres import catalogue
-from kbatchd.schema import by_hand, claiming, pausing
+from kbatchd.schema import by_hand, claiming
 from kbatchd.schema.halting import Halt
 from kbatchd.schema.progress import Owner
 from kbatchd.sink.targets import build_target
@@ -27,11 +27,12 @@ from kbatchd.worker.halts import Halts
 from kbatchd.worker.starting import Starting
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from kbatchd.kafka.identity import TopicIds
     from kbatchd.kafka.topics import Admin
     from kbatchd.postgres.connection import Connection
+    from kbatchd.schema.pausing import Pause
     from kbatchd.sink.batch_copy import Target
     from kbatchd.stats.slots import RouteSlot
     from kbatchd.worker.handover import Handover
@@ -144,10 +145,10 @@ class Claims:
         if held:
             claiming.unlock(*self._session(), [partition.number for partition in held])
 
-    def sweep(self) -> None:
-        """Claim what waits and may be tried, and look whether an operator has moved something."""
+    def sweep(self, pauses: Callable[[], Mapping[str, Pause]]) -> None:
+        """Claim what waits and may be tried, and look whether an operator has moved or paused something."""
         self._notice_another_topic()
-        self._heed_pause()
+        self._heed(pauses().get(self._route.name))
         now = time.monotonic()
         due = [partition for partition, not_before in self._waiting.items() if not_before <= now]
         if due:
@@ -318,9 +319,8 @@ class Claims:
         if topic_id is not None and any(self.positions[p].topic_id != topic_id for p in self._lane.epochs):
             self.revoke()
 
-    def _heed_pause(self) -> None:
+    def _heed(self, pause: Pause | None) -> None:
         """Keep the partitions of a paused route, and read nothing of them; what no flush has taken is dropped."""
-        pause = pausing.find(self._session()[0], self._pipeline, self._route.name)
         if (pause is not None) != self._lane.paused:
             what = "route goes on" if pause is None else f"route is {pause}"
             log.info(what, extra={"action": "resume" if pause is None else "pause", "route": self._route.name})

@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from kbatchd.errors import (
@@ -27,6 +27,7 @@ from kbatchd.errors import (
 )
 from kbatchd.kafka.identity import Identity
 from kbatchd.postgres.connection import Connection, Error, Verdict, connect, verdict
+from kbatchd.schema import pausing
 from kbatchd.schema.halting import Halt
 from kbatchd.sink.sink import Sink
 from kbatchd.stats.place import At, Span, identity_of
@@ -80,6 +81,7 @@ class Flusher(threading.Thread):
         super().__init__(name="flusher")
         self._admin = admin
         self._ids = ids
+        self._pipeline = config.pipeline
         self._postgres = config.postgres
         self._worker = worker
         self._handover = handover
@@ -212,9 +214,12 @@ class Flusher(threading.Thread):
     def _sweep(self) -> None:
         """Let every lane claim what it may; a lane that cannot is put on hold."""
         now = time.monotonic()
+        assert self._connection is not None
+        # One question for all lanes, though the first lane asks it: where it has no answer, each is put on hold.
+        pauses = cache(partial(pausing.read_pauses, self._connection, self._pipeline))
         for name, claims in self._claims.items():
             claims.sweep_at = now + SWEEP_SECONDS
-            self._attempt(self._handover.lanes[name], claims.sweep)
+            self._attempt(self._handover.lanes[name], partial(claims.sweep, pauses))
         self._connected()
         self._show_state()
 

@@ -43,7 +43,6 @@ class Traffic(Load):
     ) -> None:
         large = 2 * LARGE_BYTES
         super().__init__(bootstrap_servers, topic, partitions, per_second, first, message_max_bytes=large, **settings)
-        self._of = bootstrap_servers, topic, per_second
         self.offsets: dict[int, list[int]] = {}
         #: So many of the next records are of LARGE_BYTES.
         self.large = 0
@@ -69,10 +68,11 @@ class Traffic(Load):
 
     def grow(self, partitions: int) -> None:
         """Send to more partitions from now on."""
-        topic = self._of[1]
-        wait_until(
-            lambda: len(self._producer.list_topics(topic).topics[topic].partitions) == partitions, 20, "the news"
-        )
+
+        def known() -> int:
+            return len(self._producer.list_topics(self._topic).topics[self._topic].partitions)
+
+        wait_until(lambda: known() == partitions, 20, "the news")
         most = max(self.sent.values())
         new = range(len(self.sent), partitions)
         self.acknowledged |= dict.fromkeys(new, 0)
@@ -80,8 +80,7 @@ class Traffic(Load):
 
     def successor(self, first: int) -> Self:
         """Make one that goes on where this one has ended, in a topic of the same name."""
-        bootstrap_servers, topic, per_second = self._of
-        return type(self)(bootstrap_servers, topic, len(self.sent), per_second, first)
+        return type(self)(self._bootstrap_servers, self._topic, len(self.sent), self._per_second, first)
 
     def _note(self, error: KafkaError | None, message: Message) -> None:
         super()._note(error, message)
