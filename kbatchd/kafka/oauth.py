@@ -58,6 +58,9 @@ _UNKNOWN_TO_ISSUER = re.compile(
 #: Whole seconds since 1970 of this year at the earliest: what is less is no time.
 _EARLIEST = 1_000_000_000
 
+#: Of the year 2286: what is more is in milliseconds, or no number at all, and would never be renewed.
+_LATEST = 10_000_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Token:
@@ -86,7 +89,7 @@ def parse(text: str, now: float) -> Token:
         raise ValueError('wrote no token; allowed: a JWT, or an object with "token" or "access_token"')
     if not (value.isascii() and value.isprintable()) or " " in value:
         raise ValueError("wrote a token with spaces or other characters that no token has")
-    ends = [at for at in (_time_in(found, now), _time_of(value)) if at is not None]
+    ends = [at for at in (_time_in(found, now), _time_of(value)) if at is not None and at < _LATEST]
     if not ends:
         raise ValueError('does not say when the token expires; allowed: "expires_in", "expires_at", or a JWT with exp')
     expires_at = min(ends)

@@ -60,6 +60,8 @@ def test_what_a_command_may_write(text: str, token: Token) -> None:
         (jwt(sub="s3cret"), "does not say when the token expires"),
         ('{"token": "s3cret"}', "does not say when the token expires"),
         ('{"token": "s3cret", "expires_at": 60}', "does not say when the token expires"),  # no time of these years
+        (f'{{"token": "s3cret", "expires_at": {1_000 * (NOW + 60)}}}', "does not say when the token expires"),  # ms
+        (f'{{"token": "s3cret", "expires_in": "{"9" * 400}"}}', "does not say when the token expires"),  # infinite
         ('{"token": "s3cret", "expires_at": "2027-01-15T08:01:00"}', "does not say when the token expires"),
         ('{"token": "s3cret", "expires_in": true}', "does not say when the token expires"),
         (jwt(exp=NOW - 5), "wrote a token that expired 5 s ago"),
