@@ -27,29 +27,28 @@ RETRY_AFTER = {b"retry-after": b"1"}
 
 def too_many_connections() -> Problem:
     """Make the answer to a connection beyond `max_connections`."""
-    return _unavailable("too-many-connections", "the gateway has all the connections that it may have")
+    detail = "the gateway has all the connections that it may have"
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "too-many-connections", detail, None, RETRY_AFTER)
 
 
 def memory_full() -> Problem:
     """Make the answer to what there is no room for."""
     detail = "the gateway holds as much of unfinished requests as it may; nothing of this one was sent"
-    return _unavailable("memory-full", detail)
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "memory-full", detail, None, RETRY_AFTER)
 
 
 def table_unknown(route: str, why: str) -> Problem:
     """Make the answer to records that nobody can check."""
-    return _unavailable("table-unknown", f"route {route}: {why}")
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "table-unknown", f"route {route}: {why}", None, RETRY_AFTER)
 
 
 def not_sent(error: NotSent) -> Problem:
     """Make the answer to records that the producer does not take now."""
-    return _unavailable("kafka-away" if isinstance(error, KafkaAway) else "queue-full", f"{error}; nothing was sent")
+    kind = "kafka-away" if isinstance(error, KafkaAway) else "queue-full"
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, kind, f"{error}; nothing was sent", None, RETRY_AFTER)
 
 
 def kafka_refused(error: NotAcknowledged) -> Problem:
     """Make the answer to records of which Kafka has taken none."""
-    return _unavailable("kafka-refused", f"Kafka refused: {error}", {"acknowledged": []})
-
-
-def _unavailable(kind: str, detail: str, more: dict[str, object] | None = None) -> Problem:
-    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, kind, detail, more, RETRY_AFTER)
+    none: dict[str, object] = {"acknowledged": []}
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "kafka-refused", f"Kafka refused: {error}", none, RETRY_AFTER)
